@@ -1,0 +1,1 @@
+//! Handlers: what an agent runs for a member.

@@ -1,0 +1,4 @@
+//! Lockstep's doing half: the server, the agent, the handlers and the command line.
+
+pub mod handler;
+pub mod store;
