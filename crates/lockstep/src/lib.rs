@@ -1,4 +1,5 @@
 //! Lockstep's doing half: the server, the agent, the handlers and the command line.
 
+pub mod config;
 pub mod handler;
 pub mod store;

@@ -1,0 +1,495 @@
+//! `agent.toml`: what a host is, and what it lets its agent run.
+//!
+//! The only place where a command line comes from. It is read whole and checked whole before the agent starts;
+//! what comes out needs no further check. Every error points at the place in the file and says what to do.
+//!
+//! ```toml
+//! [labels]
+//! role = "db"
+//!
+//! [handlers.pg]
+//! exec = ["/usr/lib/lockstep/handlers/postgresql"]
+//! user = "postgres"
+//! env = { PGDATA = "/srv/pg" }
+//! phases = ["check", "prepare", "commit", "undo", "status"]
+//! timeout_ms = { default = 5000, commit = 30000 }
+//! status_ms = 2000
+//! ```
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
+use std::ops::{Range, RangeInclusive};
+use std::path::{Path, PathBuf};
+
+use miette::{Diagnostic, NamedSource, SourceSpan};
+use toml::Spanned;
+use toml::de::{DeArray, DeTable, DeValue};
+
+use crate::handler::{NAME_LEN_MAX, Phase, Program, User, is_name};
+
+/// Largest agent.toml, in bytes. A thousand handlers fit; a log file given by mistake does not.
+pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
+
+/// Longest label value, in bytes. It is sent at each join and shown in tables.
+pub const LABEL_VALUE_LEN_MAX: usize = 256;
+
+/// Time that a call of any phase may take, unless `timeout_ms` says otherwise, in ms. Too low: a busy host votes
+/// no. Too high: clients wait for a handler that hangs.
+pub const TIMEOUT_MS_DEFAULT: u64 = 5_000;
+
+/// The same for `commit`, where software starts and stops.
+pub const TIMEOUT_MS_COMMIT: u64 = 30_000;
+
+/// What `timeout_ms` may be: 1 ms to 1 h.
+pub const TIMEOUT_MS_RANGE: RangeInclusive<u64> = 1..=3_600_000;
+
+/// How often `status` is asked, unless `status_ms` says otherwise, in ms. Too low: the handler's own load. Too
+/// high: a failure is seen late.
+pub const STATUS_MS_DEFAULT: u64 = 2_000;
+
+/// What `status_ms` may be: 100 ms to 1 h.
+pub const STATUS_MS_RANGE: RangeInclusive<u64> = 100..=3_600_000;
+
+/// The handler that every agent has: no program, and every call is answered yes. Not a name for one's own.
+pub const HANDLER_NONE: &str = "none";
+
+/// Kinds of handlers that are planned and do not exist yet, to say so rather than "unknown key".
+const KINDS_TO_COME: [&str; 3] = ["systemd", "ocf", "http"];
+
+/// Keys of a handler.
+const HANDLER_KEYS: &str = "exec, user, env, phases, timeout_ms and status_ms";
+
+/// A host's own configuration.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct AgentConfig {
+    /// Labels of the host, from `[labels]`.
+    pub labels: BTreeMap<String, String>,
+    /// Its handlers by name, from `[handlers.NAME]`. Without `none`.
+    pub handlers: BTreeMap<String, Handler>,
+}
+
+/// A handler: what to run, and when.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Handler {
+    /// What to run.
+    pub program: Program,
+    /// When, and for how long.
+    pub config: HandlerConfig,
+}
+
+/// Which phases a handler is called for, and how long it may take.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct HandlerConfig {
+    /// The phases that it is called for. Default: all.
+    pub phases: BTreeSet<Phase>,
+    /// Time that one call may take, in ms, for every phase (also those that it is not called for).
+    pub timeout_ms: BTreeMap<Phase, u64>,
+    /// Time between two `status` calls, in ms.
+    pub status_ms: u64,
+}
+
+impl Default for HandlerConfig {
+    fn default() -> HandlerConfig {
+        let timeout_ms = Phase::ALL.map(|phase| (phase, built_in_timeout_ms(phase)));
+        HandlerConfig {
+            phases: BTreeSet::from(Phase::ALL),
+            timeout_ms: BTreeMap::from(timeout_ms),
+            status_ms: STATUS_MS_DEFAULT,
+        }
+    }
+}
+
+impl HandlerConfig {
+    /// Time that one call of `phase` may take, in ms.
+    pub fn timeout_ms(&self, phase: Phase) -> u64 {
+        self.timeout_ms.get(&phase).copied().unwrap_or_else(|| built_in_timeout_ms(phase))
+    }
+}
+
+fn built_in_timeout_ms(phase: Phase) -> u64 {
+    if phase == Phase::Commit { TIMEOUT_MS_COMMIT } else { TIMEOUT_MS_DEFAULT }
+}
+
+/// Why agent.toml was refused. Show it with miette: it carries the place and what to do.
+#[derive(Debug, thiserror::Error, Diagnostic)]
+pub enum ConfigError {
+    /// A file could not be read.
+    #[error("cannot read {}", path.display())]
+    #[diagnostic(help("{help}"))]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What to do.
+        help: &'static str,
+        /// What the system said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file's text is not a valid configuration.
+    #[error(transparent)]
+    #[diagnostic(transparent)]
+    Invalid(Box<Invalid>),
+}
+
+/// What is wrong with the text, and where.
+#[derive(Debug, thiserror::Error)]
+#[error("{message}")]
+pub struct Invalid {
+    message: String,
+    label: String,
+    help: String,
+    span: SourceSpan,
+    source_code: NamedSource<String>,
+}
+
+impl Diagnostic for Invalid {
+    fn help<'a>(&'a self) -> Option<Box<dyn std::fmt::Display + 'a>> {
+        Some(Box::new(&self.help))
+    }
+
+    fn source_code(&self) -> Option<&dyn miette::SourceCode> {
+        Some(&self.source_code)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = miette::LabeledSpan> + '_>> {
+        let label = miette::LabeledSpan::new_primary_with_span(Some(self.label.clone()), self.span);
+        Some(Box::new(std::iter::once(label)))
+    }
+}
+
+impl AgentConfig {
+    /// Reads and checks the file at `path`. Users are looked up in `/etc/passwd`, now.
+    ///
+    /// # Errors
+    /// If it cannot be read, has more than [`CONFIG_BYTES_MAX`], or is not valid.
+    pub fn load(path: &Path) -> Result<AgentConfig, ConfigError> {
+        let text = read(path, "give the agent's configuration with --config; it is a UTF-8 text file")?;
+        let passwd = Path::new("/etc/passwd");
+        let users = match std::fs::read(passwd) {
+            Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
+            // No users but the agent's own; a `user` key is then refused with its place.
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => String::new(),
+            Err(source) => {
+                let help = "the agent looks up the users of its handlers there";
+                return Err(ConfigError::Read { path: passwd.to_owned(), help, source });
+            }
+        };
+        // Handlers run in another directory than the agent.
+        let path = std::path::absolute(path).map_err(|source| ConfigError::Read {
+            path: path.to_owned(),
+            help: "give an absolute path",
+            source,
+        })?;
+        AgentConfig::parse(&path, &text, &users)
+    }
+
+    /// Checks `text`, the content of the file at `path`, with `passwd`, the content of `/etc/passwd`.
+    ///
+    /// `path` names the file in errors, and a program's relative path starts at its directory.
+    ///
+    /// # Errors
+    /// If it is not valid; the first error found.
+    pub fn parse(path: &Path, text: &str, passwd: &str) -> Result<AgentConfig, ConfigError> {
+        let base = path.parent().unwrap_or(Path::new("/"));
+        parse(text, base, passwd).map_err(|problem| {
+            let end = text.len();
+            let (start, stop) = (problem.span.start.min(end), problem.span.end.min(end));
+            ConfigError::Invalid(Box::new(Invalid {
+                message: problem.message,
+                label: problem.label,
+                help: problem.help,
+                span: SourceSpan::from((start, stop.saturating_sub(start))),
+                source_code: NamedSource::new(path.display().to_string(), text.to_owned())
+                    .with_language("toml"),
+            }))
+        })
+    }
+}
+
+fn read(path: &Path, help: &'static str) -> Result<String, ConfigError> {
+    let mut text = String::new();
+    let read = std::fs::File::open(path)
+        .and_then(|file| file.take(CONFIG_BYTES_MAX + 1).read_to_string(&mut text))
+        .and_then(|len| {
+            if len as u64 > CONFIG_BYTES_MAX {
+                return Err(std::io::Error::other(format!("it has more than {CONFIG_BYTES_MAX} bytes")));
+            }
+            Ok(())
+        });
+    match read {
+        Ok(()) => Ok(text),
+        Err(source) => Err(ConfigError::Read { path: path.to_owned(), help, source }),
+    }
+}
+
+/// An error before it knows its file.
+struct Problem {
+    span: Range<usize>,
+    message: String,
+    label: String,
+    help: String,
+}
+
+type Checked<T> = Result<T, Problem>;
+
+fn problem(
+    span: Range<usize>,
+    message: impl Into<String>,
+    label: impl Into<String>,
+    help: impl Into<String>,
+) -> Problem {
+    Problem { span, message: message.into(), label: label.into(), help: help.into() }
+}
+
+fn parse(text: &str, base: &Path, passwd: &str) -> Checked<AgentConfig> {
+    let document = DeTable::parse(text).map_err(|error| {
+        let help =
+            "quote strings, and write each table and key once: [handlers.NAME], then exec = [\"/path\"]";
+        let message = error.message().split('\n').collect::<Vec<_>>().join("; ");
+        problem(error.span().unwrap_or(0..0), "not valid TOML", message, help)
+    })?;
+    let mut config = AgentConfig::default();
+    for (key, value) in document.get_ref() {
+        match key.get_ref().as_ref() {
+            "labels" => config.labels = labels(value)?,
+            "handlers" => config.handlers = handlers(value, base, passwd)?,
+            _ => return Err(unknown_key(key, "agent.toml has [labels] and [handlers.NAME]")),
+        }
+    }
+    Ok(config)
+}
+
+fn labels(value: &Spanned<DeValue<'_>>) -> Checked<BTreeMap<String, String>> {
+    let mut labels = BTreeMap::new();
+    for (key, value) in table(value, "labels")? {
+        check_name(key, "label")?;
+        let text = string(value, "a label's value")?;
+        if text.len() > LABEL_VALUE_LEN_MAX || text.chars().any(char::is_control) {
+            let help = format!("at most {LABEL_VALUE_LEN_MAX} bytes, no control characters");
+            return Err(problem(value.span(), "not a valid label value", "this value", help));
+        }
+        labels.insert(key.get_ref().to_string(), text.to_owned());
+    }
+    Ok(labels)
+}
+
+fn handlers(value: &Spanned<DeValue<'_>>, base: &Path, passwd: &str) -> Checked<BTreeMap<String, Handler>> {
+    let mut handlers = BTreeMap::new();
+    for (key, value) in table(value, "handlers")? {
+        let name = key.get_ref().as_ref();
+        check_name(key, "handler")?;
+        if name == HANDLER_NONE {
+            let help = "every agent has `none`: it runs nothing and says yes. Choose another name, here and in \
+                        the group's `handler`";
+            return Err(problem(key.span(), "`none` is a reserved name", "a handler of this name", help));
+        }
+        handlers.insert(name.to_owned(), handler(key, value, base, passwd)?);
+    }
+    Ok(handlers)
+}
+
+fn handler(
+    name: &Spanned<impl AsRef<str>>,
+    value: &Spanned<DeValue<'_>>,
+    base: &Path,
+    passwd: &str,
+) -> Checked<Handler> {
+    let mut config = HandlerConfig::default();
+    let mut exec = None;
+    let mut user = None;
+    let mut env = BTreeMap::new();
+    for (key, value) in table(value, "a handler")? {
+        match key.get_ref().as_ref() {
+            "exec" => exec = Some(argv(value, base)?),
+            "user" => user = Some(find_user(value, passwd)?),
+            "env" => env = environment(value)?,
+            "phases" => config.phases = phases(value)?,
+            "timeout_ms" => config.timeout_ms = timeouts(value)?,
+            "status_ms" => config.status_ms = millis(value, "status_ms", &STATUS_MS_RANGE)?,
+            kind if KINDS_TO_COME.contains(&kind) => {
+                let help = "this version knows `exec` handlers and the built-in `none`; write exec = \
+                            [\"/path/to/program\"] with a program that does the same";
+                let message = format!("`{kind}` handlers do not exist yet");
+                return Err(problem(key.span(), message, "this kind of handler", help));
+            }
+            _ => return Err(unknown_key(key, format!("a handler has {HANDLER_KEYS}"))),
+        }
+    }
+    let Some((path, args)) = exec else {
+        let message = format!("handler `{}` has no `exec`", name.get_ref().as_ref());
+        let help = "add exec = [\"/path/to/program\", \"argument\"]; the phase is added as the last argument";
+        return Err(problem(name.span(), message, "this handler", help));
+    };
+    Ok(Handler { program: Program { path, args, user, env }, config })
+}
+
+fn argv(value: &Spanned<DeValue<'_>>, base: &Path) -> Checked<(PathBuf, Vec<String>)> {
+    const HELP: &str = "write exec = [\"/path/to/program\", \"argument\"]; no shell reads it";
+    let items = array(value, "exec", HELP)?;
+    let mut words = Vec::new();
+    for item in items {
+        let word = string(item, "an argument of `exec`")?;
+        refuse_nul(item.span(), word)?;
+        words.push(word.to_owned());
+    }
+    let Some(first) = items.first() else {
+        return Err(problem(value.span(), "`exec` is empty", "no program", HELP));
+    };
+    let program = words.remove(0);
+    if !program.contains('/') {
+        let help = "no search path is used: write the absolute path, or one with a slash, which starts at the \
+                    directory of this file";
+        let message = "the program of `exec` must be a path";
+        return Err(problem(first.span(), message, "a bare name, or nothing", help));
+    }
+    // An absolute path replaces the base.
+    Ok((base.join(program), words))
+}
+
+fn find_user(value: &Spanned<DeValue<'_>>, passwd: &str) -> Checked<User> {
+    let wanted = match value.get_ref() {
+        DeValue::String(name) => name.to_string(),
+        DeValue::Integer(uid) if uid.radix() == 10 => uid.as_str().to_owned(),
+        DeValue::Integer(_)
+        | DeValue::Float(_)
+        | DeValue::Boolean(_)
+        | DeValue::Datetime(_)
+        | DeValue::Array(_)
+        | DeValue::Table(_) => return Err(wrong_type(value, "user", "a user's name or number")),
+    };
+    let users = || passwd.lines().filter_map(passwd_user);
+    let by_name = users().find(|user| user.name == wanted);
+    by_name.or_else(|| users().find(|user| user.uid.to_string() == wanted)).ok_or_else(|| {
+        let help = "name a user that /etc/passwd lists, or leave `user` out to run as the agent's own user; \
+                    users of a directory service are not looked up";
+        problem(value.span(), "no such user on this host", "not in /etc/passwd", help)
+    })
+}
+
+/// One line of passwd(5): `name:password:uid:gid:...`. `None` for anything else.
+fn passwd_user(line: &str) -> Option<User> {
+    let mut fields = line.split(':');
+    let name = fields.next().filter(|name| !name.is_empty())?;
+    let uid = fields.nth(1)?.parse().ok()?;
+    let gid = fields.next()?.parse().ok()?;
+    Some(User { name: name.to_owned(), uid, gid })
+}
+
+fn environment(value: &Spanned<DeValue<'_>>) -> Checked<BTreeMap<String, String>> {
+    let mut env = BTreeMap::new();
+    for (key, value) in table(value, "env")? {
+        let name = key.get_ref().as_ref();
+        if name.is_empty() || name.contains(['=', '\0']) {
+            let help = "a variable's name is not empty and has no `=` or NUL";
+            return Err(problem(key.span(), "not a variable's name", "this name", help));
+        }
+        if name.starts_with("LOCKSTEP_") {
+            let help = "these are set by each call; choose another name";
+            return Err(problem(key.span(), "`LOCKSTEP_` variables are reserved", "this name", help));
+        }
+        let text = string(value, "a variable's value")?;
+        refuse_nul(value.span(), text)?;
+        env.insert(name.to_owned(), text.to_owned());
+    }
+    Ok(env)
+}
+
+fn phases(value: &Spanned<DeValue<'_>>) -> Checked<BTreeSet<Phase>> {
+    let help = "write phases = [\"check\", \"commit\", \"status\"], or leave it out for all of them";
+    let mut phases = BTreeSet::new();
+    for item in array(value, "phases", help)? {
+        let phase = parse_phase(item.span(), string(item, "a phase")?)?;
+        if !phases.insert(phase) {
+            return Err(problem(item.span(), format!("`{phase}` is there twice"), "again", "remove one"));
+        }
+    }
+    Ok(phases)
+}
+
+fn timeouts(value: &Spanned<DeValue<'_>>) -> Checked<BTreeMap<Phase, u64>> {
+    let mut named = BTreeMap::new();
+    let mut default = None;
+    for (key, value) in table(value, "timeout_ms")? {
+        let ms = millis(value, "timeout_ms", &TIMEOUT_MS_RANGE)?;
+        match key.get_ref().as_ref() {
+            "default" => default = Some(ms),
+            phase => {
+                named.insert(parse_phase(key.span(), phase)?, ms);
+            }
+        }
+    }
+    // A default that was written down is for every phase that was not, commit too.
+    let ms = |phase| named.get(&phase).copied().or(default).unwrap_or_else(|| built_in_timeout_ms(phase));
+    Ok(Phase::ALL.into_iter().map(|phase| (phase, ms(phase))).collect())
+}
+
+fn parse_phase(span: Range<usize>, text: &str) -> Checked<Phase> {
+    text.parse().map_err(|_| {
+        let help = format!("phases are {}", Phase::ALL.map(Phase::as_str).join(", "));
+        problem(span, "no such phase", "not a phase", help)
+    })
+}
+
+fn millis(value: &Spanned<DeValue<'_>>, key: &str, range: &RangeInclusive<u64>) -> Checked<u64> {
+    let DeValue::Integer(number) = value.get_ref() else {
+        return Err(wrong_type(value, key, "a whole number of milliseconds"));
+    };
+    let ms = u64::from_str_radix(number.as_str(), number.radix()).ok();
+    ms.filter(|ms| range.contains(ms)).ok_or_else(|| {
+        let help = format!("{} to {}, in milliseconds", range.start(), range.end());
+        problem(value.span(), format!("`{key}` is out of range"), "this number", help)
+    })
+}
+
+fn check_name(key: &Spanned<impl AsRef<str>>, what: &str) -> Checked<()> {
+    if is_name(key.get_ref().as_ref()) {
+        return Ok(());
+    }
+    let help = format!("1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ -, a letter or digit first");
+    Err(problem(key.span(), format!("not a valid {what} name"), "this name", help))
+}
+
+fn refuse_nul(span: Range<usize>, text: &str) -> Checked<()> {
+    if text.contains('\0') {
+        let help = "no program can be given one; remove it";
+        return Err(problem(span, "a NUL character", "in this text", help));
+    }
+    Ok(())
+}
+
+fn unknown_key(key: &Spanned<impl AsRef<str>>, known: impl Into<String>) -> Problem {
+    problem(key.span(), "unknown key", "not known here", known)
+}
+
+fn wrong_type(value: &Spanned<DeValue<'_>>, what: &str, wanted: &str) -> Problem {
+    let kind = value.get_ref().type_str();
+    problem(
+        value.span(),
+        format!("`{what}` has the wrong type"),
+        format!("{kind} here"),
+        format!("it takes {wanted}"),
+    )
+}
+
+fn table<'a, 'i>(value: &'a Spanned<DeValue<'i>>, what: &str) -> Checked<&'a DeTable<'i>> {
+    value.get_ref().as_table().ok_or_else(|| {
+        let kind = value.get_ref().type_str();
+        let help = "write a table: [name] on its own line, or { key = value }";
+        problem(value.span(), format!("`{what}` must be a table"), format!("{kind} here"), help)
+    })
+}
+
+fn array<'a, 'i>(value: &'a Spanned<DeValue<'i>>, what: &str, help: &str) -> Checked<&'a DeArray<'i>> {
+    value.get_ref().as_array().ok_or_else(|| {
+        let kind = value.get_ref().type_str();
+        problem(value.span(), format!("`{what}` must be an array"), format!("{kind} here"), help)
+    })
+}
+
+fn string<'a>(value: &'a Spanned<DeValue<'_>>, what: &str) -> Checked<&'a str> {
+    value.get_ref().as_str().ok_or_else(|| {
+        let kind = value.get_ref().type_str();
+        let help = "put it in quotes";
+        problem(value.span(), format!("{what} must be a string"), format!("{kind} here"), help)
+    })
+}

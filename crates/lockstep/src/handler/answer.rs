@@ -1,0 +1,338 @@
+//! Answers: the one JSON object that a handler may print on stdout.
+//!
+//! Read strictly. A handler's answer moves members, so a key that is misspelt, doubled or of the wrong type
+//! fails the call, with a reason that names it, rather than being skipped in silence.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::Deserialize;
+use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde_json::Value;
+
+use super::{NAME_LEN_MAX, is_name};
+
+/// Longest `out` and longest `facts`, each in bytes of JSON. They travel in reports, are kept in the journal and
+/// are handed to other handlers: room for a position or a handful of measurements, not for a log.
+pub const FIELD_BYTES_MAX: usize = 16 * 1024;
+
+/// Deepest nesting of arrays and objects in an answer, its own braces included. JSON parsers stop at 128 levels;
+/// an answer is wrapped in messages and contexts on its way, and must still be readable there.
+pub const DEPTH_MAX: usize = 32;
+
+/// Most processes that one member may name. A guard signals each within a lease's last tenth.
+pub const PIDS_MAX: usize = 1_024;
+
+/// What a handler said on stdout; all of it optional. [`Answer::default`] is what an empty stdout says.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Answer {
+    /// Handed to later calls of the same transition as `out` (a position, a path). At most [`FIELD_BYTES_MAX`].
+    pub out: BTreeMap<String, Value>,
+    /// How good a candidate the member is; higher is better.
+    pub score: Option<i64>,
+    /// Values that the host publishes. At most [`FIELD_BYTES_MAX`].
+    pub facts: BTreeMap<String, Value>,
+    /// The state that the member is in: a valid name, not checked against the lifecycle.
+    pub state: Option<String>,
+    /// The processes that must be dead before the member's place is free. `None`: the handler said nothing
+    /// about them; an empty set: it has none. Never 0 or 1, which a guard must not signal.
+    pub pids: Option<BTreeSet<u32>>,
+    /// What the handler expects to happen to its host.
+    pub expect: Option<Expect>,
+}
+
+/// What a handler expects to happen to its host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Expect {
+    /// The host goes away, and its loss completes the step: `"gone"`.
+    Gone,
+}
+
+/// Why an answer was refused; the text is shown to the operator as the call's reason.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct AnswerError(String);
+
+impl Answer {
+    /// Reads what a handler printed. Nothing but white space is an empty answer.
+    ///
+    /// # Errors
+    /// If it is anything but one JSON object with the keys of [`Answer`], each at most once, of the right type
+    /// and within its limits.
+    pub fn parse(stdout: &[u8]) -> Result<Answer, AnswerError> {
+        let text = std::str::from_utf8(stdout)
+            .map_err(|error| refuse(format!("stdout is not UTF-8: bad byte at {}", error.valid_up_to())))?;
+        if text.trim().is_empty() {
+            return Ok(Answer::default());
+        }
+        let mut reader = serde_json::Deserializer::from_str(text);
+        let Strict(value) = Strict::deserialize(&mut reader)
+            .map_err(|error| refuse(format!("stdout is not a JSON object: {error}")))?;
+        reader.end().map_err(|_| refuse("stdout holds more than one JSON value; print one object, once"))?;
+        let Value::Object(fields) = value else {
+            return Err(refuse(format!("stdout must hold a JSON object, not {}", kind(&value))));
+        };
+
+        let mut answer = Answer::default();
+        for (key, value) in fields {
+            match key.as_str() {
+                "out" => answer.out = object("out", value)?,
+                "score" => answer.score = Some(score(&value)?),
+                "facts" => answer.facts = object("facts", value)?,
+                "state" => answer.state = Some(state(value)?),
+                "pids" => answer.pids = Some(pids(&value)?),
+                "expect" => answer.expect = Some(expect(&value)?),
+                _ => {
+                    let known = "out, score, facts, state, pids and expect";
+                    return Err(refuse(format!("unknown key {key:?} on stdout; known are {known}")));
+                }
+            }
+        }
+        Ok(answer)
+    }
+}
+
+fn object(key: &str, value: Value) -> Result<BTreeMap<String, Value>, AnswerError> {
+    let Value::Object(fields) = value else {
+        return Err(refuse(format!("{key:?} must be an object, not {}", kind(&value))));
+    };
+    // The object itself sits one level inside the answer.
+    if fields.values().any(|field| depth_exceeds(field, DEPTH_MAX - 2)) {
+        return Err(refuse(format!("{key:?} is nested deeper than {DEPTH_MAX} levels")));
+    }
+    let len = serde_json::to_vec(&fields).map_or(usize::MAX, |bytes| bytes.len());
+    if len > FIELD_BYTES_MAX {
+        return Err(refuse(format!("{key:?} has {len} bytes of JSON; at most {FIELD_BYTES_MAX} are kept")));
+    }
+    Ok(fields.into_iter().collect())
+}
+
+fn score(value: &Value) -> Result<i64, AnswerError> {
+    value.as_i64().ok_or_else(|| {
+        refuse(format!("\"score\" must be an integer of 64 bits with sign, not {}", kind_or_number(value)))
+    })
+}
+
+fn state(value: Value) -> Result<String, AnswerError> {
+    match value {
+        Value::String(state) if is_name(&state) => Ok(state),
+        Value::String(_) => Err(refuse(format!(
+            "\"state\" is not a valid name: 1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ -, a letter or digit first"
+        ))),
+        other => Err(refuse(format!("\"state\" must be a string, not {}", kind(&other)))),
+    }
+}
+
+fn pids(value: &Value) -> Result<BTreeSet<u32>, AnswerError> {
+    let Value::Array(items) = value else {
+        return Err(refuse(format!("\"pids\" must be an array of process ids, not {}", kind(value))));
+    };
+    if items.len() > PIDS_MAX {
+        return Err(refuse(format!("\"pids\" has {} entries; at most {PIDS_MAX} are kept", items.len())));
+    }
+    let pid = |item: &Value| {
+        // To kill(2), 0 is the caller's own group and a negative one a whole group or everything; 1 is init.
+        let pid = item.as_i64().and_then(|pid| i32::try_from(pid).ok()).filter(|pid| *pid > 1);
+        pid.map(i32::unsigned_abs).ok_or_else(|| {
+            refuse(format!("\"pids\" must hold process ids above 1, not {}", kind_or_number(item)))
+        })
+    };
+    items.iter().map(pid).collect()
+}
+
+fn expect(value: &Value) -> Result<Expect, AnswerError> {
+    match value {
+        Value::String(text) if text == "gone" => Ok(Expect::Gone),
+        Value::String(_) => Err(refuse("\"expect\" must be \"gone\"")),
+        other => Err(refuse(format!("\"expect\" must be \"gone\", not {}", kind(other)))),
+    }
+}
+
+/// Whether `value` has more than `levels` levels of arrays and objects.
+fn depth_exceeds(value: &Value, levels: usize) -> bool {
+    match value {
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => false,
+        _ if levels == 0 => true,
+        Value::Array(items) => items.iter().any(|item| depth_exceeds(item, levels - 1)),
+        Value::Object(fields) => fields.values().any(|field| depth_exceeds(field, levels - 1)),
+    }
+}
+
+fn kind(value: &Value) -> &'static str {
+    match value {
+        Value::Null => "null",
+        Value::Bool(_) => "a boolean",
+        Value::Number(_) => "a number",
+        Value::String(_) => "a string",
+        Value::Array(_) => "an array",
+        Value::Object(_) => "an object",
+    }
+}
+
+fn kind_or_number(value: &Value) -> String {
+    match value {
+        Value::Number(number) => number.to_string(),
+        other => kind(other).to_owned(),
+    }
+}
+
+fn refuse(reason: impl Into<String>) -> AnswerError {
+    AnswerError(reason.into())
+}
+
+/// A JSON value in which no object has the same key twice. `serde_json::Value` keeps the last one in silence.
+struct Strict(Value);
+
+impl<'de> Deserialize<'de> for Strict {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Strict, D::Error> {
+        deserializer.deserialize_any(StrictVisitor).map(Strict)
+    }
+}
+
+struct StrictVisitor;
+
+impl<'de> Visitor<'de> for StrictVisitor {
+    type Value = Value;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("a JSON value")
+    }
+
+    fn visit_unit<E>(self) -> Result<Value, E> {
+        Ok(Value::Null)
+    }
+
+    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
+        Ok(Value::Bool(value))
+    }
+
+    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
+        Ok(value.into())
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
+        let mut array = Vec::new();
+        while let Some(Strict(item)) = items.next_element()? {
+            array.push(item);
+        }
+        Ok(Value::Array(array))
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
+        let mut object = serde_json::Map::new();
+        while let Some((key, Strict(value))) = entries.next_entry::<String, Strict>()? {
+            if object.contains_key(&key) {
+                return Err(de::Error::custom(format_args!("the key {key:?} is there twice")));
+            }
+            object.insert(key, value);
+        }
+        Ok(Value::Object(object))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use expect_test::{Expect as Text, expect};
+
+    use super::*;
+
+    #[test]
+    fn good_answers() {
+        for empty in ["", " \r\n\t\n", "{}", "{}\n"] {
+            assert_eq!(Answer::parse(empty.as_bytes()), Ok(Answer::default()), "{empty:?}");
+        }
+        let full =
+            br#"{"out":{"lsn":"0/3A0"},"score":-9223372036854775808,"facts":{"lag":{"ms":[1,2.5,null]}},
+            "state":"standby","pids":[4242,17,17],"expect":"gone"}"#;
+        let answer = Answer::parse(full).unwrap();
+        assert_eq!(answer.out["lsn"], "0/3A0");
+        assert_eq!(answer.score, Some(i64::MIN));
+        assert_eq!(answer.facts["lag"], serde_json::json!({"ms": [1, 2.5, null]}));
+        assert_eq!(answer.state.as_deref(), Some("standby"));
+        assert_eq!(answer.pids, Some(BTreeSet::from([17, 4242])));
+        assert_eq!(answer.expect, Some(Expect::Gone));
+        assert_eq!(Answer::parse(br#"{"pids":[]}"#).unwrap().pids, Some(BTreeSet::new()));
+    }
+
+    #[test]
+    fn the_largest_and_the_deepest_answer_fit() {
+        let fill = FIELD_BYTES_MAX - r#"{"a":""}"#.len();
+        let largest = format!(r#"{{"out":{{"a":"{}"}}}}"#, "x".repeat(fill));
+        assert!(Answer::parse(largest.as_bytes()).is_ok());
+        assert!(Answer::parse(largest.replace("xx", "xxx").as_bytes()).is_err());
+
+        let nested = |levels: usize| {
+            let inner = levels - 2;
+            format!(r#"{{"out":{{"a":{}1{}}}}}"#, "[".repeat(inner), "]".repeat(inner))
+        };
+        assert!(Answer::parse(nested(DEPTH_MAX).as_bytes()).is_ok());
+        assert!(Answer::parse(nested(DEPTH_MAX + 1).as_bytes()).is_err());
+    }
+
+    #[test]
+    fn bad_answers() {
+        let deep = format!(r#"{{"out":{{"a":{}"#, "[".repeat(10_000));
+        let big = format!(r#"{{"facts":{{"a":"{}"}}}}"#, "x".repeat(FIELD_BYTES_MAX));
+        let many = format!(r#"{{"pids":[{}2]}}"#, "2,".repeat(PIDS_MAX));
+        let long_state = format!(r#"{{"state":"{}"}}"#, "s".repeat(100_000));
+        let table: Vec<(&[u8], Text)> = vec![
+            (b"ok", expect![]),
+            (b"null", expect![]),
+            (b"[]", expect![]),
+            (b"12", expect![]),
+            (b"\"yes\"", expect![]),
+            (b"{", expect![]),
+            (b"{} {}", expect![]),
+            (b"{}\n{\"score\":1}\n", expect![]),
+            (b"{} done", expect![]),
+            (b"done {}", expect![]),
+            (b"\xff{}", expect![]),
+            (b"{\"out\":{\"a\":\"\xc3\x28\"}}", expect![]),
+            (b"{\"stat\":\"online\"}", expect![]),
+            (b"{\"a\\u0000\\u202eb\":1}", expect![]),
+            (b"{\"score\":1,\"score\":2}", expect![]),
+            (b"{\"out\":{\"a\":{\"b\":1,\"b\":1}}}", expect![]),
+            (b"{\"out\":[]}", expect![]),
+            (b"{\"out\":null}", expect![]),
+            (b"{\"facts\":\"a\"}", expect![]),
+            (b"{\"score\":NaN}", expect![]),
+            (b"{\"score\":null}", expect![]),
+            (b"{\"score\":\"12\"}", expect![]),
+            (b"{\"score\":1.5}", expect![]),
+            (b"{\"score\":-0}", expect![]),
+            (b"{\"score\":9223372036854775808}", expect![]),
+            (b"{\"score\":18446744073709551616}", expect![]),
+            (b"{\"score\":1e999}", expect![]),
+            (b"{\"state\":\"\"}", expect![]),
+            (b"{\"state\":\"../a\"}", expect![]),
+            (b"{\"state\":7}", expect![]),
+            (long_state.as_bytes(), expect![]),
+            (b"{\"pids\":4242}", expect![]),
+            (b"{\"pids\":[0]}", expect![]),
+            (b"{\"pids\":[1]}", expect![]),
+            (b"{\"pids\":[-1]}", expect![]),
+            (b"{\"pids\":[4294967298]}", expect![]),
+            (b"{\"pids\":[\"7\"]}", expect![]),
+            (many.as_bytes(), expect![]),
+            (b"{\"expect\":\"back\"}", expect![]),
+            (b"{\"expect\":true}", expect![]),
+            (deep.as_bytes(), expect![]),
+            (big.as_bytes(), expect![]),
+        ];
+        for (stdout, expected) in table {
+            expected.assert_eq(&Answer::parse(stdout).expect_err("a bad answer").to_string());
+        }
+    }
+}

@@ -1,0 +1,393 @@
+//! One call of an exec handler: start it, feed it, read it, end it.
+//!
+//! What a handler gets: fixed arguments and the phase as the last one, no shell; a cleared environment; `/` as
+//! its directory; a process group of its own; the context on stdin. What it cannot do: block the agent (by
+//! reading nothing, by writing for ever, by leaving a child that keeps its output open), outlive its time-out
+//! inside its group, or leave a zombie.
+//!
+//! What this does not do, because it would need code between fork and exec, which only `unsafe` can place there:
+//! - A handler that runs as another user has that user's own group and no supplementary ones; the standard
+//!   library drops root's, and cannot set the user's. One that needs more starts itself through `setpriv
+//!   --init-groups`.
+//! - A handler is not told to die with its agent. After `kill -9` of the agent it runs on, and whoever starts
+//!   next must treat its step as in doubt.
+//!
+//! A child that leaves the group on purpose (`setsid`) survives time-outs and normal ends alike: that is how a
+//! handler arms the end of a hold. It should close its stdout and stderr, which nobody reads after the call.
+
+use std::collections::BTreeMap;
+use std::future::{Future, pending};
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
+use std::path::PathBuf;
+use std::process::{ExitStatus, Stdio};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
+use tokio::process::{Child, ChildStdin, Command};
+use tokio::time::{Instant, sleep, sleep_until};
+
+use super::reason::{last_line, printable};
+use super::{Answer, Phase};
+
+/// Most bytes that a call may print on stdout: twice what `out` and `facts` may take, so that their own limits
+/// are what a handler meets first. More fails the call, since part of an answer is no answer.
+pub const STDOUT_BYTES_MAX: usize = 64 * 1024;
+
+/// Bytes of stderr that are kept, the last ones, for the reason is at its end. More does not fail the call.
+pub const STDERR_BYTES_MAX: usize = 64 * 1024;
+
+/// Exit status that asks to be asked again: EX_TEMPFAIL of sysexits.h.
+pub const EXIT_AGAIN: i32 = 75;
+
+/// Search path of a handler, unless its `env` sets another.
+pub const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+
+/// Bytes read in one go.
+const READ_BYTES: usize = 16 * 1024;
+
+/// Bytes read from each pipe after the handler has exited. A pipe holds at most 1 MiB (pipe-max-size), so this
+/// is all that the handler itself wrote, whatever a child of its writes meanwhile.
+const DRAIN_BYTES_MAX: usize = 1024 * 1024;
+
+/// How long to wait for a killed group to be gone. SIGKILL takes effect within microseconds, except on a process
+/// inside an uninterruptible system call; then the end of the call says so.
+const GROUP_GONE_WAIT: Duration = Duration::from_millis(500);
+
+/// How often to look meanwhile.
+const GROUP_GONE_POLL: Duration = Duration::from_millis(2);
+
+/// What to run for a handler, from the host's own configuration.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Program {
+    /// The program's absolute path. Never looked up in a search path.
+    pub path: PathBuf,
+    /// Its arguments, as they are; the phase follows as the last one.
+    pub args: Vec<String>,
+    /// Whom it runs as; `None` for the agent's own user and groups.
+    pub user: Option<User>,
+    /// Environment on top of `PATH` and `LANG`, which it may replace.
+    pub env: BTreeMap<String, String>,
+}
+
+/// A user that a handler runs as.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct User {
+    /// Login name, for messages.
+    pub name: String,
+    /// User id.
+    pub uid: u32,
+    /// Id of the user's own group. There are no supplementary groups.
+    pub gid: u32,
+}
+
+/// One call of a handler.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Passed as the last argument.
+    pub phase: Phase,
+    /// The call's own environment, by the name after `LOCKSTEP_`: `TOKEN`, `SET_LIVE`. The prefix is added here,
+    /// so nothing that a server sends can set `PATH` or `LD_PRELOAD`.
+    pub vars: BTreeMap<String, String>,
+    /// JSON for stdin, of any length. The handler need not read it.
+    pub context: Vec<u8>,
+    /// How long the call may take. Then its process group is killed.
+    pub timeout_ms: u64,
+}
+
+/// What a call comes to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// Yes, or done: exit status 0 and a stdout that is empty or a good answer.
+    Yes,
+    /// Ask again: exit status [`EXIT_AGAIN`].
+    Again,
+    /// No, or failed: everything else.
+    No,
+}
+
+/// How a call ended.
+#[derive(Debug, Clone, PartialEq)]
+pub struct CallEnd {
+    /// What it comes to.
+    pub verdict: Verdict,
+    /// Why, unless the verdict is yes: printable, at most 1,000 characters.
+    pub reason: Option<String>,
+    /// What the handler said. Empty unless the verdict is yes.
+    pub answer: Answer,
+}
+
+impl CallEnd {
+    fn not_yes(verdict: Verdict, reason: &str) -> CallEnd {
+        CallEnd { verdict, reason: Some(printable(reason)), answer: Answer::default() }
+    }
+}
+
+/// Calls `program` once and returns when the call has ended, however it does.
+///
+/// It ends when the handler exits, when its time is up, or when `kill` resolves (a lease ends); in the latter two
+/// cases its process group gets SIGKILL at once. The handler is reaped before this returns, so a handler stuck in
+/// an uninterruptible system call keeps it waiting: its end is not known, and nothing here pretends that it is.
+/// Dropping the future kills the group too, and the runtime reaps the handler.
+///
+/// Needs a Tokio runtime with IO and time.
+pub async fn run(program: &Program, call: Call, kill: impl Future<Output = ()>) -> CallEnd {
+    let deadline = Instant::now() + Duration::from_millis(call.timeout_ms);
+    let mut child = match command(program, &call).spawn() {
+        Ok(child) => child,
+        Err(error) => return CallEnd::not_yes(Verdict::No, &cannot_start(program, &error)),
+    };
+    let mut group = Group::of(&child);
+    let mut input = Feed { pipe: child.stdin.take(), rest: &call.context };
+    let mut stdout = Capture::new(child.stdout.take(), STDOUT_BYTES_MAX);
+    let mut stderr = Capture::new(child.stderr.take(), STDERR_BYTES_MAX);
+    let mut kill = std::pin::pin!(kill);
+
+    let end = loop {
+        tokio::select! {
+            status = child.wait() => break End::Exited(status),
+            () = sleep_until(deadline) => break End::TimedOut,
+            () = &mut kill => break End::Killed,
+            () = input.feed() => {}
+            () = stdout.fill() => {}
+            () = stderr.fill() => {}
+        }
+    };
+    let mut all_gone = true;
+    match &end {
+        // Children that it left behind on purpose live on.
+        End::Exited(_) => group.spare(),
+        End::TimedOut | End::Killed => {
+            group.kill();
+            // Its status says SIGKILL, or that it was about to exit: either way too late to count.
+            let _ = child.wait().await;
+            all_gone = group.gone().await;
+            group.spare();
+        }
+    }
+    stdout.drain();
+    stderr.drain();
+    conclude(end, &call, all_gone, &stdout, &stderr)
+}
+
+/// How the wait for a handler ended.
+enum End {
+    Exited(std::io::Result<ExitStatus>),
+    TimedOut,
+    Killed,
+}
+
+fn conclude<O, E>(
+    end: End,
+    call: &Call,
+    all_gone: bool,
+    stdout: &Capture<O>,
+    stderr: &Capture<E>,
+) -> CallEnd {
+    let said = last_line(&stderr.kept);
+    let with_last_words = |mut reason: String| {
+        if !all_gone {
+            reason.push_str("; killed, but some of its processes have not ended");
+        }
+        if stdout.lost {
+            reason.push_str(&format!("; it printed more than {STDOUT_BYTES_MAX} bytes"));
+        }
+        match &said {
+            Some(said) => format!("{reason}; last said: {said}"),
+            None => reason,
+        }
+    };
+    let status = match end {
+        End::Exited(Ok(status)) => status,
+        End::Exited(Err(error)) => {
+            return CallEnd::not_yes(Verdict::No, &with_last_words(format!("cannot wait for it: {error}")));
+        }
+        End::TimedOut => {
+            let reason = format!("no answer within {} ms", call.timeout_ms);
+            return CallEnd::not_yes(Verdict::No, &with_last_words(reason));
+        }
+        End::Killed => {
+            return CallEnd::not_yes(Verdict::No, &with_last_words("killed by the agent".to_owned()));
+        }
+    };
+    match status.code() {
+        Some(0) if stdout.lost => {
+            CallEnd::not_yes(Verdict::No, &format!("stdout holds more than {STDOUT_BYTES_MAX} bytes"))
+        }
+        Some(0) => match Answer::parse(&stdout.kept) {
+            Ok(answer) => CallEnd { verdict: Verdict::Yes, reason: None, answer },
+            Err(error) => CallEnd::not_yes(Verdict::No, &error.to_string()),
+        },
+        Some(code) => {
+            let verdict = if code == EXIT_AGAIN { Verdict::Again } else { Verdict::No };
+            CallEnd::not_yes(verdict, &said.unwrap_or_else(|| format!("exit status {code}")))
+        }
+        None => {
+            // A signal was not the handler's choice, so its last line alone would not explain the end.
+            let signal = status.signal().map_or_else(|| status.to_string(), |signal| signal.to_string());
+            CallEnd::not_yes(Verdict::No, &with_last_words(format!("killed by signal {signal}")))
+        }
+    }
+}
+
+fn command(program: &Program, call: &Call) -> Command {
+    let mut command = Command::new(&program.path);
+    command.args(&program.args).arg(call.phase.as_str());
+    command.env_clear().env("PATH", PATH).env("LANG", "C.UTF-8").envs(&program.env);
+    command.envs(call.vars.iter().map(|(name, value)| (format!("LOCKSTEP_{name}"), value)));
+    command.current_dir("/").process_group(0);
+    command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+    if let Some(user) = &program.user {
+        // As root, the standard library also empties the supplementary groups.
+        command.gid(user.gid).uid(user.uid);
+    }
+    command
+}
+
+fn cannot_start(program: &Program, error: &std::io::Error) -> String {
+    let path = program.path.display();
+    match (&program.user, error.kind()) {
+        (Some(user), ErrorKind::PermissionDenied) => {
+            format!("cannot start {path} as {}: {error}; may the agent switch users?", user.name)
+        }
+        _ => format!("cannot start {path}: {error}"),
+    }
+}
+
+/// The handler's process group. Killed on drop, unless it was spared: nothing outlives a call that was given up.
+struct Group(Option<Pid>);
+
+impl Group {
+    fn of(child: &Child) -> Group {
+        // Started with process_group(0): the group has the child's id, before its first instruction runs.
+        Group(child.id().and_then(|id| i32::try_from(id).ok()).and_then(Pid::from_raw))
+    }
+
+    /// To be called as soon as its leader is reaped and nothing else is to be killed: its id may then be
+    /// another's.
+    fn spare(&mut self) {
+        self.0 = None;
+    }
+
+    fn kill(&self) {
+        if let Some(group) = self.0 {
+            // The one error possible is that there is nothing left to kill.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
+    }
+
+    /// Waits until no process of a killed group runs any more; false after [`GROUP_GONE_WAIT`].
+    ///
+    /// What is ordered next (an undo, a stop) must not meet a half-dead child of this call.
+    async fn gone(&self) -> bool {
+        let Some(group) = self.0 else { return true };
+        let until = Instant::now() + GROUP_GONE_WAIT;
+        while group_runs(group) {
+            if Instant::now() >= until {
+                return false;
+            }
+            sleep(GROUP_GONE_POLL).await;
+        }
+        true
+    }
+}
+
+impl Drop for Group {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Whether a process of the group still runs. Zombies do not: in a container whose first process reaps nobody,
+/// they stay for ever.
+fn group_runs(group: Pid) -> bool {
+    if test_kill_process_group(group) == Err(rustix::io::Errno::SRCH) {
+        return false;
+    }
+    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
+    processes.flatten().filter_map(|entry| std::fs::read(entry.path().join("stat")).ok()).any(|stat| {
+        // pid (name, which may hold anything) state ppid pgrp ...
+        let after_name = stat.iter().rposition(|byte| *byte == b')').map_or(&[][..], |at| &stat[at + 1..]);
+        let fields = String::from_utf8_lossy(after_name);
+        let mut fields = fields.split_ascii_whitespace();
+        let runs = !matches!(fields.next(), None | Some("Z" | "X"));
+        runs && fields.nth(1) == Some(group.as_raw_nonzero().to_string().as_str())
+    })
+}
+
+/// Writes the context to stdin, as far as the handler takes it.
+struct Feed<'a> {
+    pipe: Option<ChildStdin>,
+    rest: &'a [u8],
+}
+
+impl Feed<'_> {
+    /// Writes some of what is left; for ever pending once nothing is. Cancel-safe.
+    async fn feed(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return pending().await };
+        if self.rest.is_empty() {
+            self.pipe = None;
+            return;
+        }
+        match pipe.write(self.rest).await {
+            Ok(written) if written > 0 => self.rest = &self.rest[written..],
+            // The handler closed its stdin: it need not read.
+            Ok(_) | Err(_) => self.pipe = None,
+        }
+    }
+}
+
+/// Reads a pipe to its end and keeps the last `max` bytes.
+struct Capture<P> {
+    pipe: Option<P>,
+    chunk: Box<[u8]>,
+    kept: Vec<u8>,
+    max: usize,
+    /// Whether there were more than `max`.
+    lost: bool,
+}
+
+impl<P> Capture<P> {
+    fn new(pipe: Option<P>, max: usize) -> Capture<P> {
+        Capture { pipe, chunk: vec![0; READ_BYTES].into_boxed_slice(), kept: Vec::new(), max, lost: false }
+    }
+
+    fn keep(&mut self, len: usize) {
+        self.kept.extend_from_slice(&self.chunk[..len]);
+        if let Some(excess) = self.kept.len().checked_sub(self.max).filter(|excess| *excess > 0) {
+            self.kept.drain(..excess);
+            self.lost = true;
+        }
+    }
+}
+
+impl<P: AsyncRead + Unpin + AsFd> Capture<P> {
+    /// Reads once; for ever pending after the end. Cancel-safe.
+    async fn fill(&mut self) {
+        let Some(pipe) = &mut self.pipe else { return pending().await };
+        match pipe.read(&mut self.chunk).await {
+            Ok(len) if len > 0 => self.keep(len),
+            Ok(_) | Err(_) => self.pipe = None,
+        }
+    }
+
+    /// Takes what is in the pipe and no more: after the handler's exit a child of its may keep the pipe open,
+    /// or go on writing. Asks the pipe itself, since Tokio may not have heard of the last bytes yet.
+    fn drain(&mut self) {
+        let Some(pipe) = self.pipe.take() else { return };
+        let mut drained = 0;
+        while drained < DRAIN_BYTES_MAX {
+            match rustix::io::read(pipe.as_fd(), &mut *self.chunk) {
+                Ok(len) if len > 0 => {
+                    drained += len;
+                    self.keep(len);
+                }
+                Err(rustix::io::Errno::INTR) => {}
+                // Empty (EAGAIN: Tokio's pipes do not block) or at its end.
+                Ok(_) | Err(_) => return,
+            }
+        }
+    }
+}
