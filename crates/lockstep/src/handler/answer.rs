@@ -288,48 +288,102 @@ mod tests {
         let many = format!(r#"{{"pids":[{}2]}}"#, "2,".repeat(PIDS_MAX));
         let long_state = format!(r#"{{"state":"{}"}}"#, "s".repeat(100_000));
         let table: Vec<(&[u8], Text)> = vec![
-            (b"ok", expect![]),
-            (b"null", expect![]),
-            (b"[]", expect![]),
-            (b"12", expect![]),
-            (b"\"yes\"", expect![]),
-            (b"{", expect![]),
-            (b"{} {}", expect![]),
-            (b"{}\n{\"score\":1}\n", expect![]),
-            (b"{} done", expect![]),
-            (b"done {}", expect![]),
-            (b"\xff{}", expect![]),
-            (b"{\"out\":{\"a\":\"\xc3\x28\"}}", expect![]),
-            (b"{\"stat\":\"online\"}", expect![]),
-            (b"{\"a\\u0000\\u202eb\":1}", expect![]),
-            (b"{\"score\":1,\"score\":2}", expect![]),
-            (b"{\"out\":{\"a\":{\"b\":1,\"b\":1}}}", expect![]),
-            (b"{\"out\":[]}", expect![]),
-            (b"{\"out\":null}", expect![]),
-            (b"{\"facts\":\"a\"}", expect![]),
-            (b"{\"score\":NaN}", expect![]),
-            (b"{\"score\":null}", expect![]),
-            (b"{\"score\":\"12\"}", expect![]),
-            (b"{\"score\":1.5}", expect![]),
-            (b"{\"score\":-0}", expect![]),
-            (b"{\"score\":9223372036854775808}", expect![]),
-            (b"{\"score\":18446744073709551616}", expect![]),
-            (b"{\"score\":1e999}", expect![]),
-            (b"{\"state\":\"\"}", expect![]),
-            (b"{\"state\":\"../a\"}", expect![]),
-            (b"{\"state\":7}", expect![]),
-            (long_state.as_bytes(), expect![]),
-            (b"{\"pids\":4242}", expect![]),
-            (b"{\"pids\":[0]}", expect![]),
-            (b"{\"pids\":[1]}", expect![]),
-            (b"{\"pids\":[-1]}", expect![]),
-            (b"{\"pids\":[4294967298]}", expect![]),
-            (b"{\"pids\":[\"7\"]}", expect![]),
-            (many.as_bytes(), expect![]),
-            (b"{\"expect\":\"back\"}", expect![]),
-            (b"{\"expect\":true}", expect![]),
-            (deep.as_bytes(), expect![]),
-            (big.as_bytes(), expect![]),
+            (b"ok", expect!["stdout is not a JSON object: expected value at line 1 column 1"]),
+            (b"null", expect!["stdout must hold a JSON object, not null"]),
+            (b"[]", expect!["stdout must hold a JSON object, not an array"]),
+            (b"12", expect!["stdout must hold a JSON object, not a number"]),
+            (b"\"yes\"", expect!["stdout must hold a JSON object, not a string"]),
+            (b"{", expect!["stdout is not a JSON object: EOF while parsing an object at line 1 column 1"]),
+            (b"{} {}", expect!["stdout holds more than one JSON value; print one object, once"]),
+            (
+                b"{}\n{\"score\":1}\n",
+                expect!["stdout holds more than one JSON value; print one object, once"],
+            ),
+            (b"{} done", expect!["stdout holds more than one JSON value; print one object, once"]),
+            (b"done {}", expect!["stdout is not a JSON object: expected value at line 1 column 1"]),
+            (b"\xff{}", expect!["stdout is not UTF-8: bad byte at 0"]),
+            (b"{\"out\":{\"a\":\"\xc3\x28\"}}", expect!["stdout is not UTF-8: bad byte at 13"]),
+            (
+                b"{\"stat\":\"online\"}",
+                expect![[
+                    r#"unknown key "stat" on stdout; known are out, score, facts, state, pids and expect"#
+                ]],
+            ),
+            (
+                b"{\"a\\u0000\\u202eb\":1}",
+                expect![[
+                    r#"unknown key "a\0\u{202e}b" on stdout; known are out, score, facts, state, pids and expect"#
+                ]],
+            ),
+            (
+                b"{\"score\":1,\"score\":2}",
+                expect![[
+                    r#"stdout is not a JSON object: the key "score" is there twice at line 1 column 21"#
+                ]],
+            ),
+            (
+                b"{\"out\":{\"a\":{\"b\":1,\"b\":1}}}",
+                expect![[r#"stdout is not a JSON object: the key "b" is there twice at line 1 column 25"#]],
+            ),
+            (b"{\"out\":[]}", expect![[r#""out" must be an object, not an array"#]]),
+            (b"{\"out\":null}", expect![[r#""out" must be an object, not null"#]]),
+            (b"{\"facts\":\"a\"}", expect![[r#""facts" must be an object, not a string"#]]),
+            (b"{\"score\":NaN}", expect!["stdout is not a JSON object: expected value at line 1 column 10"]),
+            (b"{\"score\":null}", expect![[r#""score" must be an integer of 64 bits with sign, not null"#]]),
+            (
+                b"{\"score\":\"12\"}",
+                expect![[r#""score" must be an integer of 64 bits with sign, not a string"#]],
+            ),
+            (b"{\"score\":1.5}", expect![[r#""score" must be an integer of 64 bits with sign, not 1.5"#]]),
+            (b"{\"score\":-0}", expect![[r#""score" must be an integer of 64 bits with sign, not -0.0"#]]),
+            (
+                b"{\"score\":9223372036854775808}",
+                expect![[r#""score" must be an integer of 64 bits with sign, not 9223372036854775808"#]],
+            ),
+            (
+                b"{\"score\":18446744073709551616}",
+                expect![[r#""score" must be an integer of 64 bits with sign, not 1.8446744073709552e+19"#]],
+            ),
+            (
+                b"{\"score\":1e999}",
+                expect!["stdout is not a JSON object: number out of range at line 1 column 14"],
+            ),
+            (
+                b"{\"state\":\"\"}",
+                expect![[
+                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first"#
+                ]],
+            ),
+            (
+                b"{\"state\":\"../a\"}",
+                expect![[
+                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first"#
+                ]],
+            ),
+            (b"{\"state\":7}", expect![[r#""state" must be a string, not a number"#]]),
+            (
+                long_state.as_bytes(),
+                expect![[
+                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first"#
+                ]],
+            ),
+            (b"{\"pids\":4242}", expect![[r#""pids" must be an array of process ids, not a number"#]]),
+            (b"{\"pids\":[0]}", expect![[r#""pids" must hold process ids above 1, not 0"#]]),
+            (b"{\"pids\":[1]}", expect![[r#""pids" must hold process ids above 1, not 1"#]]),
+            (b"{\"pids\":[-1]}", expect![[r#""pids" must hold process ids above 1, not -1"#]]),
+            (
+                b"{\"pids\":[4294967298]}",
+                expect![[r#""pids" must hold process ids above 1, not 4294967298"#]],
+            ),
+            (b"{\"pids\":[\"7\"]}", expect![[r#""pids" must hold process ids above 1, not a string"#]]),
+            (many.as_bytes(), expect![[r#""pids" has 1025 entries; at most 1024 are kept"#]]),
+            (b"{\"expect\":\"back\"}", expect![[r#""expect" must be "gone""#]]),
+            (b"{\"expect\":true}", expect![[r#""expect" must be "gone", not a boolean"#]]),
+            (
+                deep.as_bytes(),
+                expect!["stdout is not a JSON object: recursion limit exceeded at line 1 column 138"],
+            ),
+            (big.as_bytes(), expect![[r#""facts" has 16392 bytes of JSON; at most 16384 are kept"#]]),
         ];
         for (stdout, expected) in table {
             expected.assert_eq(&Answer::parse(stdout).expect_err("a bad answer").to_string());

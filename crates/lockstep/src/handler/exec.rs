@@ -391,3 +391,361 @@ impl<P: AsyncRead + Unpin + AsFd> Capture<P> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::future::poll_fn;
+    use std::path::Path;
+    use std::task::Poll;
+
+    use rustix::event::{PollFd, PollFlags, Timespec, poll};
+    use rustix::process::{PidfdFlags, pidfd_open};
+    use tempfile::TempDir;
+
+    use super::*;
+
+    /// Ends a test that would otherwise hang; nothing is expected to take near as long.
+    const STUCK: Duration = Duration::from_secs(60);
+
+    /// A time-out that a call under test never reaches.
+    const AMPLE_MS: u64 = 60_000;
+
+    /// A handler that is a shell script in a directory of its own, which the script knows as `$DIR`.
+    struct Script {
+        dir: TempDir,
+        program: Program,
+    }
+
+    impl Script {
+        fn new(body: &str) -> Script {
+            let dir = tempfile::tempdir().unwrap();
+            let path = dir.path().join("handler");
+            // Run by name: a script that is executed while another test forks may be "busy".
+            fs::write(&path, body).unwrap();
+            let env = BTreeMap::from([("DIR".to_owned(), dir.path().to_str().unwrap().to_owned())]);
+            let args = vec![path.to_str().unwrap().to_owned()];
+            Script { dir, program: Program { path: "/bin/sh".into(), args, user: None, env } }
+        }
+
+        async fn run(&self, call: Call) -> CallEnd {
+            tokio::time::timeout(STUCK, run(&self.program, call, pending())).await.expect("the call ends")
+        }
+
+        fn file(&self, name: &str) -> String {
+            fs::read_to_string(self.dir.path().join(name)).unwrap()
+        }
+
+        /// The process whose id the script wrote into a file.
+        fn pid(&self, name: &str) -> Pid {
+            Pid::from_raw(self.file(name).trim().parse().unwrap()).unwrap()
+        }
+    }
+
+    fn call(timeout_ms: u64) -> Call {
+        Call { phase: Phase::Check, vars: BTreeMap::new(), context: b"{}".to_vec(), timeout_ms }
+    }
+
+    async fn end_of(body: &str) -> CallEnd {
+        Script::new(body).run(call(AMPLE_MS)).await
+    }
+
+    fn no(reason: &str) -> CallEnd {
+        CallEnd::not_yes(Verdict::No, reason)
+    }
+
+    fn yes() -> CallEnd {
+        CallEnd { verdict: Verdict::Yes, reason: None, answer: Answer::default() }
+    }
+
+    /// A FIFO `$DIR/NAME`, by which a script says how far it is.
+    fn fifo(script: &Script, name: &str) -> std::path::PathBuf {
+        let path = script.dir.path().join(name);
+        let made = std::process::Command::new("mkfifo").arg(&path).status().unwrap();
+        assert!(made.success());
+        path
+    }
+
+    async fn read_fifo(path: &Path) -> String {
+        tokio::time::timeout(STUCK, tokio::fs::read_to_string(path))
+            .await
+            .expect("the script writes")
+            .unwrap()
+    }
+
+    /// Waits for a process to end, without asking again and again. Zombies have ended.
+    async fn ended(pid: Pid) {
+        let Ok(fd) = pidfd_open(pid, PidfdFlags::empty()) else { return };
+        let wait = move || {
+            let stuck = Timespec { tv_sec: 60, tv_nsec: 0 };
+            poll(&mut [PollFd::new(&fd, PollFlags::IN)], Some(&stuck)).unwrap()
+        };
+        assert_eq!(tokio::task::spawn_blocking(wait).await.unwrap(), 1, "the process ends");
+    }
+
+    fn runs(pid: Pid) -> bool {
+        let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).unwrap_or_default();
+        stat.rsplit_once(") ").is_some_and(|(_, rest)| !rest.starts_with('Z'))
+    }
+
+    #[tokio::test]
+    async fn the_environment_is_what_was_given_and_nothing_else() {
+        let mut script = Script::new(
+            "tr '\\0' '\\n' < /proc/$$/environ > $DIR/env; pwd > $DIR/pwd; echo $$ > $DIR/pid\n\
+            cut -d' ' -f5 /proc/self/stat > $DIR/group",
+        );
+        script.program.env.insert("PGDATA".to_owned(), "a b\n;$(x)".to_owned());
+        let mut call = call(AMPLE_MS);
+        call.vars.insert("TOKEN".to_owned(), "118".to_owned());
+        call.vars.insert("PATH".to_owned(), "/evil".to_owned());
+        assert_eq!(script.run(call).await, yes());
+
+        let env = script.file("env");
+        let mut lines: Vec<&str> = env.lines().collect();
+        lines.sort_unstable();
+        let dir = format!("DIR={}", script.dir.path().display());
+        let path = format!("PATH={PATH}");
+        let mut expected = vec![
+            ";$(x)",
+            &dir,
+            "LANG=C.UTF-8",
+            "LOCKSTEP_PATH=/evil",
+            "LOCKSTEP_TOKEN=118",
+            &path,
+            "PGDATA=a b",
+        ];
+        expected.sort_unstable();
+        assert_eq!(lines, expected);
+        assert_eq!(script.file("pwd"), "/\n");
+        assert_eq!(script.file("group"), script.file("pid"), "it leads its own group");
+    }
+
+    #[tokio::test]
+    async fn arguments_arrive_as_they_are_and_the_phase_is_the_last() {
+        let mut script = Script::new("for arg; do echo \"[$arg]\"; done > $DIR/args");
+        script.program.args.extend([";$(x)", "", "a b", "*", "\n"].map(str::to_owned));
+        assert_eq!(script.run(call(AMPLE_MS)).await, yes());
+        assert_eq!(script.file("args"), "[;$(x)]\n[]\n[a b]\n[*]\n[\n]\n[check]\n");
+    }
+
+    #[tokio::test]
+    async fn stdin_is_the_context_to_its_end() {
+        let script = Script::new("cat > $DIR/in");
+        let context = format!("{{\"me\":\"{}\"}}", "x".repeat(1_000_000));
+        let call = Call { context: context.clone().into_bytes(), ..call(AMPLE_MS) };
+        assert_eq!(script.run(call).await, yes());
+        assert_eq!(script.file("in"), context);
+    }
+
+    #[tokio::test]
+    async fn a_handler_need_not_read_its_stdin() {
+        for body in ["exit 0", "exec <&-; echo '{}'", "head -c 1 > /dev/null", "echo '{}'; echo said >&2"] {
+            let call = Call { context: vec![b'x'; 10_000_000], ..call(AMPLE_MS) };
+            assert_eq!(Script::new(body).run(call).await, yes(), "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn reading_and_writing_at_once_does_not_deadlock() {
+        // Each direction holds more than a pipe does.
+        let context = format!("{{\"out\":{{}}}}{}", " ".repeat(STDOUT_BYTES_MAX - 10));
+        let call = Call { context: context.into_bytes(), ..call(AMPLE_MS) };
+        assert_eq!(Script::new("tee /dev/stderr").run(call).await, yes());
+    }
+
+    #[tokio::test]
+    async fn exit_statuses() {
+        let again = |reason| CallEnd::not_yes(Verdict::Again, reason);
+        let table = [
+            ("exit 0", yes()),
+            ("echo careful >&2; exit 0", yes()),
+            ("exit 75", again("exit status 75")),
+            ("echo later >&2; exit 75", again("later")),
+            ("exit 3", no("exit status 3")),
+            ("exit 255", no("exit status 255")),
+            ("echo first >&2; echo the replica lags >&2; echo >&2; exit 1", no("the replica lags")),
+            ("printf 'a\\033[2Jb\\nlast\\342\\200\\256\\377' >&2; exit 1", no("last\\u{202e}\u{fffd}")),
+            ("kill -9 $$", no("killed by signal 9")),
+            ("echo starting >&2; kill -15 $$", no("killed by signal 15; last said: starting")),
+            // What a call that is not a yes prints is not looked at.
+            ("echo '{\"state\":\"online\"}'; exit 1", no("exit status 1")),
+            ("echo nonsense; exit 75", again("exit status 75")),
+        ];
+        for (body, expected) in table {
+            assert_eq!(end_of(body).await, expected, "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_good_answer_is_read() {
+        let end = end_of("echo '{\"state\":\"standby\",\"score\":12}'").await;
+        assert_eq!(end.verdict, Verdict::Yes);
+        assert_eq!((end.answer.state.as_deref(), end.answer.score), (Some("standby"), Some(12)));
+    }
+
+    #[tokio::test]
+    async fn a_bad_answer_fails_the_call_with_its_reason() {
+        let deep = "head -c 10000 /dev/zero | tr '\\0' '['";
+        let table = [
+            ("echo '{\"stat\":\"online\"}'", "unknown key \"stat\" on stdout"),
+            ("echo '{}'; echo '{}'", "stdout holds more than one JSON value"),
+            ("echo '{\"score\":NaN}'", "stdout is not a JSON object"),
+            ("printf '\\377\\376'", "stdout is not UTF-8"),
+            (deep, "stdout is not a JSON object: recursion limit exceeded"),
+        ];
+        for (body, reason) in table {
+            let end = end_of(body).await;
+            assert_eq!((end.verdict, end.answer), (Verdict::No, Answer::default()), "{body}");
+            let said = end.reason.unwrap();
+            assert!(said.starts_with(reason), "{body}: {said}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_program_that_cannot_be_started() {
+        let mut program = Script::new("").program;
+        program.path = "/no/such/handler".into();
+        let end = run(&program, call(AMPLE_MS), pending()).await;
+        assert_eq!(end, no("cannot start /no/such/handler: No such file or directory (os error 2)"));
+        program.path = "/etc/passwd".into();
+        let end = run(&program, call(AMPLE_MS), pending()).await;
+        assert_eq!(end, no("cannot start /etc/passwd: Permission denied (os error 13)"));
+        program.path = "/bin/sh".into();
+        let vars = BTreeMap::from([("WHY".to_owned(), "a\0b".to_owned())]);
+        let end = run(&program, Call { vars, ..call(AMPLE_MS) }, pending()).await;
+        assert_eq!(end.verdict, Verdict::No);
+    }
+
+    #[tokio::test]
+    async fn a_hang_is_killed_with_its_children_and_reaped() {
+        let body = "sleep 1000 & echo $! > $DIR/child; echo $$ > $DIR/pid\n\
+            echo waiting for a replica >&2; wait";
+        let script = Script::new(body);
+        let end = script.run(call(1_000)).await;
+        assert_eq!(end, no("no answer within 1000 ms; last said: waiting for a replica"));
+        assert!(!runs(script.pid("child")));
+        let pid = script.pid("pid").as_raw_nonzero();
+        assert!(!Path::new(&format!("/proc/{pid}")).exists(), "reaped, not a zombie");
+    }
+
+    #[tokio::test]
+    async fn ignoring_sigterm_does_not_help() {
+        let script = Script::new("trap '' TERM INT HUP; echo $$ > $DIR/pid; while :; do sleep 1000; done");
+        assert_eq!(script.run(call(1_000)).await, no("no answer within 1000 ms"));
+        assert!(!runs(script.pid("pid")));
+    }
+
+    #[tokio::test]
+    async fn a_flood_is_drained_until_the_time_is_up() {
+        for body in ["exec yes", "exec yes >&2"] {
+            let end = Script::new(body).run(call(300)).await;
+            let flood =
+                if body.ends_with("2") { "; last said: " } else { "; it printed more than 65536 bytes" };
+            let reason = end.reason.unwrap();
+            assert_eq!(end.verdict, Verdict::No);
+            assert!(reason.starts_with(&format!("no answer within 300 ms{flood}")), "{reason}");
+        }
+    }
+
+    #[tokio::test]
+    async fn more_output_than_is_kept() {
+        let end = end_of("printf '{}'; head -c 65535 /dev/zero | tr '\\0' ' '").await;
+        assert_eq!(end, no("stdout holds more than 65536 bytes"));
+        assert_eq!(end_of("printf '{}'; head -c 65534 /dev/zero | tr '\\0' ' '").await, yes());
+        // The end of stderr is what says why, so a long one costs nothing.
+        assert_eq!(end_of("yes | head -c 10000000 >&2; exit 0").await, yes());
+        assert_eq!(end_of("yes | head -c 10000000 >&2; echo because >&2; exit 1").await, no("because"));
+    }
+
+    #[tokio::test]
+    async fn a_child_that_keeps_the_output_open_does_not_hold_up_the_call() {
+        let script = Script::new("sleep 1000 & echo $! > $DIR/child; echo '{\"score\":1}'; exit 0");
+        let end = script.run(call(AMPLE_MS)).await;
+        assert_eq!((end.verdict, end.answer.score), (Verdict::Yes, Some(1)));
+        let child = script.pid("child");
+        assert!(runs(child), "left alone: it may be what ends a hold");
+        rustix::process::kill_process(child, Signal::KILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_child_that_floods_after_the_exit_does_not_hold_up_the_call() {
+        let script = Script::new("yes >&2 & echo $! > $DIR/child; exit 4");
+        let end = script.run(call(AMPLE_MS)).await;
+        assert_eq!(end.verdict, Verdict::No);
+        ended(script.pid("child")).await; // by SIGPIPE
+    }
+
+    #[tokio::test]
+    async fn a_detached_child_survives_the_time_out() {
+        let script = Script::new("");
+        let ready = fifo(&script, "ready");
+        let body = "setsid sh -c 'echo $$ > $DIR/child; echo > $DIR/ready; exec sleep 1000' \
+            > /dev/null 2>&1 & wait";
+        fs::write(script.dir.path().join("handler"), body).unwrap();
+        let kill = async { drop(read_fifo(&ready).await) };
+        assert_eq!(run(&script.program, call(AMPLE_MS), kill).await, no("killed by the agent"));
+        let child = script.pid("child");
+        assert!(runs(child));
+        rustix::process::kill_process(child, Signal::KILL).unwrap();
+    }
+
+    #[tokio::test]
+    async fn killed_on_order_with_its_children() {
+        let script =
+            Script::new("sleep 1000 & echo $! > $DIR/child; echo $$ > $DIR/pid; echo > $DIR/ready; wait");
+        let ready = fifo(&script, "ready");
+        let kill = async { drop(read_fifo(&ready).await) };
+        assert_eq!(run(&script.program, call(AMPLE_MS), kill).await, no("killed by the agent"));
+        assert!(!runs(script.pid("child")));
+        assert!(!runs(script.pid("pid")));
+    }
+
+    #[tokio::test]
+    async fn a_call_that_is_dropped_is_killed_and_reaped() {
+        let script =
+            Script::new("sleep 1000 & echo $! > $DIR/child; echo $$ > $DIR/pid; echo > $DIR/ready; wait");
+        let ready = fifo(&script, "ready");
+        tokio::select! {
+            end = script.run(call(AMPLE_MS)) => panic!("it waits: {end:?}"),
+            _ = read_fifo(&ready) => {}
+        }
+        ended(script.pid("child")).await;
+        let pid = script.pid("pid");
+        ended(pid).await;
+        // The runtime reaps it as it goes round.
+        let proc = format!("/proc/{}", pid.as_raw_nonzero());
+        let reaped = poll_fn(|context| {
+            if Path::new(&proc).exists() {
+                context.waker().wake_by_ref();
+                return Poll::Pending;
+            }
+            Poll::Ready(())
+        });
+        tokio::time::timeout(STUCK, reaped).await.expect("reaped, not a zombie");
+    }
+
+    #[tokio::test]
+    async fn no_descriptor_of_the_agent_is_passed_on() {
+        let script = Script::new("ls -l /proc/$$/fd > $DIR/fds");
+        let _open = fs::File::create(script.dir.path().join("secret")).unwrap();
+        assert_eq!(script.run(call(AMPLE_MS)).await, yes());
+        let fds = script.file("fds");
+        assert!(fds.contains("handler") && !fds.contains("secret"), "{fds}");
+    }
+
+    #[tokio::test]
+    async fn another_user() {
+        let script = Script::new("id -u; id -g; id -G").program;
+        let user = User { name: "somebody".to_owned(), uid: 54_321, gid: 54_322 };
+        let args = vec!["-c".to_owned(), "echo $(id -u) $(id -g) $(id -G) >&2; exit 1".to_owned()];
+        let program = Program { args, user: Some(user), ..script };
+        let end = run(&program, call(AMPLE_MS), pending()).await;
+        if rustix::process::geteuid().is_root() {
+            assert_eq!(end, no("54321 54322 54322"), "its own group and no other");
+        } else {
+            eprintln!("not root: only the refusal was tested");
+            let reason = end.reason.unwrap();
+            assert!(reason.contains("may the agent switch users?"), "{reason}");
+        }
+    }
+}
