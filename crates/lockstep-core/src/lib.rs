@@ -3,4 +3,15 @@
 //! Everything here is a pure function of its inputs: no IO, clock, randomness or threads. The `lockstep`
 //! crate performs what this crate decides, and the simulator doubts it.
 
+pub mod cluster;
+pub mod id;
+pub mod lifecycle;
 pub mod log;
+pub mod message;
+pub mod plan;
+pub mod record;
+pub mod relation;
+pub mod request;
+pub mod spec;
+pub mod time;
+pub mod vote;

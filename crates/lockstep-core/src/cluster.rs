@@ -1,0 +1,475 @@
+//! The cluster as the journal tells it: a fold over its records, and nothing else.
+
+use crate::id::{
+    AgentId, GroupName, HostName, Index, MemberId, Reign, SettingKey, StateName, StepId, Token, TransitionId,
+};
+use crate::message::{Assignment, Decision, Outcome, Role};
+use crate::plan::Plan;
+use crate::record::{Body, Cause, Direction, HoldEnd, HostChange, Left, Liveness, Record, StepResult, Turn};
+use crate::request::Request;
+use crate::spec::{SettingValue, Spec, SpecFile};
+use crate::time::WallTime;
+use crate::vote::Vote;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// All that is durable, up to [`Cluster::revision`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Cluster {
+    /// The index of the last record in it.
+    pub revision: Index,
+    /// The reign of the active server: the index of the record that its take-over appended.
+    pub reign: Reign,
+    /// The declared cluster, checked.
+    pub spec: Arc<Spec>,
+    /// The declared cluster as it was written; none before the first `apply`.
+    pub spec_file: Option<Arc<SpecFile>>,
+    /// The hosts.
+    pub hosts: BTreeMap<HostName, Arc<Host>>,
+    /// The members: every host that a group selects, and those that are still leaving it.
+    pub members: BTreeMap<MemberId, Arc<Member>>,
+    /// The transitions.
+    pub transitions: BTreeMap<TransitionId, Arc<Transition>>,
+    /// Which transition a request id asked for.
+    pub requests: BTreeMap<String, TransitionId>,
+    /// The transitions that have no outcome yet, in order of arrival.
+    pub open: BTreeSet<TransitionId>,
+    /// The notices of each host, oldest first.
+    pub notices: BTreeMap<HostName, Vec<(Index, TransitionId)>>,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Host {
+    /// Its agent's identity.
+    pub agent: AgentId,
+    /// Where other hosts reach it.
+    pub address: Option<String>,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// How it is seen.
+    pub liveness: Liveness,
+}
+
+impl Host {
+    /// Whether anything can be ordered there. A suspect host may answer yet.
+    pub fn is_reachable(&self) -> bool {
+        match self.liveness {
+            Liveness::Alive | Liveness::Suspect => true,
+            Liveness::Lost | Liveness::Left | Liveness::Fenced => false,
+        }
+    }
+}
+
+/// A member.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Member {
+    /// The state it should have; none until its first status, which is adopted.
+    pub goal: Option<StateName>,
+    /// The state it last reported; none while it cannot be told.
+    pub actual: Option<StateName>,
+    /// The transition that drives it, while one does.
+    pub transition: Option<TransitionId>,
+    /// What its last transition left open.
+    pub mark: Mark,
+    /// Its host no longer matches the group's labels; it counts until it is in the lowest state.
+    pub leaving: bool,
+}
+
+impl Member {
+    /// Whether its last transition left it in a state that is not known.
+    pub fn is_in_doubt(&self) -> bool {
+        self.mark == Mark::InDoubt
+    }
+}
+
+/// What a transition left open about a member.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub enum Mark {
+    /// Nothing.
+    #[default]
+    None,
+    /// It is known to be elsewhere than planned.
+    Failed,
+    /// It may be where it was or where it was to go.
+    InDoubt,
+}
+
+/// A transition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Transition {
+    /// What was asked for.
+    pub request: Arc<Request>,
+    /// When.
+    pub requested_at: WallTime,
+    /// The plan, from `begin` on.
+    pub plan: Option<Arc<Plan>>,
+    /// `begin`'s token.
+    pub token: Option<Token>,
+    /// The token of orders now: `begin`'s, or the last turn's.
+    pub current_token: Option<Token>,
+    /// The decision.
+    pub decision: Option<Decision>,
+    /// When it was taken.
+    pub decided_at: Option<WallTime>,
+    /// Why it was aborted.
+    pub cause: Option<Cause>,
+    /// The votes that it rests on.
+    pub votes: Vec<Vote>,
+    /// Whether, and why, every step is taken back.
+    pub undo: Option<(MemberId, String)>,
+    /// The members that are left out, and why.
+    pub excluded: BTreeMap<MemberId, String>,
+    /// What has come of the steps, each way.
+    pub steps: BTreeMap<(StepId, Direction), StepState>,
+    /// What has come of the holds.
+    pub holds: BTreeMap<MemberId, HoldEnd>,
+    /// The excluded members that are known to have stopped.
+    pub stopped: BTreeSet<MemberId>,
+    /// How it ended.
+    pub outcome: Option<Outcome>,
+    /// When it ended.
+    pub ended_at: Option<WallTime>,
+    /// The members that were left elsewhere than planned.
+    pub left: BTreeMap<MemberId, Left>,
+}
+
+/// What has come of a step.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum StepState {
+    /// Confirmed by its handler.
+    Confirmed,
+    /// Its handler ended and failed, for good.
+    Failed(String),
+    /// Its end is not known.
+    Unknown,
+}
+
+impl Transition {
+    fn new(request: Arc<Request>, at: WallTime) -> Self {
+        Self {
+            request,
+            requested_at: at,
+            plan: None,
+            token: None,
+            current_token: None,
+            decision: None,
+            decided_at: None,
+            cause: None,
+            votes: Vec::new(),
+            undo: None,
+            excluded: BTreeMap::new(),
+            steps: BTreeMap::new(),
+            holds: BTreeMap::new(),
+            stopped: BTreeSet::new(),
+            outcome: None,
+            ended_at: None,
+            left: BTreeMap::new(),
+        }
+    }
+
+    /// Whether that step has been confirmed that way.
+    pub fn is_confirmed(&self, step: StepId, direction: Direction) -> bool {
+        self.steps.get(&(step, direction)) == Some(&StepState::Confirmed)
+    }
+}
+
+impl Cluster {
+    /// The members of a group, by host name.
+    pub fn members_of<'a>(&'a self, group: &'a GroupName) -> impl Iterator<Item = &'a MemberId> + 'a {
+        let lowest = HostName::new("0").expect("a constant that is a valid name");
+        let from = MemberId { group: group.clone(), host: lowest };
+        self.members.range(from..).map(|(id, _)| id).take_while(move |id| id.group == *group)
+    }
+
+    /// Whether a member can be ordered to move.
+    pub fn can_act(&self, id: &MemberId) -> bool {
+        let member = &self.members[id];
+        self.hosts[&id.host].is_reachable() && member.actual.is_some() && !member.is_in_doubt()
+    }
+
+    /// Whether a member may be in a state, for `max`: where it is, and, while it is driven, in doubt or not
+    /// known, wherever it may be.
+    pub fn may_be_in(&self, id: &MemberId, state: &StateName) -> bool {
+        let member = &self.members[id];
+        let Some(actual) = &member.actual else { return true };
+        let moves = member.transition.is_some() || member.is_in_doubt();
+        actual == state || (moves && member.goal.as_ref() == Some(state))
+    }
+
+    /// Whether a member is surely in a state, for `min`.
+    pub fn is_surely_in(&self, id: &MemberId, state: &StateName) -> bool {
+        let member = &self.members[id];
+        member.actual.as_ref() == Some(state) && !member.is_in_doubt() && self.hosts[&id.host].is_reachable()
+    }
+
+    /// Whether a group serves: every serving state's `min` is met.
+    pub fn serves(&self, name: &GroupName) -> bool {
+        let Some(group) = self.spec.groups.get(name) else { return false };
+        let count = self.members_of(name).count();
+        group.lifecycle.serving.iter().all(|state| {
+            self.members_of(name).filter(|id| self.is_surely_in(id, state)).count() >= group.min(state, count)
+        })
+    }
+
+    /// The settings of a group.
+    pub fn settings(&self, name: &GroupName) -> BTreeMap<SettingKey, SettingValue> {
+        self.spec.groups.get(name).map(|group| group.settings.clone()).unwrap_or_default()
+    }
+
+    /// The members on a host, as its agent needs to know them.
+    pub fn assignments(&self, host: &HostName) -> Vec<Assignment> {
+        let here = self.spec.groups.iter().filter_map(|(name, group)| {
+            let member = MemberId::new(name, host);
+            self.members.contains_key(&member).then(|| Assignment {
+                member,
+                handler: group.handler.clone(),
+                lowest: group.lifecycle.lowest().clone(),
+            })
+        });
+        here.collect()
+    }
+
+    /// Takes one record in. Records come in order and were valid when they were appended.
+    pub fn apply(&mut self, index: Index, record: &Record) {
+        assert!(index > self.revision, "record {index} does not follow {}", self.revision);
+        self.revision = index;
+        match &record.body {
+            Body::Reign { .. } => self.reign = Reign(index.0),
+            Body::Spec { spec, .. } => {
+                self.spec = Arc::new(spec.check().expect("a spec is checked before it is recorded"));
+                self.spec_file = Some(spec.clone());
+                self.select_members(None);
+            }
+            Body::Host { host, change } => self.apply_host(host, change),
+            Body::Request { request } => {
+                let id = TransitionId(index.0);
+                self.requests.insert(request.request_id.clone(), id);
+                self.transitions.insert(id, Arc::new(Transition::new(request.clone(), record.at)));
+                self.open.insert(id);
+            }
+            Body::Begin { transition, plan } => {
+                let token = Token(index.0);
+                self.tell(index, *transition, plan);
+                let transition = self.transition_mut(*transition);
+                transition.plan = Some(plan.clone());
+                transition.token = Some(token);
+                transition.current_token = Some(token);
+            }
+            Body::Decision { transition: id, decision, cause, votes } => {
+                let transition = self.transition_mut(*id);
+                assert!(transition.decision.is_none(), "{id} is decided once");
+                transition.decision = Some(*decision);
+                transition.decided_at = Some(record.at);
+                transition.cause = cause.clone();
+                transition.votes = votes.clone();
+                if *decision == Decision::Commit {
+                    let plan = transition.plan.clone().expect("a plan is begun before it is decided");
+                    for (member, goal) in &plan.goals {
+                        let member = self.member_mut(member);
+                        member.goal = Some(goal.clone());
+                        member.transition = Some(*id);
+                        member.mark = Mark::None;
+                    }
+                }
+            }
+            Body::Step { transition, results } => {
+                results.iter().for_each(|result| self.apply_step(*transition, result));
+            }
+            Body::Turn { transition: id, turn, member, reason } => {
+                let transition = self.transition_mut(*id);
+                transition.current_token = Some(Token(index.0));
+                let plan = transition.plan.clone().expect("only a begun transition turns");
+                match turn {
+                    Turn::Undo => {
+                        transition.undo = Some((member.clone(), reason.clone()));
+                        for (member, goal) in &plan.goals_before {
+                            self.member_mut(member).goal = goal.clone();
+                        }
+                    }
+                    Turn::Exclude => {
+                        transition.excluded.insert(member.clone(), reason.clone());
+                        let lowest = self.spec.groups[&member.group].lifecycle.lowest().clone();
+                        self.member_mut(member).goal = Some(lowest);
+                    }
+                }
+            }
+            Body::Outcome { transition, outcome, left } => {
+                self.apply_outcome(index, record.at, *transition, *outcome, left)
+            }
+            Body::Report { member: id, actual } => {
+                if self.members.contains_key(id) {
+                    let member = self.member_mut(id);
+                    member.actual = actual.clone();
+                    if actual.is_some() {
+                        member.mark = Mark::None;
+                        member.goal = member.goal.take().or(actual.clone());
+                    }
+                    self.drop_if_left(id);
+                }
+            }
+        }
+    }
+
+    fn apply_host(&mut self, name: &HostName, change: &HostChange) {
+        match change {
+            HostChange::Joined { agent, address, labels } => {
+                let host = Host {
+                    agent: agent.clone(),
+                    address: address.clone(),
+                    labels: labels.clone(),
+                    liveness: Liveness::Alive,
+                };
+                self.hosts.insert(name.clone(), Arc::new(host));
+                self.select_members(Some(name));
+            }
+            HostChange::Liveness { liveness } => {
+                let host = self.hosts.get_mut(name).expect("liveness is recorded of hosts that have joined");
+                Arc::make_mut(host).liveness = *liveness;
+            }
+        }
+    }
+
+    /// Recomputes who belongs where, for one host or for all.
+    fn select_members(&mut self, only: Option<&HostName>) {
+        let mut leaving = Vec::new();
+        let spec = self.spec.clone();
+        for (id, member) in &mut self.members {
+            if only.is_some_and(|host| *host != id.host) {
+                continue;
+            }
+            let labels = &self.hosts[&id.host].labels;
+            let stays = spec.groups.get(&id.group).is_some_and(|group| group.selects(labels));
+            if member.leaving == stays {
+                Arc::make_mut(member).leaving = !stays;
+            }
+            if !stays {
+                leaving.push(id.clone());
+            }
+        }
+        let mut join = |name: &HostName, host: &Host| {
+            for (group, declared) in &spec.groups {
+                if declared.selects(&host.labels) {
+                    self.members.entry(MemberId::new(group, name)).or_default();
+                }
+            }
+        };
+        match only {
+            Some(name) => join(name, &self.hosts[name].clone()),
+            None => self.hosts.iter().for_each(|(name, host)| join(name, host)),
+        }
+        leaving.iter().for_each(|id| self.drop_if_left(id));
+    }
+
+    /// Forgets a member that has left its group once nothing of it is left.
+    fn drop_if_left(&mut self, id: &MemberId) {
+        let Some(member) =
+            self.members.get(id).filter(|member| member.leaving && member.transition.is_none())
+        else {
+            return;
+        };
+        let is_down = match self.spec.groups.get(&id.group) {
+            Some(group) => member.actual.as_ref() == Some(group.lifecycle.lowest()),
+            None => true,
+        };
+        if is_down {
+            self.members.remove(id);
+        }
+    }
+
+    fn apply_step(&mut self, id: TransitionId, result: &StepResult) {
+        let transition = self.transition_mut(id);
+        match result {
+            StepResult::Confirmed { step, direction } => {
+                transition.steps.insert((*step, *direction), StepState::Confirmed);
+                let plan = transition.plan.clone().expect("only a begun transition has steps");
+                let step = &plan.steps[step.0 as usize];
+                let actual = match direction {
+                    Direction::Forward => &step.to,
+                    Direction::Back => &step.from,
+                };
+                self.member_mut(&step.member).actual = Some(actual.clone());
+            }
+            StepResult::Failed { step, direction, reason } => {
+                transition.steps.insert((*step, *direction), StepState::Failed(reason.clone()));
+            }
+            StepResult::Unknown { step, direction } => {
+                transition.steps.insert((*step, *direction), StepState::Unknown);
+            }
+            StepResult::Stopped { member } => {
+                transition.stopped.insert(member.clone());
+                let lowest = self.spec.groups[&member.group].lifecycle.lowest().clone();
+                self.member_mut(member).actual = Some(lowest);
+            }
+            StepResult::HoldEnded { member, end } => {
+                transition.holds.entry(member.clone()).or_insert(*end);
+            }
+        }
+    }
+
+    fn apply_outcome(
+        &mut self,
+        index: Index,
+        at: WallTime,
+        id: TransitionId,
+        outcome: Outcome,
+        left: &BTreeMap<MemberId, Left>,
+    ) {
+        let transition = self.transition_mut(id);
+        assert!(transition.outcome.is_none(), "{id} ends once");
+        transition.outcome = Some(outcome);
+        transition.ended_at = Some(at);
+        transition.left = left.clone();
+        self.open.remove(&id);
+        let Some(plan) = self.transitions[&id].plan.clone() else { return };
+        for member in plan.goals.keys() {
+            let mark = match left.get(member) {
+                Some(left) if left.in_doubt => Mark::InDoubt,
+                Some(_) => Mark::Failed,
+                None => Mark::None,
+            };
+            let known = self.member_mut(member);
+            if known.transition == Some(id) {
+                known.transition = None;
+                known.mark = mark;
+            }
+            self.drop_if_left(member);
+        }
+        self.tell(index, id, &plan);
+    }
+
+    /// Notes which hosts the record is told to.
+    fn tell(&mut self, index: Index, transition: TransitionId, plan: &Plan) {
+        let hosts: BTreeSet<_> = plan.with_role(Role::Observer).map(|member| member.host.clone()).collect();
+        for host in hosts {
+            self.notices.entry(host).or_default().push((index, transition));
+        }
+    }
+
+    fn transition_mut(&mut self, id: TransitionId) -> &mut Transition {
+        Arc::make_mut(self.transitions.get_mut(&id).expect("records name transitions that were requested"))
+    }
+
+    fn member_mut(&mut self, id: &MemberId) -> &mut Member {
+        Arc::make_mut(self.members.entry(id.clone()).or_default())
+    }
+
+    /// Whatever else is true, this is: called after every batch; a bug ends the process here rather than later.
+    pub fn assert_invariants(&self) {
+        for id in &self.open {
+            assert!(self.transitions[id].outcome.is_none(), "{id} is open and has ended");
+        }
+        for (id, member) in &self.members {
+            assert!(self.hosts.contains_key(&id.host), "{id} is on a host that never joined");
+            if let Some(transition) = member.transition {
+                assert!(self.open.contains(&transition), "{id} is driven by {transition}, which has ended");
+            }
+        }
+        for id in &self.open {
+            let transition = &self.transitions[id];
+            if let (Some(Decision::Commit), None) = (transition.decision, transition.outcome) {
+                assert!(transition.token.is_some(), "{id} is decided and was never begun");
+            }
+        }
+    }
+}

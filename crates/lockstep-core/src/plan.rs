@@ -1,0 +1,644 @@
+//! Plans: what would be done, in which order, by whom, before anything is done. Pure: the same cluster and the
+//! same request give the same plan, byte for byte.
+//!
+//! A plan leaves no choice for later. Its steps form a graph; sets that wait for sets go through a barrier, so
+//! that large plans stay linear in size.
+
+mod order;
+
+use crate::cluster::Cluster;
+use crate::id::{GroupName, MemberId, StateName, StepId};
+use crate::message::Role;
+use crate::relation::Relation;
+use crate::request::{Code, Rejection, TARGETS_MAX, Target};
+use crate::spec::{Ask, Group, Kind, OnFailure, list};
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt::Write;
+
+/// Barriers are numbered from the next multiple of this on that leaves all numbers below it to steps.
+pub const BARRIER_FIRST: u32 = 10_000;
+/// The most steps a plan may have.
+pub const STEPS_MAX: usize = 100_000;
+
+/// How fit members are to be chosen; more is better, absent is 0.
+pub type Scores = BTreeMap<MemberId, i64>;
+
+/// What would be done.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Plan {
+    /// Names the plan: two plans with one hash do the same to the same cluster.
+    pub hash: String,
+    /// The steps, by id.
+    pub steps: Vec<Step>,
+    /// Points that wait for several steps so that several others wait for one.
+    pub barriers: Vec<Barrier>,
+    /// Who takes part, and as what; one entry per role.
+    pub participants: Vec<Participant>,
+    /// The relations that concern the groups that move.
+    pub relations: Vec<Relation>,
+    /// Groups that stop serving inside their own move.
+    pub gaps: Vec<GroupName>,
+    /// Where each member that moves is to end.
+    pub goals: BTreeMap<MemberId, StateName>,
+    /// The goals those members have had.
+    pub goals_before: BTreeMap<MemberId, Option<StateName>>,
+    /// Entries into a serving state limited by `max` for which nobody holds: once confirmed, undo would lose
+    /// something.
+    pub no_return: BTreeSet<StepId>,
+    /// Groups that no other transition may touch meanwhile.
+    pub exclusive: BTreeSet<GroupName>,
+    /// Groups that no other transition may claim exclusively meanwhile.
+    pub shared: BTreeSet<GroupName>,
+    /// How long the phases may take, in milliseconds: the longest that a group which takes part allows.
+    pub check_ms: u64,
+    /// Like `check_ms`.
+    pub prepare_ms: u64,
+    /// A digest of all that was read. It does not stand still only when something that the plan rests on moved.
+    pub digest: String,
+}
+
+/// One member taking one edge.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Step {
+    /// Its number: its place in the plan.
+    pub id: StepId,
+    /// Who.
+    pub member: MemberId,
+    /// The state to leave.
+    pub from: StateName,
+    /// The state to enter.
+    pub to: StateName,
+    /// Steps and barriers that come directly before it.
+    pub after: Vec<StepId>,
+}
+
+/// A point that waits for several steps.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Barrier {
+    /// Its number, from [`BARRIER_FIRST`] on.
+    pub id: StepId,
+    /// Steps and barriers that come directly before it.
+    pub after: Vec<StepId>,
+}
+
+/// Somebody who takes part.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Participant {
+    /// Who.
+    pub member: MemberId,
+    /// As what.
+    pub role: Role,
+}
+
+impl Plan {
+    /// Whether there is nothing to do.
+    pub fn is_empty(&self) -> bool {
+        self.steps.is_empty() && self.goals.is_empty()
+    }
+
+    /// Who takes part in that role.
+    pub fn with_role(&self, role: Role) -> impl Iterator<Item = &MemberId> {
+        self.participants.iter().filter(move |participant| participant.role == role).map(|who| &who.member)
+    }
+
+    /// The groups that move.
+    pub fn moving(&self) -> BTreeSet<&GroupName> {
+        self.goals.keys().map(|member| &member.group).collect()
+    }
+
+    /// The groups for which members of `group` are asked in this way.
+    pub fn asked_for(&self, group: &GroupName, ask: Ask) -> Vec<GroupName> {
+        let asked =
+            self.relations.iter().filter(|relation| relation.from == *group && relation.ask == Some(ask));
+        asked.map(|relation| relation.to.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The steps of one member, in order.
+    pub fn steps_of<'a>(&'a self, member: &'a MemberId) -> impl Iterator<Item = &'a Step> {
+        self.steps.iter().filter(move |step| step.member == *member)
+    }
+}
+
+/// Plans what `targets` ask for, or says why it cannot be.
+pub fn plan(cluster: &Cluster, targets: &[Target], scores: &Scores) -> Result<Plan, Rejection> {
+    if targets.len() > TARGETS_MAX {
+        let message = format!("{} targets, at most {TARGETS_MAX}", targets.len());
+        return Err(Rejection::new(Code::TooLarge, message, "split the request"));
+    }
+    let mut planner = Planner { cluster, scores, wanted: BTreeMap::new(), whole: BTreeSet::new() };
+    for target in targets {
+        planner.resolve(target)?;
+    }
+    planner.displace()?;
+    planner.check_members()?;
+    planner.check_limits()?;
+    planner.check_requires()?;
+    planner.finish()
+}
+
+struct Planner<'a> {
+    cluster: &'a Cluster,
+    scores: &'a Scores,
+    /// Where members are to end, those that are there already included.
+    wanted: BTreeMap<MemberId, StateName>,
+    /// Groups that the request names whole.
+    whole: BTreeSet<GroupName>,
+}
+
+impl<'a> Planner<'a> {
+    fn group(&self, name: &GroupName) -> Result<&'a Group, Rejection> {
+        self.cluster.spec.groups.get(name).ok_or_else(|| {
+            let groups = list(self.cluster.spec.groups.keys().take(20));
+            Rejection::new(
+                Code::UnknownGroup,
+                format!("there is no group {name}"),
+                format!("there are: {groups}"),
+            )
+        })
+    }
+
+    fn score(&self, member: &MemberId) -> i64 {
+        self.scores.get(member).copied().unwrap_or(0)
+    }
+
+    fn resolve(&mut self, target: &Target) -> Result<(), Rejection> {
+        match target {
+            Target::Group(group, state) => {
+                known_state(group, self.group(group)?, state)?;
+                self.whole.insert(group.clone());
+                for member in self.cluster.members_of(group) {
+                    self.want(member, state)?;
+                }
+                Ok(())
+            }
+            Target::Down(group) => {
+                let lowest = self.group(group)?.lifecycle.lowest();
+                self.resolve(&Target::Group(group.clone(), lowest.clone()))
+            }
+            Target::Up(group) => self.resolve_up(group),
+            Target::Member(member, state) => {
+                known_state(&member.group, self.group(&member.group)?, state)?;
+                if !self.cluster.hosts.contains_key(&member.host) {
+                    let message = format!("there is no host {}", member.host);
+                    let help = "`lockstep host list` shows those that have joined";
+                    return Err(Rejection::new(Code::UnknownHost, message, help));
+                }
+                if !self.cluster.members.contains_key(member) {
+                    let message = format!("host {} is not in group {}", member.host, member.group);
+                    let help = "a group's members are the hosts whose labels match its `select`";
+                    return Err(Rejection::new(Code::UnknownMember, message, help));
+                }
+                self.want(member, state)
+            }
+            Target::Setting(group, key, _) => {
+                if !self.group(group)?.settings.contains_key(key) {
+                    let message = format!("group {group} has no setting {key}");
+                    let help = format!("declare it under [groups.{group}.settings]");
+                    return Err(Rejection::new(Code::UnknownSetting, message, help));
+                }
+                let message = format!("{target}: changing settings is not available in this version");
+                Err(Rejection::new(Code::NotAllowed, message, "name states: GROUP=STATE"))
+            }
+            Target::Drain(host) => {
+                let message = format!("{target}: draining is not available in this version");
+                let help = format!("name the members that are to go down: GROUP@{host}=STATE");
+                Err(Rejection::new(Code::NotAllowed, message, help))
+            }
+        }
+    }
+
+    /// Fills states from the highest, each to its `max`. Who is there already stays, then the best score, then
+    /// the name decides.
+    fn resolve_up(&mut self, name: &GroupName) -> Result<(), Rejection> {
+        let group = self.group(name)?;
+        self.whole.insert(name.clone());
+        let lifecycle = &group.lifecycle;
+        let rank = |id: &MemberId| {
+            let actual = self.cluster.members[id].actual.as_ref();
+            actual.and_then(|state| lifecycle.rank(state)).unwrap_or(0)
+        };
+        let mut members: Vec<_> =
+            self.cluster.members_of(name).filter(|id| self.cluster.can_act(id)).collect();
+        let count = self.cluster.members_of(name).count();
+        members.sort_by_key(|id| {
+            (std::cmp::Reverse(rank(id)), std::cmp::Reverse(self.score(id)), (*id).clone())
+        });
+        let mut members = members.into_iter();
+        for state in lifecycle.states.iter().rev() {
+            let room = group.max(state, count).unwrap_or(usize::MAX);
+            for member in members.by_ref().take(room) {
+                self.want(member, state)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn want(&mut self, member: &MemberId, state: &StateName) -> Result<(), Rejection> {
+        match self.wanted.insert(member.clone(), state.clone()) {
+            Some(other) if other != *state => {
+                let message = format!("{member} is asked to be both {other} and {state}");
+                Err(Rejection::new(Code::LimitBroken, message, "name each member once"))
+            }
+            Some(_) | None => Ok(()),
+        }
+    }
+
+    /// Makes room: a member that was not named and is in a full state takes the nearest state with room, ties
+    /// going to the higher rank.
+    fn displace(&mut self) -> Result<(), Rejection> {
+        let groups: BTreeSet<_> = self.wanted.keys().map(|member| member.group.clone()).collect();
+        for name in groups {
+            let group = self.group(&name)?;
+            let count = self.cluster.members_of(&name).count();
+            // From the highest state down: who is displaced from one may fill up the next.
+            for state in group.lifecycle.states.iter().rev() {
+                let Some(max) = group.max(state, count) else { continue };
+                let mut free: Vec<_> = self
+                    .cluster
+                    .members_of(&name)
+                    .filter(|id| !self.wanted.contains_key(id))
+                    .filter(|id| self.cluster.members[id].actual.as_ref() == Some(state))
+                    .filter(|id| self.cluster.can_act(id))
+                    .cloned()
+                    .collect();
+                free.sort_by_key(|id| (std::cmp::Reverse(self.score(id)), id.clone()));
+                while self.count_at_end(&name, state) > max
+                    && let Some(member) = free.pop()
+                {
+                    let refuge = self.refuge(&name, group, state, count).ok_or_else(|| {
+                        let message =
+                            format!("{member} would have to leave {state}, and no other state has room");
+                        Rejection::new(
+                            Code::LimitBroken,
+                            message,
+                            format!("raise a max in [groups.{name}.limits]"),
+                        )
+                    })?;
+                    self.wanted.insert(member, refuge);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn refuge(&self, name: &GroupName, group: &Group, from: &StateName, count: usize) -> Option<StateName> {
+        let lifecycle = &group.lifecycle;
+        let rank = lifecycle.rank(from)?;
+        let mut others: Vec<_> =
+            lifecycle.states.iter().enumerate().filter(|(other, _)| *other != rank).collect();
+        others.sort_by_key(|(other, _)| (other.abs_diff(rank), std::cmp::Reverse(*other)));
+        let has_room = |state: &StateName| {
+            group.max(state, count).is_none_or(|max| self.count_at_end(name, state) < max)
+        };
+        others.into_iter().map(|(_, state)| state).find(|state| has_room(state)).cloned()
+    }
+
+    /// How many members may be in a state at the end, those counted that may be anywhere.
+    fn count_at_end(&self, group: &GroupName, state: &StateName) -> usize {
+        let members = self.cluster.members_of(group);
+        members
+            .filter(|id| match self.wanted.get(id) {
+                Some(wanted) => wanted == state,
+                None => self.cluster.may_be_in(id, state),
+            })
+            .count()
+    }
+
+    /// Only members whose state is known, on hosts that answer, and that no other transition drives can move.
+    fn check_members(&self) -> Result<(), Rejection> {
+        for (id, state) in &self.wanted {
+            let member = &self.cluster.members[id];
+            let host = &self.cluster.hosts[&id.host];
+            let moves = member.actual.as_ref() != Some(state);
+            if moves && !host.is_reachable() {
+                let message = format!("{id} would have to move, and host {} is {}", id.host, host.liveness);
+                let help = "bring the host back, or ask for less";
+                return Err(Rejection::new(Code::HostLost, message, help));
+            }
+            if moves && member.is_in_doubt() {
+                let message = format!("{id} is in doubt since its last transition");
+                let help = "it is settled when its status is reported: see `lockstep status`";
+                return Err(Rejection::new(Code::MemberInDoubt, message, help));
+            }
+            if member.actual.is_none() {
+                let message = format!("the state of {id} is not known");
+                let help =
+                    "its agent asks the handler's `status` and reports; see `lockstep status` for the reason";
+                return Err(Rejection::new(Code::ActualUnknown, message, help));
+            }
+        }
+        Ok(())
+    }
+
+    fn check_limits(&self) -> Result<(), Rejection> {
+        let groups: BTreeSet<_> = self.wanted.keys().map(|member| &member.group).collect();
+        for name in groups {
+            let group = self.group(name)?;
+            let count = self.cluster.members_of(name).count();
+            for state in &group.lifecycle.states {
+                let after = self.count_at_end(name, state);
+                let before =
+                    self.cluster.members_of(name).filter(|id| self.cluster.may_be_in(id, state)).count();
+                if let Some(max) = group.max(state, count)
+                    && after > max
+                    && after > before.min(max)
+                {
+                    let message = format!("{after} members of {name} would be {state}, at most {max} may be");
+                    let help = format!("ask for fewer, or raise max in [groups.{name}.limits.{state}]");
+                    return Err(Rejection::new(Code::LimitBroken, message, help));
+                }
+                let declared = group.limits.get(state).and_then(|limit| limit.min);
+                let Some(min) = declared.map(|min| min.as_min(count)) else { continue };
+                let surely_after = self.surely(name, state, true);
+                if surely_after < min && self.surely(name, state, false) >= min && !self.whole.contains(name)
+                {
+                    let message =
+                        format!("{surely_after} members of {name} would be {state}, at least {min} must be");
+                    let help = format!("name the whole group ({name}=STATE) if that is meant");
+                    return Err(Rejection::new(Code::LimitBroken, message, help));
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// How many members are surely in a state, before or at the end.
+    fn surely(&self, group: &GroupName, state: &StateName, at_end: bool) -> usize {
+        let members = self.cluster.members_of(group);
+        members
+            .filter(|id| match self.wanted.get(id) {
+                Some(wanted) if at_end => wanted == state,
+                Some(_) | None => self.cluster.is_surely_in(id, state),
+            })
+            .count()
+    }
+
+    /// Whether every serving state's `min` is met.
+    fn serves(&self, name: &GroupName, at_end: bool) -> bool {
+        let group = &self.cluster.spec.groups[name];
+        let count = self.cluster.members_of(name).count();
+        group
+            .lifecycle
+            .serving
+            .iter()
+            .all(|state| self.surely(name, state, at_end) >= group.min(state, count))
+    }
+
+    fn check_requires(&self) -> Result<(), Rejection> {
+        let moved: BTreeSet<_> = self.wanted.keys().map(|member| &member.group).collect();
+        for relation in &self.cluster.spec.relations {
+            let Relation { from, to, kind, .. } = relation;
+            let concerned = moved.contains(from) || moved.contains(to);
+            if *kind != Kind::Requires || !concerned || !self.serves(from, true) || self.serves(to, true) {
+                continue;
+            }
+            if self.serves(to, false) {
+                let message = format!("{from} requires {to}, which would stop serving while {from} serves");
+                let help = format!("take {from} down in the same request: {from}=down");
+                return Err(Rejection::new(Code::WouldBreakRequires, message, help));
+            }
+            if !self.serves(from, false) {
+                let message = format!("{from} requires {to}, which does not serve");
+                let help = format!("bring {to} up first, or in the same request: {to}=up");
+                return Err(Rejection::new(Code::RequirementDown, message, help));
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(self) -> Result<Plan, Rejection> {
+        let mut plan = Plan::default();
+        for (id, to) in &self.wanted {
+            let member = &self.cluster.members[id];
+            let from = member.actual.as_ref().expect("check_members refuses unknown states");
+            if from == to && member.goal.as_ref() == Some(to) {
+                continue;
+            }
+            let lifecycle = &self.group(&id.group)?.lifecycle;
+            let path = lifecycle.path(from, to).ok_or_else(|| {
+                let message = format!("no edges lead {id} from {from} to {to}");
+                Rejection::new(Code::NoPath, message, "`lockstep group show` lists the lifecycle's edges")
+            })?;
+            let mut from = from;
+            for to in &path {
+                let step = StepId(u32::try_from(plan.steps.len()).expect("STEPS_MAX fits"));
+                let after = Vec::new();
+                plan.steps.push(Step {
+                    id: step,
+                    member: id.clone(),
+                    from: from.clone(),
+                    to: to.clone(),
+                    after,
+                });
+                from = to;
+                if plan.steps.len() > STEPS_MAX {
+                    let message = format!("more than {STEPS_MAX} steps");
+                    return Err(Rejection::new(Code::TooLarge, message, "split the request"));
+                }
+            }
+            plan.goals.insert(id.clone(), to.clone());
+            plan.goals_before.insert(id.clone(), member.goal.clone());
+        }
+        let dips = order::order(self.cluster, &mut plan)?;
+        self.add_participants(&mut plan);
+        self.add_gaps(&mut plan, &dips);
+        self.add_no_return(&mut plan);
+        plan.digest = digest(self.cluster, &plan);
+        plan.hash = hash(&plan);
+        Ok(plan)
+    }
+
+    fn add_participants(&self, plan: &mut Plan) {
+        let moving: BTreeSet<GroupName> = plan.moving().into_iter().cloned().collect();
+        let actors: BTreeSet<MemberId> = plan.goals.keys().cloned().collect();
+        let mut roles: BTreeSet<Participant> = BTreeSet::new();
+        let mut add = |member: &MemberId, role| roles.insert(Participant { member: member.clone(), role });
+        for member in &actors {
+            add(member, Role::Actor);
+        }
+        let stops_serving: BTreeSet<&GroupName> = plan
+            .steps
+            .iter()
+            .filter(|step| {
+                let lifecycle = &self.cluster.spec.groups[&step.member.group].lifecycle;
+                lifecycle.serves(&step.from) && !lifecycle.serves(&step.to)
+            })
+            .map(|step| &step.member.group)
+            .collect();
+        plan.exclusive = moving.clone();
+        // Whoever shares a group with one that moves learns of it: a third replica has to follow a new primary.
+        for group in &moving {
+            for member in self.cluster.members_of(group).filter(|member| !actors.contains(*member)) {
+                add(member, Role::Observer);
+            }
+        }
+        for relation in self.told(&moving) {
+            for member in self.cluster.members_of(&relation.from) {
+                add(member, Role::Observer);
+                // An actor's own check and prepare speak for it; asking it twice could give two answers.
+                if !stops_serving.contains(&relation.to) || actors.contains(member) {
+                    continue;
+                }
+                match relation.ask {
+                    Some(Ask::Vote) => add(member, Role::Voter),
+                    Some(Ask::Hold) => add(member, Role::Holder),
+                    None => false,
+                };
+            }
+            plan.relations.push(relation.clone());
+        }
+        let holders: BTreeSet<MemberId> =
+            roles.iter().filter(|who| who.role == Role::Holder).map(|who| who.member.clone()).collect();
+        // Who holds has been asked; a vote of its own would be a second answer.
+        plan.participants = roles
+            .into_iter()
+            .filter(|who| who.role != Role::Voter || !holders.contains(&who.member))
+            .collect();
+        plan.exclusive.extend(holders.iter().map(|member| member.group.clone()));
+        for relation in &self.cluster.spec.relations {
+            let concerned = moving.contains(&relation.from) || moving.contains(&relation.to);
+            if concerned && !plan.relations.contains(relation) {
+                plan.relations.push(relation.clone());
+            }
+        }
+        plan.relations.sort();
+        let related = plan.relations.iter().flat_map(|relation| [&relation.from, &relation.to]);
+        plan.shared = related.filter(|group| !plan.exclusive.contains(*group)).cloned().collect();
+        let asked: BTreeSet<&GroupName> = plan
+            .participants
+            .iter()
+            .filter(|who| who.role != Role::Observer)
+            .map(|who| &who.member.group)
+            .collect();
+        let deadlines = || asked.iter().map(|group| self.cluster.spec.groups[*group].deadlines);
+        plan.check_ms = deadlines().map(|deadlines| deadlines.check).max().unwrap_or(0);
+        plan.prepare_ms = deadlines().map(|deadlines| deadlines.prepare).max().unwrap_or(0);
+    }
+
+    /// The relations whose `from` is told when these groups move: all that lead to them directly, and along
+    /// `requires` those that lead to their dependants.
+    fn told(&self, moving: &BTreeSet<GroupName>) -> Vec<&'a Relation> {
+        let mut told = Vec::new();
+        let mut seen: BTreeSet<&GroupName> = moving.iter().collect();
+        let mut frontier = seen.clone();
+        let mut first = true;
+        while !frontier.is_empty() {
+            let mut next = BTreeSet::new();
+            for relation in &self.cluster.spec.relations {
+                let follows = frontier.contains(&relation.to) && (first || relation.kind == Kind::Requires);
+                if follows {
+                    told.push(relation);
+                    if relation.kind == Kind::Requires && seen.insert(&relation.from) {
+                        next.insert(&relation.from);
+                    }
+                }
+            }
+            frontier = next;
+            first = false;
+        }
+        told.sort();
+        told.dedup();
+        told
+    }
+
+    fn add_gaps(&self, plan: &mut Plan, dips: &order::Dips) {
+        let moving: BTreeSet<GroupName> = plan.moving().into_iter().cloned().collect();
+        for name in moving {
+            if !self.serves(&name, false) || !self.serves(&name, true) {
+                continue;
+            }
+            let group = &self.cluster.spec.groups[&name];
+            let count = self.cluster.members_of(&name).count();
+            let is_gap = group.lifecycle.serving.iter().any(|state| {
+                let dip = dips.get(&(name.clone(), state.clone())).copied().unwrap_or(0);
+                self.surely(&name, state, false).saturating_sub(dip) < group.min(state, count)
+            });
+            if is_gap {
+                plan.gaps.push(name);
+            }
+        }
+    }
+
+    fn add_no_return(&self, plan: &mut Plan) {
+        let held: BTreeSet<&GroupName> = plan
+            .with_role(Role::Holder)
+            .flat_map(|holder| plan.relations.iter().filter(|relation| relation.from == holder.group))
+            .filter(|relation| relation.ask == Some(Ask::Hold))
+            .map(|relation| &relation.to)
+            .collect();
+        let no_return = plan.steps.iter().filter(|step| {
+            let group = &self.cluster.spec.groups[&step.member.group];
+            let is_limited = group.limits.get(&step.to).is_some_and(|limit| limit.max.is_some());
+            group.lifecycle.serves(&step.to) && is_limited && !held.contains(&step.member.group)
+        });
+        let no_return = no_return.map(|step| step.id).collect();
+        plan.no_return = no_return;
+    }
+}
+
+fn known_state(name: &GroupName, group: &Group, state: &StateName) -> Result<(), Rejection> {
+    if group.lifecycle.rank(state).is_some() {
+        return Ok(());
+    }
+    let message = format!("group {name} has no state {state}");
+    Err(Rejection::new(
+        Code::UnknownState,
+        message,
+        format!("its states are {}", list(&group.lifecycle.states)),
+    ))
+}
+
+/// What happens to a group's steps that fail for good.
+pub fn on_failure(cluster: &Cluster, asked: Option<OnFailure>, group: &GroupName) -> OnFailure {
+    asked.or(cluster.spec.groups.get(group).map(|group| group.on_failure)).unwrap_or_default()
+}
+
+/// A digest of what a plan rests on: the members, limits and relations of its footprint. Facts, scores and the
+/// journal's index are left out, so that it changes only with what matters.
+pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
+    let mut digest = Sha256::new();
+    let mut line = String::new();
+    for name in plan.exclusive.iter().chain(&plan.shared) {
+        let Some(group) = cluster.spec.groups.get(name) else {
+            digest.update(format!("{name} gone\n"));
+            continue;
+        };
+        // The derived Debug form covers every field, so a new one cannot be forgotten here.
+        digest.update(format!(
+            "{name} {:?} {:?} {} {}\n",
+            group.lifecycle, group.limits, group.handler, group.hold_ms
+        ));
+        for id in cluster.members_of(name) {
+            let member = &cluster.members[id];
+            let reachable = cluster.hosts[&id.host].is_reachable();
+            line.clear();
+            let state = |state: &Option<StateName>| state.as_ref().map_or("?", StateName::as_str).to_owned();
+            let (goal, actual) = (state(&member.goal), state(&member.actual));
+            writeln!(line, "{id} {goal} {actual} {:?} {reachable}", member.mark).expect("a String takes all");
+            digest.update(line.as_bytes());
+        }
+    }
+    let footprint = |name: &GroupName| plan.exclusive.contains(name) || plan.shared.contains(name);
+    for relation in &cluster.spec.relations {
+        if footprint(&relation.from) || footprint(&relation.to) {
+            digest.update(format!("{relation:?}\n"));
+        }
+    }
+    hex(&digest.finalize())
+}
+
+/// The hash that names a plan: over all of it, its digest included.
+fn hash(plan: &Plan) -> String {
+    let unnamed = Plan { hash: String::new(), ..plan.clone() };
+    hex(&Sha256::digest(serde_json::to_vec(&unnamed).expect("a plan is plain data")))
+}
+
+/// The first 16 bytes in hexadecimal: far beyond chance and guessing, and still one line in a terminal.
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().take(16).fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes all");
+        text
+    })
+}

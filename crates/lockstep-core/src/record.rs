@@ -1,0 +1,254 @@
+//! The journal's records: all that a cluster is, is a fold over them. These types are the stored format;
+//! golden fixtures hold it still.
+
+use crate::id::{AgentId, HostName, MemberId, StateName, StepId, TransitionId};
+use crate::message::{Decision, Outcome};
+use crate::plan::Plan;
+use crate::request::Request;
+use crate::spec::SpecFile;
+use crate::time::WallTime;
+use crate::vote::Vote;
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+use std::fmt;
+use std::sync::Arc;
+
+/// One record, with the wall-clock time at which it was proposed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Record {
+    /// When, for people.
+    pub at: WallTime,
+    /// What.
+    #[serde(flatten)]
+    pub body: Body,
+}
+
+/// What a record says.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "kebab-case")]
+pub enum Body {
+    /// A server has become the active one; its reign, as agents see it, is this record's index.
+    Reign {
+        /// The server's name.
+        server: String,
+    },
+    /// The declared cluster.
+    Spec {
+        /// As it was written.
+        spec: Arc<SpecFile>,
+        /// Who applied it.
+        principal: String,
+    },
+    /// A host.
+    Host {
+        /// Which.
+        host: HostName,
+        /// What became of it.
+        change: HostChange,
+    },
+    /// An operator's request; the transition is named by this record's index.
+    Request {
+        /// What was asked for.
+        request: Arc<Request>,
+    },
+    /// A plan that is about to be prepared; the token of its orders is this record's index.
+    Begin {
+        /// Which.
+        transition: TransitionId,
+        /// The plan.
+        plan: Arc<Plan>,
+    },
+    /// The decision.
+    Decision {
+        /// Which.
+        transition: TransitionId,
+        /// Commit or abort.
+        decision: Decision,
+        /// Why it was aborted.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cause: Option<Cause>,
+        /// The votes that were cast.
+        votes: Vec<Vote>,
+    },
+    /// What has come of steps and holds.
+    Step {
+        /// Which.
+        transition: TransitionId,
+        /// In the order in which they were reported.
+        results: Vec<StepResult>,
+    },
+    /// A decided transition changes its course; the token of its further orders is this record's index.
+    Turn {
+        /// Which.
+        transition: TransitionId,
+        /// Where to.
+        turn: Turn,
+        /// The member whose failure it answers.
+        member: MemberId,
+        /// That member's reason.
+        reason: String,
+    },
+    /// The end.
+    Outcome {
+        /// Which.
+        transition: TransitionId,
+        /// How.
+        outcome: Outcome,
+        /// The members that were left elsewhere than planned.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        left: BTreeMap<MemberId, Left>,
+    },
+    /// The state of a member, changed outside a transition.
+    Report {
+        /// Which.
+        member: MemberId,
+        /// The state; none when it could not be told.
+        actual: Option<StateName>,
+    },
+}
+
+/// What became of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "change", rename_all = "kebab-case")]
+pub enum HostChange {
+    /// Its agent has come, or come back.
+    Joined {
+        /// The agent's identity.
+        agent: AgentId,
+        /// Where other hosts reach it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        address: Option<String>,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+    },
+    /// It is seen differently.
+    Liveness {
+        /// How.
+        liveness: Liveness,
+    },
+}
+
+/// How a host is seen.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Liveness {
+    /// Its session stands.
+    #[default]
+    Alive,
+    /// Its session is closed or its renewal late.
+    Suspect,
+    /// Its lease has run out.
+    Lost,
+    /// It has left by itself.
+    Left,
+    /// Somebody made sure that it has stopped.
+    Fenced,
+}
+
+impl fmt::Display for Liveness {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Alive => "alive",
+            Self::Suspect => "suspect",
+            Self::Lost => "lost",
+            Self::Left => "left",
+            Self::Fenced => "fenced",
+        })
+    }
+}
+
+/// Why a transition was aborted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Cause {
+    /// An abort reason or a rejection code.
+    pub code: String,
+    /// What happened, for people.
+    pub message: String,
+    /// The member that stood in the way, if one did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub member: Option<MemberId>,
+}
+
+/// Which way a step was taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Direction {
+    /// As planned.
+    Forward,
+    /// Taken back.
+    Back,
+}
+
+/// What has come of a step or a hold.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "result", rename_all = "kebab-case")]
+pub enum StepResult {
+    /// The handler confirmed the step.
+    Confirmed {
+        /// Which.
+        step: StepId,
+        /// Which way.
+        direction: Direction,
+    },
+    /// The handler ended and failed, for good.
+    Failed {
+        /// Which.
+        step: StepId,
+        /// Which way.
+        direction: Direction,
+        /// Its reason.
+        reason: String,
+    },
+    /// The handler's end is not known, and the deadline has passed.
+    Unknown {
+        /// Which.
+        step: StepId,
+        /// Which way.
+        direction: Direction,
+    },
+    /// An excluded member was stopped: the evidence that it is in the lowest state.
+    Stopped {
+        /// Which.
+        member: MemberId,
+    },
+    /// A hold has ended.
+    HoldEnded {
+        /// The holder.
+        member: MemberId,
+        /// How.
+        end: HoldEnd,
+    },
+}
+
+/// How a hold ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum HoldEnd {
+    /// The holder released it when it was told to.
+    Released,
+    /// The holder released it by itself at its end.
+    Ended,
+    /// Nothing was heard of it until its stated end.
+    Presumed,
+}
+
+/// How a decided transition changes its course.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Turn {
+    /// Every step taken is taken back.
+    Undo,
+    /// The member is left out.
+    Exclude,
+}
+
+/// A member that a transition could neither finish nor take back.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Left {
+    /// What is known of it.
+    pub problem: String,
+    /// Who has to act, and how.
+    pub next: String,
+    /// Whether its state is not known, rather than known and wrong.
+    pub in_doubt: bool,
+}

@@ -1,0 +1,259 @@
+//! What an operator asks for, and the refusal of it.
+
+use crate::id::{GroupName, HostName, MemberId, SettingKey, StateName};
+use crate::spec::{OnFailure, text_problem};
+use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::fmt;
+use std::str::FromStr;
+
+/// The most targets one request may have.
+pub const TARGETS_MAX: usize = 10_000;
+/// The longest request id, in bytes: a UUID, or a build number with its pipeline's name.
+pub const REQUEST_ID_LEN_MAX: usize = 128;
+/// The longest reason, in bytes.
+pub const REASON_LEN_MAX: usize = 1000;
+
+/// One thing that an operator wants to be so.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Target {
+    /// `GROUP=STATE`: every member of the group.
+    Group(GroupName, StateName),
+    /// `GROUP@HOST=STATE`: one member.
+    Member(MemberId, StateName),
+    /// `GROUP=up`: states are filled from the highest, each to its `max`.
+    Up(GroupName),
+    /// `GROUP=down`: every member to the lowest state.
+    Down(GroupName),
+    /// `GROUP.KEY=VALUE`: a setting.
+    Setting(GroupName, SettingKey, String),
+    /// `drain HOST`: every member there to its lifecycle's drained state.
+    Drain(HostName),
+}
+
+impl Target {
+    /// The group it names, if it names one.
+    pub fn group(&self) -> Option<&GroupName> {
+        match self {
+            Self::Group(group, _) | Self::Up(group) | Self::Down(group) | Self::Setting(group, _, _) => {
+                Some(group)
+            }
+            Self::Member(member, _) => Some(&member.group),
+            Self::Drain(_) => None,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Group(group, state) => write!(f, "{group}={state}"),
+            Self::Member(member, state) => write!(f, "{member}={state}"),
+            Self::Up(group) => write!(f, "{group}=up"),
+            Self::Down(group) => write!(f, "{group}=down"),
+            Self::Setting(group, key, value) => write!(f, "{group}.{key}={value}"),
+            Self::Drain(host) => write!(f, "drain {host}"),
+        }
+    }
+}
+
+impl FromStr for Target {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let shown = || text.chars().take(80).collect::<String>();
+        if let Some(host) = text.strip_prefix("drain ") {
+            return Ok(Self::Drain(host.parse().map_err(|error| format!("target {:?}: {error}", shown()))?));
+        }
+        let Some((left, right)) = text.split_once('=') else {
+            return Err(format!(
+                "target {:?} is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE",
+                shown()
+            ));
+        };
+        let named = |error: crate::id::NameError| format!("target {:?}: {error}", shown());
+        if left.contains('@') {
+            return Ok(Self::Member(left.parse().map_err(named)?, right.parse().map_err(named)?));
+        }
+        if let Some((group, key)) = left.split_once('.') {
+            if let Some(problem) = text_problem(right) {
+                return Err(format!("target {:?}: {problem}", shown()));
+            }
+            return Ok(Self::Setting(
+                group.parse().map_err(named)?,
+                key.parse().map_err(named)?,
+                right.to_owned(),
+            ));
+        }
+        let group = left.parse().map_err(named)?;
+        Ok(match right {
+            "up" => Self::Up(group),
+            "down" => Self::Down(group),
+            state => Self::Group(group, state.parse().map_err(named)?),
+        })
+    }
+}
+
+impl Serialize for Target {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Target {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        std::borrow::Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
+/// An operator's request for a transition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Request {
+    /// What makes it idempotent: the same id asks for the same transition.
+    pub request_id: String,
+    /// Who asks.
+    pub principal: String,
+    /// What is to be so.
+    pub targets: Vec<Target>,
+    /// Why, in the operator's words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// What happens when a step fails for good; each group's own policy when it is not said.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// Milliseconds from the request's arrival within which the decision must be taken; none: the phases'
+    /// own deadlines only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+    /// The plan that was shown: any other is refused with `plan-changed`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_hash: Option<String>,
+}
+
+/// The stable code of a [`Rejection`].
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+#[expect(missing_docs, reason = "docs/errors/ has a page for each")]
+pub enum Code {
+    SpecInvalid,
+    Cycle,
+    UnknownGroup,
+    UnknownHost,
+    UnknownMember,
+    UnknownState,
+    UnknownSetting,
+    NoPath,
+    LimitBroken,
+    WouldBreakRequires,
+    RequirementDown,
+    Excluded,
+    NoCandidate,
+    ActualUnknown,
+    MemberInDoubt,
+    HostLost,
+    Busy,
+    Frozen,
+    WindowClosed,
+    PlanChanged,
+    RequestConflict,
+    NotAllowed,
+    TooLarge,
+    NotActive,
+    StoreUnavailable,
+}
+
+impl Code {
+    /// The code as users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::SpecInvalid => "spec-invalid",
+            Self::Cycle => "cycle",
+            Self::UnknownGroup => "unknown-group",
+            Self::UnknownHost => "unknown-host",
+            Self::UnknownMember => "unknown-member",
+            Self::UnknownState => "unknown-state",
+            Self::UnknownSetting => "unknown-setting",
+            Self::NoPath => "no-path",
+            Self::LimitBroken => "limit-broken",
+            Self::WouldBreakRequires => "would-break-requires",
+            Self::RequirementDown => "requirement-down",
+            Self::Excluded => "excluded",
+            Self::NoCandidate => "no-candidate",
+            Self::ActualUnknown => "actual-unknown",
+            Self::MemberInDoubt => "member-in-doubt",
+            Self::HostLost => "host-lost",
+            Self::Busy => "busy",
+            Self::Frozen => "frozen",
+            Self::WindowClosed => "window-closed",
+            Self::PlanChanged => "plan-changed",
+            Self::RequestConflict => "request-conflict",
+            Self::NotAllowed => "not-allowed",
+            Self::TooLarge => "too-large",
+            Self::NotActive => "not-active",
+            Self::StoreUnavailable => "store-unavailable",
+        }
+    }
+}
+
+impl fmt::Display for Code {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.as_str())
+    }
+}
+
+/// A refusal of what an operator asked for. Nothing has changed.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize, thiserror::Error)]
+#[error("{message}")]
+pub struct Rejection {
+    /// What kind of refusal.
+    pub code: Code,
+    /// What is in the way.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+}
+
+impl Rejection {
+    /// A refusal of that kind.
+    pub fn new(code: Code, message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self { code, message: message.into(), help: help.into() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn targets_read_back_as_they_are_written() {
+        for text in
+            ["db=online", "db@pg-a.example=primary", "db=up", "db=down", "edge.live=a=b", "drain pg-a"]
+        {
+            assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
+        }
+        let long = format!("edge.live={}", "x".repeat(300));
+        for bad in [
+            "",
+            "db",
+            "=",
+            "db=",
+            "=online",
+            "db@=x",
+            "@h=x",
+            "db@h=",
+            "edge.=x",
+            "a.b.c=x",
+            "drain ",
+            "drain a b",
+            &long,
+        ] {
+            bad.parse::<Target>().unwrap_err();
+        }
+    }
+
+    #[test]
+    fn a_code_is_written_as_it_is_serialized() {
+        for code in [Code::SpecInvalid, Code::WouldBreakRequires, Code::StoreUnavailable] {
+            assert_eq!(serde_json::to_string(&code).unwrap(), format!("\"{code}\""));
+        }
+    }
+}

@@ -1,0 +1,3 @@
+//! The server: one task owns the engine, everything else sends it inputs or performs its outputs.
+
+pub mod handle;

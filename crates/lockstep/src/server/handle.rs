@@ -1,0 +1,137 @@
+//! How the HTTP side talks to the one task that owns the engine: commands in, a snapshot out.
+
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::{Index, MemberId, TransitionId};
+use lockstep_core::plan::Plan;
+use lockstep_core::request::{Rejection, Request, Target};
+use lockstep_core::spec::SpecFile;
+use lockstep_core::vote::Vote;
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tokio::sync::{mpsc, oneshot, watch};
+
+/// The most commands that wait for the engine; more are answered `busy`.
+pub const COMMANDS_MAX: usize = 10_000;
+
+/// What readers see: acknowledged records only, and beside them what is provisional.
+#[derive(Debug, Clone, Default)]
+pub struct View {
+    /// The cluster up to its revision.
+    pub cluster: Arc<Cluster>,
+    /// Votes cast in transitions that are not decided yet.
+    pub votes: BTreeMap<TransitionId, Vec<Vote>>,
+    /// Which phase each open transition is in: `queued`, `check`, `prepare`, `decide`, `commit` or `release`.
+    pub phases: BTreeMap<TransitionId, &'static str>,
+    /// What members last said of themselves; never a reason for anything.
+    pub reported: BTreeMap<MemberId, Reported>,
+}
+
+/// What a member last said of itself.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub struct Reported {
+    /// How fit it is to be chosen; more is better.
+    pub score: Option<i64>,
+    /// Small values for people.
+    pub facts: Map<String, Value>,
+    /// Why its state could not be told.
+    pub reason: Option<String>,
+}
+
+/// What can be asked of the engine.
+#[derive(Debug)]
+pub enum Command {
+    /// Plan only.
+    Plan {
+        /// What for.
+        targets: Vec<Target>,
+        /// The answer.
+        reply: oneshot::Sender<Result<Plan, Rejection>>,
+    },
+    /// Plan and run. Answered once the request's record is acknowledged; `None` when there is nothing to do.
+    Run {
+        /// What for.
+        request: Request,
+        /// The answer.
+        reply: oneshot::Sender<Result<Option<TransitionId>, Rejection>>,
+    },
+    /// Abort a transition that is not decided yet.
+    Abort {
+        /// Which.
+        transition: TransitionId,
+        /// The answer; `Ok` once the abort is recorded, or when it was aborted before.
+        reply: oneshot::Sender<Result<(), Rejection>>,
+    },
+    /// Declare the cluster.
+    Apply {
+        /// As it was written.
+        spec: SpecFile,
+        /// Who.
+        principal: String,
+        /// The answer: the revision at which it is in force.
+        reply: oneshot::Sender<Result<Index, Rejection>>,
+    },
+}
+
+/// A way to the engine; cheap to clone.
+#[derive(Debug, Clone)]
+pub struct Handle {
+    commands: mpsc::Sender<Command>,
+    view: watch::Receiver<View>,
+}
+
+impl Handle {
+    /// A handle whose commands arrive at the other end of `commands`.
+    pub fn new(commands: mpsc::Sender<Command>, view: watch::Receiver<View>) -> Self {
+        Self { commands, view }
+    }
+
+    /// The newest snapshot.
+    pub fn view(&self) -> View {
+        self.view.borrow().clone()
+    }
+
+    /// A receiver that is woken with every new snapshot.
+    pub fn watch(&self) -> watch::Receiver<View> {
+        self.view.clone()
+    }
+
+    /// Plans only.
+    pub async fn plan(&self, targets: Vec<Target>) -> Result<Plan, Rejection> {
+        self.ask(|reply| Command::Plan { targets, reply }).await
+    }
+
+    /// Plans and runs; answers once the request's record is acknowledged.
+    pub async fn run(&self, request: Request) -> Result<Option<TransitionId>, Rejection> {
+        self.ask(|reply| Command::Run { request, reply }).await
+    }
+
+    /// Aborts a transition that is not decided yet.
+    pub async fn abort(&self, transition: TransitionId) -> Result<(), Rejection> {
+        self.ask(|reply| Command::Abort { transition, reply }).await
+    }
+
+    /// Declares the cluster; answers with the revision at which it is in force.
+    pub async fn apply(&self, spec: SpecFile, principal: String) -> Result<Index, Rejection> {
+        self.ask(|reply| Command::Apply { spec, principal, reply }).await
+    }
+
+    async fn ask<T>(
+        &self,
+        command: impl FnOnce(oneshot::Sender<Result<T, Rejection>>) -> Command,
+    ) -> Result<T, Rejection> {
+        use lockstep_core::request::Code;
+        let (reply, answer) = oneshot::channel();
+        if self.commands.try_send(command(reply)).is_err() {
+            return Err(Rejection::new(
+                Code::Busy,
+                "the server has more to do than it can queue",
+                "try again later",
+            ));
+        }
+        answer.await.unwrap_or_else(|_| {
+            let help = "ask again with the same request id: it is carried out once";
+            Err(Rejection::new(Code::StoreUnavailable, "the server stopped before it could answer", help))
+        })
+    }
+}
