@@ -402,6 +402,7 @@ mod tests {
     use rustix::event::{PollFd, PollFlags, Timespec, poll};
     use rustix::process::{PidfdFlags, pidfd_open};
     use tempfile::TempDir;
+    use tokio::net::unix::pipe;
 
     use super::*;
 
@@ -466,11 +467,18 @@ mod tests {
         path
     }
 
-    async fn read_fifo(path: &Path) -> String {
-        tokio::time::timeout(STUCK, tokio::fs::read_to_string(path))
-            .await
-            .expect("the script writes")
-            .unwrap()
+    /// Waits until the script writes to a FIFO.
+    async fn hear(path: &Path) {
+        // Open for both: then opening waits for nobody, and a test that fails does not hang.
+        let mut pipe = pipe::OpenOptions::new().read_write(true).open_receiver(path).unwrap();
+        tokio::time::timeout(STUCK, pipe.read_u8()).await.expect("the script writes").unwrap();
+    }
+
+    /// Writes a line to a FIFO, which is there for as long as what this returns.
+    fn tell(path: &Path, line: &str) -> pipe::Sender {
+        let pipe = pipe::OpenOptions::new().read_write(true).open_sender(path).unwrap();
+        rustix::io::write(pipe.as_fd(), line.as_bytes()).unwrap();
+        pipe
     }
 
     /// Waits for a process to end, without asking again and again. Zombies have ended.
@@ -621,8 +629,8 @@ mod tests {
         let body = "sleep 1000 & echo $! > $DIR/child; echo $$ > $DIR/pid\n\
             echo waiting for a replica >&2; wait";
         let script = Script::new(body);
-        let end = script.run(call(1_000)).await;
-        assert_eq!(end, no("no answer within 1000 ms; last said: waiting for a replica"));
+        let end = script.run(call(2_000)).await;
+        assert_eq!(end, no("no answer within 2000 ms; last said: waiting for a replica"));
         assert!(!runs(script.pid("child")));
         let pid = script.pid("pid").as_raw_nonzero();
         assert!(!Path::new(&format!("/proc/{pid}")).exists(), "reaped, not a zombie");
@@ -631,7 +639,7 @@ mod tests {
     #[tokio::test]
     async fn ignoring_sigterm_does_not_help() {
         let script = Script::new("trap '' TERM INT HUP; echo $$ > $DIR/pid; while :; do sleep 1000; done");
-        assert_eq!(script.run(call(1_000)).await, no("no answer within 1000 ms"));
+        assert_eq!(script.run(call(2_000)).await, no("no answer within 2000 ms"));
         assert!(!runs(script.pid("pid")));
     }
 
@@ -659,12 +667,16 @@ mod tests {
 
     #[tokio::test]
     async fn a_child_that_keeps_the_output_open_does_not_hold_up_the_call() {
-        let script = Script::new("sleep 1000 & echo $! > $DIR/child; echo '{\"score\":1}'; exit 0");
+        let script = Script::new(
+            "{ read line < $DIR/go; echo $line > $DIR/went; } & echo $! > $DIR/child; echo '{\"score\":1}'; exit 0",
+        );
+        let go = fifo(&script, "go");
         let end = script.run(call(AMPLE_MS)).await;
         assert_eq!((end.verdict, end.answer.score), (Verdict::Yes, Some(1)));
-        let child = script.pid("child");
-        assert!(runs(child), "left alone: it may be what ends a hold");
-        rustix::process::kill_process(child, Signal::KILL).unwrap();
+        // And it is left alone: it may be what ends a hold.
+        let _told = tell(&go, "on\n");
+        ended(script.pid("child")).await;
+        assert_eq!(script.file("went"), "on\n");
     }
 
     #[tokio::test]
@@ -679,14 +691,14 @@ mod tests {
     async fn a_detached_child_survives_the_time_out() {
         let script = Script::new("");
         let ready = fifo(&script, "ready");
-        let body = "setsid sh -c 'echo $$ > $DIR/child; echo > $DIR/ready; exec sleep 1000' \
+        let go = fifo(&script, "go");
+        let body = "setsid sh -c 'echo $$ > $DIR/child; echo > $DIR/ready; read line < $DIR/go; echo $line > $DIR/went' \
             > /dev/null 2>&1 & wait";
         fs::write(script.dir.path().join("handler"), body).unwrap();
-        let kill = async { drop(read_fifo(&ready).await) };
-        assert_eq!(run(&script.program, call(AMPLE_MS), kill).await, no("killed by the agent"));
-        let child = script.pid("child");
-        assert!(runs(child));
-        rustix::process::kill_process(child, Signal::KILL).unwrap();
+        assert_eq!(run(&script.program, call(AMPLE_MS), hear(&ready)).await, no("killed by the agent"));
+        let _told = tell(&go, "on\n");
+        ended(script.pid("child")).await;
+        assert_eq!(script.file("went"), "on\n");
     }
 
     #[tokio::test]
@@ -694,8 +706,7 @@ mod tests {
         let script =
             Script::new("sleep 1000 & echo $! > $DIR/child; echo $$ > $DIR/pid; echo > $DIR/ready; wait");
         let ready = fifo(&script, "ready");
-        let kill = async { drop(read_fifo(&ready).await) };
-        assert_eq!(run(&script.program, call(AMPLE_MS), kill).await, no("killed by the agent"));
+        assert_eq!(run(&script.program, call(AMPLE_MS), hear(&ready)).await, no("killed by the agent"));
         assert!(!runs(script.pid("child")));
         assert!(!runs(script.pid("pid")));
     }
@@ -707,7 +718,7 @@ mod tests {
         let ready = fifo(&script, "ready");
         tokio::select! {
             end = script.run(call(AMPLE_MS)) => panic!("it waits: {end:?}"),
-            _ = read_fifo(&ready) => {}
+            () = hear(&ready) => {}
         }
         ended(script.pid("child")).await;
         let pid = script.pid("pid");
