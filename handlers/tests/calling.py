@@ -1,0 +1,54 @@
+"""Calls a handler as an agent does: fixed argv, cleared environment, the context as JSON on stdin."""
+
+import json
+import os
+import subprocess
+import time
+
+from lab import HANDLERS
+
+
+class Answer:
+    def __init__(self, code, stdout, stderr, seconds):
+        self.code, self.seconds = code, seconds
+        self.json = json.loads(stdout) if stdout.strip() else {}
+        self.reason = stderr.strip().splitlines()[-1] if stderr.strip() else ""
+
+    def __repr__(self):
+        return f"exit {self.code}, {self.json}, {self.reason!r}"
+
+
+class Member:
+    """One member and the handler that its host's agent.toml names for it."""
+
+    def __init__(self, name, handler, address, settings):
+        self.name, self.address = name, address
+        self._argv = [os.path.join(HANDLERS, handler)]
+        self._settings = settings
+
+    def call(self, phase, context=None, **lockstep):
+        """`lockstep` gives LOCKSTEP_* by their lower-case names, `from_` for LOCKSTEP_FROM."""
+        group, host = self.name.split("@")
+        env = {"LOCKSTEP_MEMBER": self.name, "LOCKSTEP_GROUP": group, "LOCKSTEP_HOST": host, **self._settings}
+        env.update({f"LOCKSTEP_{key.strip('_').upper()}": str(value) for key, value in lockstep.items()})
+        began = time.monotonic()
+        done = subprocess.run([*self._argv, phase], input=json.dumps({"me": self.name, "phase": phase, **(context or {})}),
+                              env=env, capture_output=True, text=True, timeout=30, check=False)
+        return Answer(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
+
+
+def redis_member(server, **settings):
+    return Member(f"cache@{server.name}", "redis", server.address, {"REDIS_PORT": str(server.port), **settings})
+
+
+def haproxy_member(proxy, **settings):
+    settings = {"HAPROXY_SOCKET": proxy.socket, "HAPROXY_FRONTEND": "redis", "HAPROXY_BACKEND": "cache",
+                "HAPROXY_SERVER": "primary", **settings}
+    return Member(f"edge@{proxy.name}", "haproxy", "127.0.0.1", settings)
+
+
+def shown(members, goals, actuals=None, out=None, **more):
+    """The context: what the agent knows of the members, by name."""
+    rows = [{"member": member.name, "address": member.address, "goal": goals.get(member.name),
+             "actual": (actuals or goals).get(member.name)} for member in members]
+    return {"members": rows, "out": out or {}, **more}
