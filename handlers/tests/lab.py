@@ -179,7 +179,8 @@ backend cache
 class Relay:
     """Passes bytes between a port of its own and a target until it is stalled: a network that goes quiet, not down."""
 
-    def __init__(self, lab, target_port):
+    def __init__(self, lab, target_port, delay_s=0.0):
+        self._delay_s = delay_s  # how late every piece arrives: what is under way when a role changes can get lost
         self._open = threading.Event()
         self._open.set()
         self._target_port = target_port
@@ -219,6 +220,7 @@ class Relay:
         try:
             while True:
                 data = source.recv(16384)
+                time.sleep(self._delay_s)
                 self._open.wait()
                 if not data:
                     break

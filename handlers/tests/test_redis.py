@@ -326,7 +326,8 @@ class Others(RedisCase):
 
 
 class UnderLoad(RedisCase):
-    def test_direct_writers_lose_nothing(self):
+    def test_writers_lose_nothing_with_a_distant_replica(self):
+        self.r2.follow(Relay(self.lab, self.r1.port, delay_s=0.2).port)  # over loopback hardly anything is under way
         writers = Writers([self.r1.port], count=6).start()
         writers.wait_for(300)
         out = self.prepare_both()
