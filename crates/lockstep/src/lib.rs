@@ -2,5 +2,7 @@
 
 pub mod config;
 pub mod handler;
+pub mod json;
 pub mod server;
+pub mod spec_file;
 pub mod store;

@@ -4,13 +4,11 @@
 //! fails the call, with a reason that names it, rather than being skipped in silence.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt;
 
-use serde::Deserialize;
-use serde::de::{self, Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::Value;
 
 use super::{NAME_LEN_MAX, is_name};
+use crate::json;
 
 /// Longest `out` and longest `facts`, each in bytes of JSON. They travel in reports, are kept in the journal and
 /// are handed to other handlers: room for a position or a handful of measurements, not for a log.
@@ -65,10 +63,14 @@ impl Answer {
         if text.trim().is_empty() {
             return Ok(Answer::default());
         }
-        let mut reader = serde_json::Deserializer::from_str(text);
-        let Strict(value) = Strict::deserialize(&mut reader)
+        json::check(text).map_err(|error| match error.to_string() {
+            message if message.starts_with("trailing characters") => {
+                refuse("stdout holds more than one JSON value; print one object, once")
+            }
+            message => refuse(format!("stdout is not a JSON object: {message}")),
+        })?;
+        let value = serde_json::from_str(text)
             .map_err(|error| refuse(format!("stdout is not a JSON object: {error}")))?;
-        reader.end().map_err(|_| refuse("stdout holds more than one JSON value; print one object, once"))?;
         let Value::Object(fields) = value else {
             return Err(refuse(format!("stdout must hold a JSON object, not {}", kind(&value))));
         };
@@ -178,68 +180,6 @@ fn kind_or_number(value: &Value) -> String {
 
 fn refuse(reason: impl Into<String>) -> AnswerError {
     AnswerError(reason.into())
-}
-
-/// A JSON value in which no object has the same key twice. `serde_json::Value` keeps the last one in silence.
-struct Strict(Value);
-
-impl<'de> Deserialize<'de> for Strict {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Strict, D::Error> {
-        deserializer.deserialize_any(StrictVisitor).map(Strict)
-    }
-}
-
-struct StrictVisitor;
-
-impl<'de> Visitor<'de> for StrictVisitor {
-    type Value = Value;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a JSON value")
-    }
-
-    fn visit_unit<E>(self) -> Result<Value, E> {
-        Ok(Value::Null)
-    }
-
-    fn visit_bool<E>(self, value: bool) -> Result<Value, E> {
-        Ok(Value::Bool(value))
-    }
-
-    fn visit_i64<E>(self, value: i64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_u64<E>(self, value: u64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_f64<E>(self, value: f64) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_str<E>(self, value: &str) -> Result<Value, E> {
-        Ok(value.into())
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut items: A) -> Result<Value, A::Error> {
-        let mut array = Vec::new();
-        while let Some(Strict(item)) = items.next_element()? {
-            array.push(item);
-        }
-        Ok(Value::Array(array))
-    }
-
-    fn visit_map<A: MapAccess<'de>>(self, mut entries: A) -> Result<Value, A::Error> {
-        let mut object = serde_json::Map::new();
-        while let Some((key, Strict(value))) = entries.next_entry::<String, Strict>()? {
-            if object.contains_key(&key) {
-                return Err(de::Error::custom(format_args!("the key {key:?} is there twice")));
-            }
-            object.insert(key, value);
-        }
-        Ok(Value::Object(object))
-    }
 }
 
 #[cfg(test)]
