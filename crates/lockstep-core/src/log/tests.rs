@@ -275,6 +275,17 @@ fn a_failed_write_or_sync_ends_writing_until_opened_again() {
 }
 
 #[test]
+fn room_is_safe_before_a_frame_goes_into_it() {
+    let mut log = log_with(&[]);
+    log.append(Reign(1), Index(1), &[vec![b'x'; CHUNK as usize - 200]]).unwrap();
+    assert_eq!(log.room, CHUNK);
+    log.disk_mut().fail(Op::Sync, 0, DiskError::Io("bad sector".to_owned()));
+    log.append(Reign(1), Index(2), &[[b'y'; 300]]).unwrap_err();
+    let behind = log.disk().read_at(LOG, log.end, CHUNK as usize).unwrap();
+    assert!(behind.iter().all(|byte| *byte == 0));
+}
+
+#[test]
 fn what_was_served_after_a_failed_sync_survives_a_power_cut() {
     let mut log = log_with(&[1]);
     log.disk_mut().fail(Op::Sync, 0, DiskError::Io("bad sector".to_owned()));

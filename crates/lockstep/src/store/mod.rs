@@ -1,1 +1,202 @@
-//! The store: a fenced journal.
+//! The store: a fenced, append-only journal with snapshots.
+//!
+//! All state is a fold over its entries. [`Store`] has one implementation on a directory ([`Embedded`]) and room for
+//! one on a replicated service; both pass `conformance`. It orders and keeps opaque bytes; it never interprets them,
+//! and it never retries by itself. Group commit is above it: one batch in flight, what arrives meanwhile goes into
+//! the next one.
+//!
+//! [`Journal`] is the part without fencing, a log on a thread of its own. The agent keeps its own records with it.
+
+mod disk;
+mod embedded;
+mod journal;
+
+#[cfg(test)]
+mod conformance;
+
+pub use disk::FileDisk;
+pub use embedded::Embedded;
+pub use journal::Journal;
+pub use lockstep_core::log::{Entry, Snapshot};
+
+use lockstep_core::id::{Index, Reign};
+use lockstep_core::log;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// About how much one read answers with, in bytes: enough to make a replay one of large reads, little enough for
+/// many slow readers at once. A single batch that is larger comes whole.
+pub const READ_BYTES_MAX: usize = 1 << 20;
+
+/// What became of an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Appended {
+    /// It is safe; this is the index of its last entry, the new head.
+    Done(Index),
+    /// The reign has ended; nothing was written.
+    Deposed,
+    /// The head is this one, not the expected one; nothing was written.
+    Conflict(Index),
+    /// It was sent and no answer came. Read the head: either the batch is there, under this reign, or the same
+    /// append may be tried again. Nothing else may be appended before one of the two is known.
+    Unknown,
+}
+
+/// What became of a fenced operation other than an append.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fenced {
+    /// The reign held while it was done.
+    Held,
+    /// The reign has ended; nothing was done.
+    Deposed,
+}
+
+/// Why the store could not do as it was asked. Being deposed is none of these: it is a normal answer.
+#[derive(Debug, Clone, thiserror::Error)]
+pub enum Error {
+    /// Another process has the directory open.
+    #[error("{} is in use by {holder}; stop that one first, or choose another directory with --data", dir.display())]
+    InUse {
+        /// The directory.
+        dir: PathBuf,
+        /// Who has it, as far as is known.
+        holder: String,
+    },
+    /// The directory could not be used at all.
+    #[error("{}: could not {doing}; check that the directory may be written by this user", path.display())]
+    Directory {
+        /// The directory, or the file in it.
+        path: PathBuf,
+        /// What was tried.
+        doing: &'static str,
+        /// The system's answer.
+        source: Arc<io::Error>,
+    },
+    /// No room: nothing was written, and it may be tried again once there is some.
+    #[error(transparent)]
+    NoRoom(log::Error),
+    /// What was asked for cannot be: too large, or a snapshot where none can be. Nothing was written.
+    #[error(transparent)]
+    Refused(log::Error),
+    /// The entries asked for are gone; a reader starts again from the snapshot.
+    #[error("entries before index {floor} are compacted; start from the snapshot")]
+    Compacted {
+        /// The first index that may still be read.
+        floor: Index,
+    },
+    /// The disk failed or what it holds is damaged. Every later call answers the same until the store is opened
+    /// again, and only that shows whether an append that failed like this is there.
+    #[error(transparent)]
+    Failed(log::Error),
+    /// The store was closed.
+    #[error("the store is closed: this process is stopping")]
+    Closed,
+}
+
+impl From<log::Error> for Error {
+    fn from(error: log::Error) -> Self {
+        match error {
+            log::Error::Full { .. } => Error::NoRoom(error),
+            log::Error::Compacted { floor } => Error::Compacted { floor },
+            log::Error::TooLarge { .. }
+            | log::Error::SnapshotIndex { .. }
+            | log::Error::NotForward { .. }
+            | log::Error::Deposed { .. }
+            | log::Error::Exists { .. } => Error::Refused(error),
+            log::Error::Disk { .. }
+            | log::Error::Stopped { .. }
+            | log::Error::Damaged { .. }
+            | log::Error::Missing { .. }
+            | log::Error::Version { .. } => Error::Failed(error),
+        }
+    }
+}
+
+/// A journal that only the active server writes. A handle is cheap to clone.
+///
+/// What a call returned for is safe: it survives the crash of every process and a power cut. A call whose future is
+/// dropped may or may not have happened, as with [`Appended::Unknown`].
+pub trait Store: Clone + Send + Sync + 'static {
+    /// Waits until this server is the active one and begins its reign, higher than every one before. `name` tells
+    /// the others who it is; where the reign rests on a lease, it ends `ttl` after the last sign of life.
+    fn campaign(&self, name: &str, ttl: Duration) -> impl Future<Output = Result<Reign, Error>> + Send;
+
+    /// Appends one batch of at least one payload, all or nothing, if the reign holds and the head is `expected`.
+    /// Its entries take the indices from `expected + 1` on. Limits: [`log::PAYLOAD_BYTES_MAX`],
+    /// [`log::BATCH_BYTES_MAX`].
+    fn append(
+        &self,
+        reign: Reign,
+        expected: Index,
+        batch: Vec<Vec<u8>>,
+    ) -> impl Future<Output = Result<Appended, Error>> + Send;
+
+    /// The index of the last acknowledged entry, 0 when there is none; never an outdated one.
+    fn head(&self) -> impl Future<Output = Result<Index, Error>> + Send;
+
+    /// Acknowledged entries from `from` on, in order and without a gap: about [`READ_BYTES_MAX`] of them, none only
+    /// when `from` is past the head.
+    ///
+    /// Errors: [`Error::Compacted`].
+    fn read(&self, from: Index) -> impl Future<Output = Result<Vec<Entry>, Error>> + Send;
+
+    /// A signal that changes soon after each append, and ends with the store. For [`Watch`]; what it carries may lag
+    /// behind.
+    fn heads(&self) -> watch::Receiver<Index>;
+
+    /// Follows the journal from `from` on.
+    fn watch(&self, from: Index) -> Watch<Self> {
+        Watch { store: self.clone(), next: from, heads: self.heads() }
+    }
+
+    /// Saves state as of `index`, at most the head and at least the newest snapshot's index.
+    fn save_snapshot(
+        &self,
+        reign: Reign,
+        index: Index,
+        bytes: Vec<u8>,
+    ) -> impl Future<Output = Result<Fenced, Error>> + Send;
+
+    /// The newest snapshot that is sound, or `None` before the first. The journal has every entry after it.
+    fn load_snapshot(&self) -> impl Future<Output = Result<Option<Snapshot>, Error>> + Send;
+
+    /// Allows the store to forget entries below `before`. It keeps those that no snapshot covers, and may keep more.
+    fn compact(&self, reign: Reign, before: Index) -> impl Future<Output = Result<Fenced, Error>> + Send;
+
+    /// Whether the reign held at some instant between call and return.
+    fn confirm(&self, reign: Reign) -> impl Future<Output = Result<Fenced, Error>> + Send;
+}
+
+/// Acknowledged entries as they come, in order, each once.
+///
+/// It asks when it is asked: a slow reader costs no memory, and is told [`Error::Compacted`] when it fell too far
+/// behind.
+#[derive(Debug)]
+pub struct Watch<S> {
+    store: S,
+    next: Index,
+    heads: watch::Receiver<Index>,
+}
+
+impl<S: Store> Watch<S> {
+    /// The next entries, one at least, as soon as there are any. Dropping the future loses none.
+    pub async fn next(&mut self) -> Result<Vec<Entry>, Error> {
+        loop {
+            // Seen before the read, so that an entry that comes in between wakes us.
+            self.heads.borrow_and_update();
+            let entries = self.store.read(self.next).await?;
+            if let Some(last) = entries.last() {
+                self.next = Index(last.index.0 + 1);
+                return Ok(entries);
+            }
+            if self.heads.changed().await.is_err() {
+                // The store has ended; it says why.
+                self.store.read(self.next).await?;
+                return Err(Error::Closed);
+            }
+        }
+    }
+}

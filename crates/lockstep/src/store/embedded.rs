@@ -1,0 +1,116 @@
+//! The store in a directory of the server's own disk.
+//!
+//! The lock on the directory decides which process is the active server; reigns tell apart the times of one process
+//! from those before it. While its server is down, nothing is decided: safe, and it waits.
+
+use super::{Appended, Entry, Error, Fenced, FileDisk, Journal, Snapshot, Store};
+use lockstep_core::id::{Index, Reign};
+use lockstep_core::log::{Disk, Log};
+use std::path::Path;
+use std::time::Duration;
+use tokio::sync::watch;
+
+/// The embedded store.
+#[derive(Debug)]
+pub struct Embedded<D = FileDisk> {
+    journal: Journal<D>,
+}
+
+impl<D> Clone for Embedded<D> {
+    fn clone(&self) -> Self {
+        Embedded { journal: self.journal.clone() }
+    }
+}
+
+impl Embedded {
+    /// Takes a directory and opens the store in it, or makes an empty one. Errors as of [`Journal::open`].
+    pub async fn open(dir: &Path) -> Result<Self, Error> {
+        Ok(Embedded { journal: Journal::open(dir).await? })
+    }
+}
+
+impl<D: Disk + 'static> Embedded<D> {
+    /// The store on a journal that is open already.
+    pub fn new(journal: Journal<D>) -> Self {
+        Embedded { journal }
+    }
+
+    /// Ends the store and returns once its directory is free.
+    pub async fn close(self) {
+        self.journal.close().await;
+    }
+
+    /// Does `work` if `reign` is the present one.
+    async fn fenced<T: Send + 'static>(
+        &self,
+        reign: Reign,
+        work: impl FnOnce(&mut Log<D>) -> Result<T, Error> + Send + 'static,
+    ) -> Result<Option<T>, Error> {
+        self.journal.run(move |log| if holds(log, reign) { work(log).map(Some) } else { Ok(None) }).await
+    }
+}
+
+/// Reign 0 is before the first campaign: nobody's.
+fn holds<D: Disk>(log: &Log<D>, reign: Reign) -> bool {
+    reign == log.reign() && reign > Reign(0)
+}
+
+fn outcome<T>(done: Option<T>) -> Fenced {
+    if done.is_some() { Fenced::Held } else { Fenced::Deposed }
+}
+
+impl<D: Disk + 'static> Store for Embedded<D> {
+    /// The lock has chosen the server already, so this never waits, and the reign lasts as long as the lock.
+    async fn campaign(&self, _name: &str, _ttl: Duration) -> Result<Reign, Error> {
+        let begin = |log: &mut Log<D>| {
+            // Above the head too: a backup does not know the reigns after it, but a restore goes on at an index
+            // above all that were given out.
+            let reign = Reign((log.reign().0 + 1).max(log.head().0 + 1));
+            log.begin_reign(reign)?;
+            Ok(reign)
+        };
+        self.journal.run(begin).await
+    }
+
+    async fn append(&self, reign: Reign, expected: Index, batch: Vec<Vec<u8>>) -> Result<Appended, Error> {
+        assert!(!batch.is_empty(), "a batch has at least one payload");
+        let append = move |log: &mut Log<D>| {
+            if log.head() != expected {
+                return Ok(Appended::Conflict(log.head()));
+            }
+            Ok(Appended::Done(log.append(reign, Index(expected.0 + 1), &batch)?))
+        };
+        Ok(self.fenced(reign, append).await?.unwrap_or(Appended::Deposed))
+    }
+
+    async fn head(&self) -> Result<Index, Error> {
+        self.journal.head().await
+    }
+
+    async fn read(&self, from: Index) -> Result<Vec<Entry>, Error> {
+        self.journal.read(from).await
+    }
+
+    fn heads(&self) -> watch::Receiver<Index> {
+        self.journal.heads()
+    }
+
+    async fn save_snapshot(&self, reign: Reign, index: Index, bytes: Vec<u8>) -> Result<Fenced, Error> {
+        Ok(outcome(self.fenced(reign, move |log| Ok(log.save_snapshot(index, &bytes)?)).await?))
+    }
+
+    async fn load_snapshot(&self) -> Result<Option<Snapshot>, Error> {
+        self.journal.load_snapshot().await
+    }
+
+    async fn compact(&self, reign: Reign, before: Index) -> Result<Fenced, Error> {
+        Ok(outcome(self.fenced(reign, move |log| Ok(log.compact(before)?)).await?))
+    }
+
+    async fn confirm(&self, reign: Reign) -> Result<Fenced, Error> {
+        Ok(outcome(self.fenced(reign, |_| Ok(())).await?))
+    }
+}
+
+#[cfg(test)]
+mod tests;
