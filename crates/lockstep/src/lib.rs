@@ -1,5 +1,6 @@
 //! Lockstep's doing half: the server, the agent, the handlers and the command line.
 
+pub mod api;
 pub mod config;
 pub mod handler;
 pub mod json;

@@ -1,0 +1,230 @@
+//! Request bodies: how they are read and what they may say. All of it strict: what is not known is refused, since
+//! a misspelt `plan_hash` that is skipped in silence would run another plan than the one that was shown.
+
+use super::problem::{HttpCode, Problem};
+use crate::json;
+use crate::spec_file::{self, File, Format};
+use axum::body::{Body, Bytes};
+use axum::extract::Request as HttpRequest;
+use axum::http::{HeaderMap, header};
+use lockstep_core::id::NAME_LEN_MAX;
+use lockstep_core::request::{Code, REASON_LEN_MAX, REQUEST_ID_LEN_MAX, Rejection, Request, Target};
+use lockstep_core::spec::{DURATION_MAX_MS, OnFailure, SpecFile, text_problem};
+use rustix::rand::{GetRandomFlags, getrandom};
+use serde::{Deserialize, Serialize};
+use std::fmt::Write;
+use std::time::Duration;
+
+/// The largest body, in bytes; a spec may have [`spec_file::FILE_BYTES_MAX`].
+pub const BODY_BYTES_MAX: usize = 1024 * 1024;
+/// How long a body may take to arrive. A client that sends a byte a minute holds a connection for no longer.
+const BODY_TIME_MAX: Duration = Duration::from_secs(30);
+
+/// The body of `POST /v1/transitions`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RunBody {
+    /// What is to be so.
+    pub targets: Vec<String>,
+    /// What makes it idempotent; a random one when it is not given.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub request_id: Option<String>,
+    /// Why.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+    /// The plan that was shown.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan_hash: Option<String>,
+    /// What happens when a step fails for good.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_failure: Option<OnFailure>,
+    /// Milliseconds within which the decision must be taken.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub deadline_ms: Option<u64>,
+}
+
+/// The body of `POST /v1/plans`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlanBody {
+    /// What is to be so.
+    pub targets: Vec<String>,
+}
+
+/// The body of a request that says nothing; it may be left out.
+#[derive(Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct EmptyBody {}
+
+impl RunBody {
+    /// The request that it asks for, in the name of `principal`.
+    pub fn request(self, principal: &str) -> Result<Request, Problem> {
+        let targets = targets(&self.targets)?;
+        let request_id = self.request_id.unwrap_or_else(random_id);
+        if request_id.is_empty() {
+            return Err(bad("request_id is empty", "leave it out to get a random one"));
+        }
+        check_text("request_id", &request_id, REQUEST_ID_LEN_MAX)?;
+        if let Some(reason) = &self.reason {
+            check_text("reason", reason, REASON_LEN_MAX)?;
+        }
+        if let Some(hash) = &self.plan_hash {
+            check_text("plan_hash", hash, NAME_LEN_MAX)?;
+            if hash.is_empty() {
+                return Err(bad("plan_hash is empty", "leave it out to run whatever the plan is now"));
+            }
+        }
+        if let Some(ms) = self.deadline_ms
+            && !(1..=DURATION_MAX_MS).contains(&ms)
+        {
+            let help = format!("between 1 and {DURATION_MAX_MS} (a day); leave it out for the groups' own");
+            return Err(bad(format!("deadline_ms is {ms}"), help));
+        }
+        let (reason, plan_hash) = (self.reason, self.plan_hash);
+        let (on_failure, deadline_ms) = (self.on_failure, self.deadline_ms);
+        let principal = principal.to_owned();
+        Ok(Request { request_id, principal, targets, reason, on_failure, deadline_ms, plan_hash })
+    }
+}
+
+/// Reads targets.
+pub fn targets(texts: &[String]) -> Result<Vec<Target>, Problem> {
+    if texts.is_empty() {
+        return Err(bad("no targets", "name what is to be so, such as \"db=online\""));
+    }
+    let help = "GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down or GROUP.KEY=VALUE";
+    texts.iter().map(|text| text.parse().map_err(|error: String| bad(error, help))).collect()
+}
+
+/// Text that people will read in a terminal: short, and without characters that move the cursor.
+fn check_text(what: &str, text: &str, len_max: usize) -> Result<(), Problem> {
+    if text.len() > len_max {
+        let detail = format!("{what} has {} bytes", text.len());
+        return Err(bad(detail, format!("at most {len_max} bytes")));
+    }
+    // The characters are judged in pieces: core's own limit of length is that of labels.
+    let characters: Vec<char> = text.chars().collect();
+    let problem = characters.chunks(50).find_map(|piece| text_problem(&piece.iter().collect::<String>()));
+    match problem {
+        Some(problem) => Err(bad(format!("{what}: {problem}"), "use plain text on one line")),
+        None => Ok(()),
+    }
+}
+
+/// A request id that nobody else will think of.
+pub fn random_id() -> String {
+    let mut bytes = [0_u8; 16];
+    let filled = getrandom(&mut bytes, GetRandomFlags::empty());
+    assert_eq!(filled, Ok(bytes.len()), "the kernel gives 16 random bytes whole once it has started");
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").expect("a String takes all");
+        text
+    })
+}
+
+fn bad(detail: impl Into<String>, help: impl Into<String>) -> Problem {
+    Problem::http(HttpCode::BadRequest, detail, help)
+}
+
+/// Reads a JSON body.
+pub async fn read<T: serde::de::DeserializeOwned>(request: HttpRequest) -> Result<T, Problem> {
+    let (head, body) = request.into_parts();
+    content_type(&head.headers, &["application/json"])?;
+    let bytes = collect(body, BODY_BYTES_MAX).await?;
+    parse(&bytes)
+}
+
+/// Reads a body that says nothing: empty, or an empty object.
+pub async fn read_empty(request: HttpRequest) -> Result<(), Problem> {
+    let (head, body) = request.into_parts();
+    let bytes = collect(body, BODY_BYTES_MAX).await?;
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    content_type(&head.headers, &["application/json"])?;
+    parse::<EmptyBody>(&bytes).map(|_| ())
+}
+
+fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
+    let value = json::text(bytes).and_then(json::parse);
+    value.map_err(|error| {
+        let help = if error.is_syntax {
+            "send one JSON object in UTF-8, each key once"
+        } else {
+            "see docs/api.md for the fields"
+        };
+        bad(format!("the body: {error}"), help)
+    })
+}
+
+/// Reads and checks a spec, as JSON or as TOML.
+pub async fn read_spec(request: HttpRequest) -> Result<SpecFile, Problem> {
+    let (head, body) = request.into_parts();
+    let kind = content_type(&head.headers, &["application/json", "application/toml"])?;
+    let format = if kind == "application/toml" { Format::Toml } else { Format::Json };
+    let limit = usize::try_from(spec_file::FILE_BYTES_MAX).expect("16 MiB fit");
+    let bytes = collect(body, limit).await?;
+    // A large spec takes seconds to check; heartbeats on this thread must not wait for it.
+    let checked = tokio::task::spawn_blocking(move || check_spec(format, &bytes)).await;
+    checked.unwrap_or_else(|error| {
+        let help = "report this with the spec that shows it";
+        Err(Problem::from(Rejection::new(Code::SpecInvalid, format!("the check failed: {error}"), help)))
+    })
+}
+
+fn check_spec(format: Format, bytes: &[u8]) -> Result<SpecFile, Problem> {
+    let code = Code::SpecInvalid;
+    let file = File::from_bytes("body", format, bytes, code.as_str());
+    let file = file.map_err(|refused| bad(format!("the body: {refused}"), refused.help))?;
+    if format == Format::Json
+        && let Err(error) = json::check(&file.text)
+    {
+        return Err(bad(format!("the body: {error}"), "send one JSON object in UTF-8, each key once"));
+    }
+    let written: Result<SpecFile, String> = match format {
+        Format::Json => serde_json::from_str(&file.text).map_err(|error| error.to_string()),
+        Format::Toml => toml::from_str(&file.text).map_err(|error| error.to_string()),
+    };
+    let written = written.map_err(|message| {
+        let help =
+            "`cluster`, `groups`, `relations` and `lifecycles` make a spec; see docs/errors/spec-invalid.md";
+        Rejection::new(code, spec_file::plain(message.trim_end()), help)
+    })?;
+    match written.check() {
+        Ok(_) => Ok(written),
+        Err(error) => Err(spec_file::rejection(error).into()),
+    }
+}
+
+/// The media type, when it is one of these.
+fn content_type<'a>(headers: &HeaderMap, allowed: &[&'a str]) -> Result<&'a str, Problem> {
+    let given = headers.get(header::CONTENT_TYPE).map(|value| value.to_str().unwrap_or("(not ASCII)"));
+    let kind = given.map(|value| value.split(';').next().unwrap_or_default().trim().to_ascii_lowercase());
+    if let Some(allowed) = allowed.iter().find(|allowed| kind.as_deref() == Some(allowed)) {
+        return Ok(allowed);
+    }
+    let given: String = given.map_or("none".to_owned(), |given| given.chars().take(80).collect());
+    let detail = format!("the content type is {given}");
+    Err(Problem::http(HttpCode::WrongContentType, detail, format!("send {}", allowed.join(" or "))))
+}
+
+async fn collect(body: Body, limit: usize) -> Result<Bytes, Problem> {
+    let read = axum::body::to_bytes(body, limit);
+    let Ok(read) = tokio::time::timeout(BODY_TIME_MAX, read).await else {
+        let detail = format!("the body did not arrive within {} s", BODY_TIME_MAX.as_secs());
+        return Err(Problem::http(HttpCode::TooSlow, detail, "send it at once"));
+    };
+    read.map_err(|error| {
+        let mut cause: Option<&dyn std::error::Error> = Some(&error);
+        while let Some(error) = cause {
+            if error.is::<http_body_util::LengthLimitError>() {
+                return Problem::too_large(limit);
+            }
+            cause = error.source();
+        }
+        bad(
+            format!("the body cannot be read: {error}"),
+            "send all of it, in the framing that its headers say",
+        )
+    })
+}

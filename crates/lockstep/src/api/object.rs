@@ -1,0 +1,658 @@
+//! The public API's objects, converted by hand from core's: what core renames does not move under its users.
+//!
+//! Fields are null until they are known. Readers must ignore fields that they do not know.
+
+use super::clock::rfc3339;
+use crate::server::handle::View;
+use lockstep_core::cluster::{self, Mark, StepState};
+use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
+use lockstep_core::lifecycle::Limit;
+use lockstep_core::message::Role;
+use lockstep_core::record::{Direction, HoldEnd};
+use lockstep_core::spec::{self, Ask, OnFailure, Selector};
+use lockstep_core::vote::{Answer, Round};
+use lockstep_core::{plan, relation};
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::BTreeMap;
+
+/// A list, with the revision that it was read at.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct List<T> {
+    /// The journal index up to which it is true.
+    pub revision: u64,
+    /// What it lists.
+    pub items: Vec<T>,
+}
+
+/// A host.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Host {
+    /// Its name.
+    pub name: String,
+    /// `alive`, `suspect`, `lost`, `left` or `fenced`.
+    pub liveness: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Where other hosts reach it.
+    pub address: Option<String>,
+}
+
+impl Host {
+    /// One host.
+    pub fn of(name: &HostName, host: &cluster::Host) -> Self {
+        Self {
+            name: name.to_string(),
+            liveness: host.liveness.to_string(),
+            labels: host.labels.clone(),
+            address: host.address.clone(),
+        }
+    }
+
+    /// All hosts.
+    pub fn all(view: &View) -> Vec<Self> {
+        view.cluster.hosts.iter().map(|(name, host)| Self::of(name, host)).collect()
+    }
+}
+
+/// A group.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Group {
+    /// Its name.
+    pub name: String,
+    /// Labels that its hosts match.
+    pub select: BTreeMap<String, Value>,
+    /// The lifecycle's name.
+    pub lifecycle: String,
+    /// The lifecycle's states, lowest first.
+    pub states: Vec<String>,
+    /// The states in which a member serves.
+    pub serving: Vec<String>,
+    /// The edges a member may take.
+    pub edges: Vec<(String, String)>,
+    /// The limits in force.
+    pub limits: BTreeMap<String, Limits>,
+    /// The settings.
+    pub settings: Map<String, Value>,
+    /// Capabilities it offers.
+    pub provides: Vec<String>,
+    /// Capabilities it cannot serve without.
+    pub consumes: Vec<String>,
+    /// The handler's name.
+    pub handler: String,
+    /// `undo` or `exclude`.
+    pub on_failure: String,
+    /// How many members it has.
+    pub members: u64,
+    /// Whether every serving state's `min` is met.
+    pub serves: bool,
+}
+
+/// The limits of one state.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Limits {
+    /// At least so many: a number, a percentage, `majority` or `all`.
+    pub min: Option<Value>,
+    /// At most so many.
+    pub max: Option<Value>,
+}
+
+impl Group {
+    /// One group.
+    pub fn of(view: &View, name: &GroupName, group: &spec::Group) -> Self {
+        let cluster = &view.cluster;
+        let written = cluster.spec_file.as_ref().and_then(|file| file.groups.get(name));
+        let selector = |selector: &Selector| match selector {
+            Selector::One(value) => Value::from(value.as_str()),
+            Selector::OneOf(values) => Value::from(values.as_slice()),
+        };
+        let amount = |limit: Option<lockstep_core::lifecycle::Amount>| {
+            limit.map(|amount| serde_json::to_value(amount).expect("an amount is plain data"))
+        };
+        let limits = |limit: &Limit| Limits { min: amount(limit.min), max: amount(limit.max) };
+        Self {
+            name: name.to_string(),
+            select: group.select.iter().map(|(key, value)| (key.clone(), selector(value))).collect(),
+            lifecycle: written.map(|file| file.lifecycle.to_string()).unwrap_or_default(),
+            states: strings(&group.lifecycle.states),
+            serving: strings(&group.lifecycle.serving),
+            edges: group
+                .lifecycle
+                .edges
+                .iter()
+                .map(|(from, to)| (from.to_string(), to.to_string()))
+                .collect(),
+            limits: group.limits.iter().map(|(state, limit)| (state.to_string(), limits(limit))).collect(),
+            settings: settings(view, name),
+            provides: strings(&group.provides),
+            consumes: strings(&group.consumes),
+            handler: group.handler.to_string(),
+            on_failure: match group.on_failure {
+                OnFailure::Undo => "undo".to_owned(),
+                OnFailure::Exclude => "exclude".to_owned(),
+            },
+            members: cluster.members_of(name).count() as u64,
+            serves: cluster.serves(name),
+        }
+    }
+
+    /// All groups.
+    pub fn all(view: &View) -> Vec<Self> {
+        view.cluster.spec.groups.iter().map(|(name, group)| Self::of(view, name, group)).collect()
+    }
+}
+
+fn strings<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+    items.into_iter().map(|item| item.to_string()).collect()
+}
+
+fn settings(view: &View, group: &GroupName) -> Map<String, Value> {
+    let settings = view.cluster.settings(group);
+    let value = |value: &spec::SettingValue| match value {
+        spec::SettingValue::Flag(flag) => Value::from(*flag),
+        spec::SettingValue::Number(number) => Value::from(*number),
+        spec::SettingValue::Text(text) => Value::from(text.as_str()),
+    };
+    settings.iter().map(|(key, set)| (key.to_string(), value(set))).collect()
+}
+
+/// A member.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its group.
+    pub group: String,
+    /// Its host.
+    pub host: String,
+    /// The state it should have; null until its first status.
+    pub goal: Option<String>,
+    /// The state it last reported; null while that is not known.
+    pub actual: Option<String>,
+    /// The transition that drives it.
+    pub transition: Option<String>,
+    /// Its group's settings.
+    pub settings: Map<String, Value>,
+    /// `pending`, `failed`, `in-doubt` or null.
+    pub mark: Option<String>,
+    /// Whether its host no longer matches the group's labels.
+    pub leaving: bool,
+    /// What it last published.
+    pub facts: Map<String, Value>,
+    /// How fit it last said to be; more is better.
+    pub score: Option<i64>,
+    /// Why its state is not known.
+    pub reason: Option<String>,
+}
+
+impl Member {
+    /// One member.
+    pub fn of(view: &View, id: &MemberId, member: &cluster::Member) -> Self {
+        let reported = view.reported.get(id);
+        Self {
+            group: id.group.to_string(),
+            host: id.host.to_string(),
+            goal: member.goal.as_ref().map(ToString::to_string),
+            actual: member.actual.as_ref().map(ToString::to_string),
+            transition: member.transition.map(|id| id.to_string()),
+            settings: settings(view, &id.group),
+            mark: mark(view, id, member).map(str::to_owned),
+            leaving: member.leaving,
+            facts: reported.map(|reported| reported.facts.clone()).unwrap_or_default(),
+            score: reported.and_then(|reported| reported.score),
+            reason: reported.and_then(|reported| reported.reason.clone()),
+        }
+    }
+
+    /// All members.
+    pub fn all(view: &View) -> Vec<Self> {
+        view.cluster.members.iter().map(|(id, member)| Self::of(view, id, member)).collect()
+    }
+
+    /// `group@host`.
+    pub fn id(&self) -> String {
+        format!("{}@{}", self.group, self.host)
+    }
+}
+
+/// A member that is driven is not where it is to go until its handler has confirmed; on a host that does not
+/// answer, nobody can tell.
+fn mark(view: &View, id: &MemberId, member: &cluster::Member) -> Option<&'static str> {
+    let is_on_its_way = member.transition.is_some() && member.actual != member.goal;
+    match member.mark {
+        Mark::InDoubt => Some("in-doubt"),
+        Mark::Failed => Some("failed"),
+        Mark::None if !is_on_its_way => None,
+        Mark::None => {
+            let is_reachable = view.cluster.hosts.get(&id.host).is_some_and(|host| host.is_reachable());
+            Some(if is_reachable { "pending" } else { "in-doubt" })
+        }
+    }
+}
+
+/// A relation.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Relation {
+    /// The group that depends, or is told.
+    pub from: String,
+    /// The group it depends on, or is told of.
+    pub to: String,
+    /// `requires`, `after` or `watches`.
+    pub kind: String,
+    /// `vote`, `hold` or null.
+    pub ask: Option<String>,
+    /// `declared` or `capability`.
+    pub origin: String,
+}
+
+impl Relation {
+    /// One relation.
+    pub fn of(relation: &relation::Relation) -> Self {
+        Self {
+            from: relation.from.to_string(),
+            to: relation.to.to_string(),
+            kind: relation.kind.to_string(),
+            ask: relation.ask.map(|ask| match ask {
+                Ask::Vote => "vote".to_owned(),
+                Ask::Hold => "hold".to_owned(),
+            }),
+            origin: origin(relation.origin).to_owned(),
+        }
+    }
+
+    /// All relations.
+    pub fn all(view: &View) -> Vec<Self> {
+        view.cluster.spec.relations.iter().map(Self::of).collect()
+    }
+}
+
+fn origin(origin: relation::Origin) -> &'static str {
+    match origin {
+        relation::Origin::Declared => "declared",
+        relation::Origin::Capability => "capability",
+    }
+}
+
+/// A plan, as the section "Offline planning" of the design shows it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Plan {
+    /// What it is called.
+    pub hash: String,
+    /// The steps.
+    pub steps: Vec<Step>,
+    /// Points that wait for several steps so that several others wait for one.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub barriers: Vec<Barrier>,
+    /// Who takes part; one entry per role.
+    pub participants: Vec<Participant>,
+    /// The relations that concern the groups that move.
+    pub relations: Vec<PlanRelation>,
+    /// Groups that stop serving inside their own move.
+    pub gaps: Vec<String>,
+}
+
+/// One member taking one edge.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Step {
+    /// Its number.
+    pub id: u32,
+    /// The member's group.
+    pub group: String,
+    /// The member's host.
+    pub host: String,
+    /// The state to leave.
+    pub from: String,
+    /// The state to enter.
+    pub to: String,
+    /// Steps and barriers that come directly before it.
+    pub after: Vec<u32>,
+}
+
+/// A point that waits.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Barrier {
+    /// Its number.
+    pub id: u32,
+    /// Steps and barriers that come directly before it.
+    pub after: Vec<u32>,
+}
+
+/// Somebody who takes part.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Participant {
+    /// The member's group.
+    pub group: String,
+    /// The member's host.
+    pub host: String,
+    /// `actor`, `voter`, `holder` or `observer`.
+    pub role: String,
+}
+
+/// A relation that a plan rests on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct PlanRelation {
+    /// The group that depends, or is told.
+    pub from: String,
+    /// The group it depends on, or is told of.
+    pub to: String,
+    /// `requires`, `after` or `watches`.
+    pub kind: String,
+    /// `declared` or `capability`.
+    pub origin: String,
+}
+
+impl Plan {
+    /// A plan.
+    pub fn of(plan: &plan::Plan) -> Self {
+        let after = |after: &[lockstep_core::id::StepId]| after.iter().map(|step| step.0).collect();
+        let step = |step: &plan::Step| Step {
+            id: step.id.0,
+            group: step.member.group.to_string(),
+            host: step.member.host.to_string(),
+            from: step.from.to_string(),
+            to: step.to.to_string(),
+            after: after(&step.after),
+        };
+        let barrier = |barrier: &plan::Barrier| Barrier { id: barrier.id.0, after: after(&barrier.after) };
+        let participant = |participant: &plan::Participant| Participant {
+            group: participant.member.group.to_string(),
+            host: participant.member.host.to_string(),
+            role: participant.role.to_string(),
+        };
+        let relation = |relation: &relation::Relation| PlanRelation {
+            from: relation.from.to_string(),
+            to: relation.to.to_string(),
+            kind: relation.kind.to_string(),
+            origin: origin(relation.origin).to_owned(),
+        };
+        Self {
+            hash: plan.hash.clone(),
+            steps: plan.steps.iter().map(step).collect(),
+            barriers: plan.barriers.iter().map(barrier).collect(),
+            participants: plan.participants.iter().map(participant).collect(),
+            relations: plan.relations.iter().map(relation).collect(),
+            gaps: strings(&plan.gaps),
+        }
+    }
+}
+
+/// A transition. Lists leave `plan`, `votes` and `steps` out: of thousands of members each, they are read one by
+/// one.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct Transition {
+    /// Its name, such as `t42`; null when there was nothing to do.
+    pub id: Option<String>,
+    /// The journal index up to which this is true; left out in lists, which have their own.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revision: Option<u64>,
+    /// What makes the request idempotent.
+    pub request_id: String,
+    /// Who asked.
+    pub principal: String,
+    /// What was asked for.
+    pub targets: Vec<String>,
+    /// `queued`, `check`, `prepare`, `decide`, `commit` or `release`; null once it has ended.
+    pub phase: Option<String>,
+    /// `commit` or `abort`.
+    pub decision: Option<String>,
+    /// `committed`, `aborted`, `undone` or `degraded`.
+    pub outcome: Option<String>,
+    /// The fencing number of its `begin`.
+    pub token: Option<u64>,
+    /// The operator's words.
+    pub reason: Option<String>,
+    /// Why it was aborted: an abort reason or a rejection code.
+    pub cause: Option<String>,
+    /// The cause, for people.
+    pub message: Option<String>,
+    /// The member that stood in the way.
+    pub member: Option<String>,
+    /// What is, or was, to be done.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub plan: Option<Plan>,
+    /// The votes.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub votes: Option<Vec<Vote>>,
+    /// What has come of the steps.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub steps: Option<Vec<StepResult>>,
+    /// The holders, and how their holds ended.
+    pub holds: Vec<Hold>,
+    /// Whose failure made every step be taken back.
+    pub undo: Option<Failure>,
+    /// The members that were left out.
+    pub excluded: Vec<Failure>,
+    /// The members that were left elsewhere than planned.
+    pub left: Vec<Left>,
+    /// When it was asked for.
+    pub requested_at: Option<String>,
+    /// When it was decided.
+    pub decided_at: Option<String>,
+    /// When it ended.
+    pub ended_at: Option<String>,
+}
+
+/// A vote.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Vote {
+    /// Whose.
+    pub member: String,
+    /// `actor`, `voter` or `holder`.
+    pub role: String,
+    /// `check` or `prepare`.
+    pub round: String,
+    /// `yes`, `no` or `again`.
+    pub answer: String,
+    /// Why.
+    pub reason: Option<String>,
+    /// What it hands to later calls.
+    pub out: Map<String, Value>,
+    /// Whether the decision that would record it has not been taken.
+    pub provisional: bool,
+}
+
+/// What has come of a step.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct StepResult {
+    /// The step's number in the plan.
+    pub step: u32,
+    /// The member.
+    pub member: String,
+    /// `forward` or `back`.
+    pub direction: String,
+    /// `confirmed`, `failed` or `unknown`.
+    pub result: String,
+    /// Why it failed.
+    pub reason: Option<String>,
+}
+
+/// A holder.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Hold {
+    /// Who.
+    pub member: String,
+    /// `released`, `ended` (by itself, at its end), `presumed` (not heard of until its end), or null.
+    pub end: Option<String>,
+}
+
+/// A member whose failure changed the course of a transition.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Who.
+    pub member: String,
+    /// Why.
+    pub reason: String,
+}
+
+/// A member that was left elsewhere than planned.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Left {
+    /// Who.
+    pub member: String,
+    /// What is known of it.
+    pub problem: String,
+    /// Who has to act, and how.
+    pub next: String,
+    /// Whether its state is not known, rather than known and wrong.
+    pub in_doubt: bool,
+}
+
+impl Transition {
+    /// One transition, whole.
+    pub fn of(view: &View, id: TransitionId, transition: &cluster::Transition) -> Self {
+        let plan = transition.plan.as_deref();
+        let is_decided = transition.decision.is_some();
+        let cast = if is_decided { Some(&transition.votes) } else { view.votes.get(&id) };
+        let votes = cast.into_iter().flatten().map(|vote| Vote::of(vote, !is_decided)).collect();
+        let step = |((step, direction), state): (&(lockstep_core::id::StepId, Direction), &StepState)| {
+            let member = plan.and_then(|plan| plan.steps.get(step.0 as usize)).map(|step| &step.member);
+            StepResult::of(step.0, member, *direction, state)
+        };
+        Self {
+            revision: Some(view.cluster.revision.0),
+            plan: plan.map(Plan::of),
+            votes: Some(votes),
+            steps: Some(transition.steps.iter().map(step).collect()),
+            ..Self::brief(view, id, transition)
+        }
+    }
+
+    /// One transition, as lists show it.
+    pub fn brief(view: &View, id: TransitionId, transition: &cluster::Transition) -> Self {
+        let request = &transition.request;
+        let holders = transition.plan.iter().flat_map(|plan| plan.with_role(Role::Holder));
+        let end = |member: &MemberId| {
+            transition.holds.get(member).map(|end| match end {
+                HoldEnd::Released => "released".to_owned(),
+                HoldEnd::Ended => "ended".to_owned(),
+                HoldEnd::Presumed => "presumed".to_owned(),
+            })
+        };
+        let failure = |(member, reason): (&MemberId, &String)| Failure {
+            member: member.to_string(),
+            reason: reason.clone(),
+        };
+        let left = |(member, left): (&MemberId, &lockstep_core::record::Left)| Left {
+            member: member.to_string(),
+            problem: left.problem.clone(),
+            next: left.next.clone(),
+            in_doubt: left.in_doubt,
+        };
+        let cause = transition.cause.as_ref();
+        Self {
+            id: Some(id.to_string()),
+            phase: phase(view, id, transition).map(str::to_owned),
+            decision: transition.decision.map(|decision| decision.to_string()),
+            outcome: transition.outcome.map(|outcome| outcome.to_string()),
+            token: transition.token.map(|token| token.0),
+            cause: cause.map(|cause| cause.code.clone()),
+            message: cause.map(|cause| cause.message.clone()),
+            member: cause.and_then(|cause| cause.member.as_ref()).map(ToString::to_string),
+            holds: holders.map(|holder| Hold { member: holder.to_string(), end: end(holder) }).collect(),
+            undo: transition.undo.as_ref().map(|(member, reason)| failure((member, reason))),
+            excluded: transition.excluded.iter().map(failure).collect(),
+            left: transition.left.iter().map(left).collect(),
+            requested_at: Some(rfc3339(transition.requested_at)),
+            decided_at: transition.decided_at.map(rfc3339),
+            ended_at: transition.ended_at.map(rfc3339),
+            ..Self::asked(request)
+        }
+    }
+
+    /// A request for which there was nothing to do.
+    pub fn nothing(request: &lockstep_core::request::Request) -> Self {
+        Self {
+            outcome: Some("committed".to_owned()),
+            votes: Some(Vec::new()),
+            steps: Some(Vec::new()),
+            ..Self::asked(request)
+        }
+    }
+
+    fn asked(request: &lockstep_core::request::Request) -> Self {
+        Self {
+            request_id: request.request_id.clone(),
+            principal: request.principal.clone(),
+            targets: strings(&request.targets),
+            reason: request.reason.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// All transitions, oldest first.
+    pub fn all(view: &View) -> Vec<Self> {
+        let transitions = view.cluster.transitions.iter();
+        transitions.map(|(id, transition)| Self::brief(view, *id, transition)).collect()
+    }
+}
+
+/// The phase of a transition that has not ended. The engine says it; between its snapshots the records do.
+fn phase(view: &View, id: TransitionId, transition: &cluster::Transition) -> Option<&'static str> {
+    if transition.outcome.is_some() {
+        return None;
+    }
+    let recorded = match (transition.decision, transition.token) {
+        (Some(_), _) => "commit",
+        (None, Some(_)) => "prepare",
+        (None, None) => "queued",
+    };
+    Some(view.phases.get(&id).copied().unwrap_or(recorded))
+}
+
+impl Vote {
+    fn of(vote: &lockstep_core::vote::Vote, provisional: bool) -> Self {
+        Self {
+            member: vote.member.to_string(),
+            role: vote.role.to_string(),
+            round: match vote.round {
+                Round::Check => "check".to_owned(),
+                Round::Prepare => "prepare".to_owned(),
+            },
+            answer: match vote.answer {
+                Answer::Yes => "yes".to_owned(),
+                Answer::No => "no".to_owned(),
+                Answer::Again => "again".to_owned(),
+            },
+            reason: vote.reason.clone(),
+            out: vote.out.clone(),
+            provisional,
+        }
+    }
+}
+
+impl StepResult {
+    fn of(step: u32, member: Option<&MemberId>, direction: Direction, state: &StepState) -> Self {
+        let (result, reason) = match state {
+            StepState::Confirmed => ("confirmed", None),
+            StepState::Failed(reason) => ("failed", Some(reason.clone())),
+            StepState::Unknown => ("unknown", None),
+        };
+        let direction = match direction {
+            Direction::Forward => "forward",
+            Direction::Back => "back",
+        };
+        Self {
+            step,
+            member: member.map(ToString::to_string).unwrap_or_default(),
+            direction: direction.to_owned(),
+            result: result.to_owned(),
+            reason,
+        }
+    }
+}
+
+/// The answer to a declared cluster.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Applied {
+    /// The journal index from which on it is in force.
+    pub revision: u64,
+}
+
+/// What runs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Version {
+    /// The program's version.
+    pub version: String,
+    /// The server's name.
+    pub server: String,
+    /// The version of the agent protocol.
+    pub protocol: u32,
+}

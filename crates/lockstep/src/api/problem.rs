@@ -1,0 +1,138 @@
+//! Errors as the API answers them: RFC 9457 problem objects with a stable code and what to do.
+
+use axum::http::{HeaderValue, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use lockstep_core::request::{Code, Rejection};
+use serde::{Deserialize, Serialize};
+
+/// A problem object. Its `type` is left out, which RFC 9457 reads as `about:blank`: `code` says what kind it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Problem {
+    /// The HTTP status.
+    pub status: u16,
+    /// What the status is called.
+    pub title: String,
+    /// What kind of problem: a rejection code, or one of those of [`HttpCode`].
+    pub code: String,
+    /// What is in the way.
+    pub detail: String,
+    /// What to do about it.
+    pub help: String,
+}
+
+/// Problems of the HTTP request itself; each has a page in `docs/errors/`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum HttpCode {
+    /// The request cannot be understood.
+    BadRequest,
+    /// There is nothing of that name.
+    NotFound,
+    /// There is something of that name, and that cannot be done to it.
+    MethodNotAllowed,
+    /// The body is not said to be JSON.
+    WrongContentType,
+    /// The body took too long to arrive.
+    TooSlow,
+}
+
+impl HttpCode {
+    /// Every code.
+    pub const ALL: [Self; 5] =
+        [Self::BadRequest, Self::NotFound, Self::MethodNotAllowed, Self::WrongContentType, Self::TooSlow];
+
+    /// The code as users see it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::BadRequest => "bad-request",
+            Self::NotFound => "not-found",
+            Self::MethodNotAllowed => "method-not-allowed",
+            Self::WrongContentType => "wrong-content-type",
+            Self::TooSlow => "too-slow",
+        }
+    }
+
+    fn status(self) -> StatusCode {
+        match self {
+            Self::BadRequest => StatusCode::BAD_REQUEST,
+            Self::NotFound => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
+            Self::WrongContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+        }
+    }
+}
+
+impl Problem {
+    /// A problem of the HTTP request itself.
+    pub fn http(code: HttpCode, detail: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::new(code.status(), code.as_str(), detail, help)
+    }
+
+    /// A body of more bytes than are read.
+    pub fn too_large(limit: usize) -> Self {
+        let detail = format!("the body has more than {limit} bytes");
+        Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::TooLarge.as_str(), detail, "split the request")
+    }
+
+    fn new(
+        status: StatusCode,
+        code: &'static str,
+        detail: impl Into<String>,
+        help: impl Into<String>,
+    ) -> Self {
+        let title = status.canonical_reason().unwrap_or_default().to_owned();
+        let (code, detail, help) = (code.to_owned(), detail.into(), help.into());
+        Self { status: status.as_u16(), title, code, detail, help }
+    }
+}
+
+impl From<Rejection> for Problem {
+    fn from(Rejection { code, message, help }: Rejection) -> Self {
+        Self::new(status(code), code.as_str(), message, help)
+    }
+}
+
+/// The status that goes with a rejection: whether to ask again later, elsewhere, or for something else.
+fn status(code: Code) -> StatusCode {
+    match code {
+        Code::RequestConflict => StatusCode::CONFLICT,
+        Code::Busy => StatusCode::TOO_MANY_REQUESTS,
+        Code::NotActive | Code::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
+        Code::SpecInvalid
+        | Code::Cycle
+        | Code::UnknownGroup
+        | Code::UnknownHost
+        | Code::UnknownMember
+        | Code::UnknownState
+        | Code::UnknownSetting
+        | Code::NoPath
+        | Code::LimitBroken
+        | Code::WouldBreakRequires
+        | Code::RequirementDown
+        | Code::Excluded
+        | Code::NoCandidate
+        | Code::ActualUnknown
+        | Code::MemberInDoubt
+        | Code::HostLost
+        | Code::Frozen
+        | Code::WindowClosed
+        | Code::PlanChanged
+        | Code::NotAllowed
+        | Code::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
+    }
+}
+
+impl IntoResponse for Problem {
+    fn into_response(self) -> Response {
+        let status = StatusCode::from_u16(self.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let body = serde_json::to_vec(&self).expect("a problem is plain data");
+        let mut response = (status, body).into_response();
+        let headers = response.headers_mut();
+        headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        if matches!(status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE) {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
+        response
+    }
+}
