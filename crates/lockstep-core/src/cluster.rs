@@ -197,6 +197,11 @@ impl Cluster {
         actual == state || (moves && member.goal.as_ref() == Some(state))
     }
 
+    /// Whether a member may be in a state, its goal left aside: for those who know what its steps have come to.
+    pub(crate) fn may_be_in_now(&self, id: &MemberId, state: &StateName) -> bool {
+        self.members.get(id).is_some_and(|member| member.actual.as_ref().is_none_or(|actual| actual == state))
+    }
+
     /// Whether a member is surely in a state, for `min`.
     pub fn is_surely_in(&self, id: &MemberId, state: &StateName) -> bool {
         let member = &self.members[id];
@@ -402,7 +407,11 @@ impl Cluster {
                 self.member_mut(member).actual = Some(lowest);
             }
             StepResult::HoldEnded { member, end } => {
-                transition.holds.entry(member.clone()).or_insert(*end);
+                // A release that is heard of late is still news; nothing undoes one.
+                let known = transition.holds.entry(member.clone()).or_insert(*end);
+                if *end == HoldEnd::Released {
+                    *known = *end;
+                }
             }
         }
     }

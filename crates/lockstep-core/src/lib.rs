@@ -3,15 +3,20 @@
 //! Everything here is a pure function of its inputs: no IO, clock, randomness or threads. The `lockstep`
 //! crate performs what this crate decides, and the simulator doubts it.
 
+pub mod agent;
 pub mod cluster;
+pub mod engine;
+mod flow;
 pub mod id;
 pub mod lifecycle;
 pub mod log;
 pub mod message;
+mod outbox;
 pub mod plan;
 pub mod record;
 pub mod relation;
 pub mod request;
 pub mod spec;
 pub mod time;
+mod transition;
 pub mod vote;

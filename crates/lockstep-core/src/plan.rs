@@ -117,7 +117,9 @@ impl Plan {
 
     /// The steps of one member, in order.
     pub fn steps_of<'a>(&'a self, member: &'a MemberId) -> impl Iterator<Item = &'a Step> {
-        self.steps.iter().filter(move |step| step.member == *member)
+        // Steps stand in order of their members.
+        let first = self.steps.partition_point(|step| step.member < *member);
+        self.steps[first..].iter().take_while(move |step| step.member == *member)
     }
 }
 
@@ -641,4 +643,12 @@ fn hex(bytes: &[u8]) -> String {
         write!(text, "{byte:02x}").expect("a String takes all");
         text
     })
+}
+
+/// The fewest characters of a hash that name a plan.
+const HASH_PREFIX_MIN: usize = 8;
+
+/// Whether what an operator typed names the plan of that hash: all of it, or its first characters.
+pub fn names(typed: &str, hash: &str) -> bool {
+    typed.len() >= HASH_PREFIX_MIN && hash.starts_with(typed)
 }

@@ -85,8 +85,11 @@ fn service() -> LifecycleName {
     LifecycleName::new("service").expect("a constant that is a valid name")
 }
 
+/// The handler that needs no entry on the host: its members are in whatever state they were last asked to be.
+pub const HANDLER_NONE: &str = "none";
+
 fn none() -> HandlerName {
-    HandlerName::new("none").expect("a constant that is a valid name")
+    HandlerName::new(HANDLER_NONE).expect("a constant that is a valid name")
 }
 
 fn hold_ms() -> u64 {

@@ -1,0 +1,983 @@
+//! The agent's deciding half, in the same shape as the engine: what it has promised and done is in its journal
+//! before it is said, and a handler starts only under the highest token that was ever seen for its group.
+//!
+//! Calls for one member never overlap: each member has a queue. A step whose end is not in the journal when the
+//! agent starts again is run again when the server orders it again, never presumed done.
+
+use crate::id::{
+    AgentId, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, StateName, StepId, Token,
+    TransitionId,
+};
+use crate::message::{
+    Assignment, Call, Decision, Done, Findings, Hello, Notice, Order, Outcome, PROTOCOL, Phase, Report, Role,
+};
+use crate::outbox::{Out, Outbox};
+use crate::spec::HANDLER_NONE;
+use crate::time::Time;
+use crate::vote::Answer;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// How many ended transitions are remembered, so that an order for one of them that comes late is refused.
+const CLOSED_MAX: usize = 1000;
+/// How often a notice, a cancel or the agent's own release is tried again.
+const RETRIES_MAX: u32 = 10;
+/// The pause before that, in milliseconds.
+const RETRY_MS: u64 = 500;
+/// How long a handler may take that is called without an order, in milliseconds, unless it has its own bound.
+const OWN_CALL_MS: u64 = 60_000;
+
+/// What `agent.toml` says of a handler, its command left aside.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HandlerRules {
+    /// The phases it is called for.
+    pub phases: BTreeSet<Phase>,
+    /// How long a call may take, in milliseconds, by phase.
+    pub timeout_ms: BTreeMap<Phase, u64>,
+    /// How often its status is asked, in milliseconds.
+    pub status_ms: u64,
+}
+
+/// Who an agent is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// The host.
+    pub host: HostName,
+    /// What its data directory says it is.
+    pub agent: AgentId,
+    /// This run of it.
+    pub run: RunId,
+    /// Where other hosts reach the host.
+    pub address: Option<String>,
+    /// The labels of its configuration.
+    pub labels: BTreeMap<String, String>,
+}
+
+/// What an agent writes down before it speaks.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "record", rename_all = "kebab-case")]
+pub enum AgentRecord {
+    /// Who it is; the first record.
+    Identity {
+        /// The identity, random once.
+        agent: AgentId,
+    },
+    /// The highest reign it has seen.
+    Reign {
+        /// The reign.
+        reign: Reign,
+    },
+    /// The highest token it has seen for a group.
+    Token {
+        /// The group.
+        group: GroupName,
+        /// The token.
+        token: Token,
+    },
+    /// It has said yes.
+    Voted {
+        /// In which transition.
+        transition: TransitionId,
+        /// For which member.
+        member: MemberId,
+        /// In which phase.
+        phase: Phase,
+    },
+    /// A hold is about to begin.
+    Held {
+        /// For which transition.
+        transition: TransitionId,
+        /// By which member.
+        member: MemberId,
+        /// Its end, by the host's clock since boot.
+        until: Time,
+        /// Its length in milliseconds.
+        hold_ms: u64,
+    },
+    /// A hold is over.
+    HoldEnded {
+        /// For which transition.
+        transition: TransitionId,
+        /// By which member.
+        member: MemberId,
+        /// Whether the server said so.
+        is_final: bool,
+    },
+    /// A step's handler is about to start.
+    Started {
+        /// In which transition.
+        transition: TransitionId,
+        /// Which step.
+        step: StepId,
+        /// `commit` or `undo`.
+        phase: Phase,
+    },
+    /// A step's handler has ended.
+    Ended {
+        /// In which transition.
+        transition: TransitionId,
+        /// Which step.
+        step: StepId,
+        /// What is answered.
+        done: Box<Done>,
+    },
+    /// The state that a member was last confirmed in.
+    State {
+        /// The member.
+        member: MemberId,
+        /// The state.
+        state: StateName,
+    },
+    /// Notices up to here have been taken.
+    Noticed {
+        /// The last one's index.
+        index: Index,
+    },
+    /// A transition has ended.
+    Closed {
+        /// Which.
+        transition: TransitionId,
+    },
+}
+
+/// All that is in an agent's journal.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct AgentState {
+    /// Who it is.
+    pub agent: Option<AgentId>,
+    /// The highest reign it has seen.
+    pub reign: Reign,
+    /// The highest token it has seen, by group.
+    pub tokens: BTreeMap<GroupName, Token>,
+    /// The transitions it takes part in and has not been told the outcome of.
+    pub open: BTreeMap<TransitionId, OpenTransition>,
+    /// The states that members were last confirmed in.
+    pub states: BTreeMap<MemberId, StateName>,
+    /// The last notice taken.
+    pub noticed: Index,
+    closed: BTreeSet<TransitionId>,
+}
+
+/// What an agent has promised and done in a transition.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct OpenTransition {
+    /// What it has said yes to.
+    pub votes: BTreeSet<(MemberId, Phase)>,
+    /// Its holds.
+    pub holds: BTreeMap<MemberId, HeldUntil>,
+    /// Its steps; none: started, and not known to have ended.
+    pub steps: BTreeMap<(StepId, Phase), Option<Box<Done>>>,
+}
+
+/// A hold, as its holder knows it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct HeldUntil {
+    /// Its end, by the host's clock since boot.
+    pub until: Time,
+    /// Its length in milliseconds.
+    pub hold_ms: u64,
+    /// Whether it has been let go.
+    pub is_over: bool,
+}
+
+impl AgentState {
+    /// Takes one record in.
+    pub fn apply(&mut self, record: &AgentRecord) {
+        match record {
+            AgentRecord::Identity { agent } => self.agent = Some(agent.clone()),
+            AgentRecord::Reign { reign } => self.reign = *reign,
+            AgentRecord::Token { group, token } => {
+                self.tokens.insert(group.clone(), *token);
+            }
+            AgentRecord::Voted { transition, member, phase } => {
+                self.open.entry(*transition).or_default().votes.insert((member.clone(), *phase));
+            }
+            AgentRecord::Held { transition, member, until, hold_ms } => {
+                let hold = HeldUntil { until: *until, hold_ms: *hold_ms, is_over: false };
+                self.open.entry(*transition).or_default().holds.insert(member.clone(), hold);
+            }
+            AgentRecord::HoldEnded { transition, member, is_final } => {
+                let open = self.open.entry(*transition).or_default();
+                match open.holds.get_mut(member) {
+                    Some(_) if *is_final => drop(open.holds.remove(member)),
+                    Some(hold) => hold.is_over = true,
+                    None => {}
+                }
+            }
+            AgentRecord::Started { transition, step, phase } => {
+                self.open.entry(*transition).or_default().steps.insert((*step, *phase), None);
+            }
+            AgentRecord::Ended { transition, step, done } => {
+                self.open
+                    .entry(*transition)
+                    .or_default()
+                    .steps
+                    .insert((*step, done.phase), Some(done.clone()));
+            }
+            AgentRecord::State { member, state } => {
+                self.states.insert(member.clone(), state.clone());
+            }
+            AgentRecord::Noticed { index } => self.noticed = *index,
+            AgentRecord::Closed { transition } => {
+                self.open.remove(transition);
+                self.closed.insert(*transition);
+                while self.closed.len() > CLOSED_MAX {
+                    self.closed.pop_first();
+                }
+            }
+        }
+    }
+
+    /// The fewest records that say the same, so that a journal can be begun anew.
+    pub fn records(&self) -> Vec<AgentRecord> {
+        let mut records = Vec::new();
+        records.extend(self.agent.clone().map(|agent| AgentRecord::Identity { agent }));
+        records.push(AgentRecord::Reign { reign: self.reign });
+        let tokens = self.tokens.iter();
+        records
+            .extend(tokens.map(|(group, token)| AgentRecord::Token { group: group.clone(), token: *token }));
+        let states = self.states.iter();
+        records.extend(
+            states.map(|(member, state)| AgentRecord::State { member: member.clone(), state: state.clone() }),
+        );
+        records.push(AgentRecord::Noticed { index: self.noticed });
+        records.extend(self.closed.iter().map(|transition| AgentRecord::Closed { transition: *transition }));
+        for (&transition, open) in &self.open {
+            for (member, phase) in &open.votes {
+                records.push(AgentRecord::Voted { transition, member: member.clone(), phase: *phase });
+            }
+            for (member, hold) in &open.holds {
+                let HeldUntil { until, hold_ms, is_over } = *hold;
+                records.push(AgentRecord::Held { transition, member: member.clone(), until, hold_ms });
+                if is_over {
+                    records.push(AgentRecord::HoldEnded {
+                        transition,
+                        member: member.clone(),
+                        is_final: false,
+                    });
+                }
+            }
+            for ((step, phase), done) in &open.steps {
+                records.push(match done {
+                    Some(done) => AgentRecord::Ended { transition, step: *step, done: done.clone() },
+                    None => AgentRecord::Started { transition, step: *step, phase: *phase },
+                });
+            }
+        }
+        records
+    }
+}
+
+/// A handler's run, named by the agent.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CallId(pub u64);
+
+/// What happens to an agent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum AgentInput {
+    /// The batch in flight is durable.
+    Appended,
+    /// A connection to the server stands.
+    Connected,
+    /// It is gone.
+    Disconnected,
+    /// The server orders something.
+    Order(Order),
+    /// A handler has ended.
+    Ended {
+        /// Which run.
+        call: CallId,
+        /// Yes or done, no or failed, again.
+        answer: Answer,
+        /// Why.
+        reason: Option<String>,
+        /// What it said.
+        findings: Findings,
+    },
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// What an agent wants done.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum AgentOutput {
+    /// Make these records durable and say [`AgentInput::Appended`].
+    Append(Vec<AgentRecord>),
+    /// Tell the server; dropped when there is no connection.
+    Send(Report),
+    /// Run a handler and say [`AgentInput::Ended`].
+    Run {
+        /// This run.
+        call: CallId,
+        /// Which handler.
+        handler: HandlerName,
+        /// What for.
+        order: Box<Call>,
+        /// It is ended after so many milliseconds.
+        timeout_ms: u64,
+    },
+    /// The session stands.
+    Joined,
+    /// The connection is of no use: close it, and try again later.
+    Disconnect(String),
+    /// Something for the log that an operator should look at.
+    Warning(String),
+}
+
+/// Why a handler is called.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Why {
+    /// The server ordered it and waits for the answer.
+    Ordered,
+    /// Its status is due.
+    Status,
+    /// The hold has reached its end.
+    HoldEnd,
+    /// The transition was aborted while the server was away.
+    Cancel,
+    /// A notice.
+    Notice(Index),
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Job {
+    call: Call,
+    why: Why,
+    deadline: Time,
+    tries: u32,
+}
+
+/// One member's calls.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+struct Queue {
+    waiting: VecDeque<Job>,
+    running: Option<(CallId, Job)>,
+    /// Tried again then.
+    later: Vec<(Time, Job)>,
+    status_at: Time,
+    /// The last report, so that only news is sent; none: the next one is news.
+    reported: Option<Report>,
+}
+
+impl Queue {
+    fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.waiting
+            .iter()
+            .chain(self.running.iter().map(|(_, job)| job))
+            .chain(self.later.iter().map(|(_, job)| job))
+    }
+}
+
+/// The agent's deciding half.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct AgentEngine {
+    identity: Identity,
+    rules: BTreeMap<HandlerName, HandlerRules>,
+    state: AgentState,
+    outbox: Outbox<AgentRecord, AgentOutput>,
+    now: Time,
+    is_connected: bool,
+    is_welcome: bool,
+    lease_ms: u64,
+    renew_at: Time,
+    members: BTreeMap<MemberId, Assignment>,
+    queues: BTreeMap<MemberId, Queue>,
+    next_call: u64,
+    /// The answers to what was asked in open transitions, for when the question comes again.
+    answers: BTreeMap<(TransitionId, MemberId, Phase), Done>,
+    /// Outcomes that wait for cancels.
+    closing: BTreeSet<TransitionId>,
+    /// Notices whose calls have not all ended, oldest first.
+    notices: VecDeque<(Index, usize)>,
+}
+
+impl AgentEngine {
+    /// An agent over its replayed journal.
+    pub fn new(
+        identity: Identity,
+        rules: BTreeMap<HandlerName, HandlerRules>,
+        state: AgentState,
+        now: Time,
+    ) -> Self {
+        let mut engine = Self {
+            state,
+            rules,
+            outbox: Outbox::default(),
+            now,
+            is_connected: false,
+            is_welcome: false,
+            lease_ms: 3000,
+            renew_at: now,
+            members: BTreeMap::new(),
+            queues: BTreeMap::new(),
+            next_call: 0,
+            answers: BTreeMap::new(),
+            closing: BTreeSet::new(),
+            notices: VecDeque::new(),
+            identity,
+        };
+        if engine.state.agent.is_none() {
+            let agent = engine.identity.agent.clone();
+            engine.record(AgentRecord::Identity { agent });
+        }
+        engine
+    }
+
+    /// What is in the journal, what is on its way there included.
+    pub fn state(&self) -> &AgentState {
+        &self.state
+    }
+
+    /// Takes one input in. Outputs are to be polled afterwards.
+    pub fn handle(&mut self, now: Time, input: AgentInput) {
+        self.now = now;
+        match input {
+            AgentInput::Appended => {
+                self.outbox.acknowledge();
+            }
+            AgentInput::Connected => {
+                self.is_connected = true;
+                self.hello();
+            }
+            AgentInput::Disconnected => {
+                self.is_connected = false;
+                self.is_welcome = false;
+            }
+            AgentInput::Order(order) => self.order(order),
+            AgentInput::Ended { call, answer, reason, findings } => {
+                self.ended(call, answer, reason, findings)
+            }
+            AgentInput::Tick => {}
+        }
+        self.renew();
+        self.end_holds();
+        self.ask_status();
+        self.start();
+    }
+
+    /// What is to be done next, if anything is.
+    pub fn poll_output(&mut self) -> Option<AgentOutput> {
+        Some(match self.outbox.poll()? {
+            Out::Append(records) => AgentOutput::Append(records),
+            Out::Ready(output) => output,
+        })
+    }
+
+    /// When [`AgentInput::Tick`] is due at the latest.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let holds = self.state.open.values().flat_map(|open| open.holds.iter());
+        let holds = holds
+            .filter(|(member, hold)| !hold.is_over && !self.is_releasing(member))
+            .map(|(_, hold)| hold.until);
+        let later = self.queues.values().flat_map(|queue| queue.later.iter().map(|(at, _)| *at));
+        let status = self.members.keys().filter(|member| self.polls_status(member));
+        let status = status.map(|member| self.queues.get(member).map_or(self.now, |queue| queue.status_at));
+        let renew = self.is_welcome.then_some(self.renew_at);
+        holds.chain(later).chain(status).chain(renew).min()
+    }
+
+    fn record(&mut self, record: AgentRecord) {
+        self.state.apply(&record);
+        self.outbox.propose(record);
+    }
+
+    fn send(&mut self, report: Report) {
+        if self.is_connected {
+            self.outbox.emit(AgentOutput::Send(report));
+        }
+    }
+
+    fn warn(&mut self, message: String) {
+        self.outbox.emit(AgentOutput::Warning(message));
+    }
+
+    fn hello(&mut self) {
+        let Identity { host, agent, run, address, labels } = self.identity.clone();
+        let token = self.state.tokens.values().copied().max().unwrap_or_default();
+        let open = self.state.open.keys().copied().collect();
+        let (reign, noticed) = (self.state.reign, self.state.noticed);
+        let protocol = PROTOCOL;
+        self.send(Report::Hello(Hello {
+            protocol,
+            host,
+            agent,
+            run,
+            address,
+            labels,
+            reign,
+            token,
+            open,
+            noticed,
+        }));
+    }
+
+    // ---- orders
+
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Welcome { reign, lease_ms, members } => self.welcome(reign, lease_ms, members),
+            Order::Refused { message } => self.outbox.emit(AgentOutput::Disconnect(message)),
+            Order::Assign { members } => self.assign(members),
+            Order::Call(call) => self.ordered(call),
+            Order::Outcome { transition, outcome: Some(outcome) } => self.close(transition, outcome),
+            Order::Outcome { transition, outcome: None } => {
+                self.warn(format!(
+                    "the server knows nothing of {transition}: it stays open here; see `lockstep doctor`"
+                ));
+            }
+            Order::Notice(notice) => self.notice(notice),
+            Order::Renewed { .. } => {}
+        }
+    }
+
+    fn welcome(&mut self, reign: Reign, lease_ms: u64, members: Vec<Assignment>) {
+        if reign < self.state.reign {
+            let message =
+                format!("its reign is {reign}, and {} has been seen: it is out of date", self.state.reign);
+            return self.outbox.emit(AgentOutput::Disconnect(message));
+        }
+        if reign > self.state.reign {
+            self.record(AgentRecord::Reign { reign });
+        }
+        self.is_welcome = true;
+        self.lease_ms = lease_ms;
+        self.renew_at = self.now.plus(lease_ms / 3);
+        self.outbox.emit(AgentOutput::Joined);
+        self.assign(members);
+        self.queues.values_mut().for_each(|queue| {
+            queue.reported = None;
+            queue.status_at = self.now;
+        });
+    }
+
+    fn assign(&mut self, members: Vec<Assignment>) {
+        self.members =
+            members.into_iter().map(|assignment| (assignment.member.clone(), assignment)).collect();
+        for member in self.members.keys() {
+            let queue = self.queues.entry(member.clone()).or_default();
+            queue.status_at = self.now;
+        }
+        self.queues
+            .retain(|member, queue| self.members.contains_key(member) || queue.jobs().next().is_some());
+    }
+
+    fn ordered(&mut self, call: Call) {
+        if let Some(refusal) = self.refusal(&call) {
+            return self.send(Report::Done(refusal));
+        }
+        if let Some(token) = call.token
+            && self.state.tokens.get(&call.member.group).is_none_or(|known| *known < token)
+        {
+            self.record(AgentRecord::Token { group: call.member.group.clone(), token });
+        }
+        let is_same = |job: &Job| {
+            let (a, b) = (&job.call, &call);
+            job.why == Why::Ordered
+                && (a.transition, a.phase, a.step, a.attempt) == (b.transition, b.phase, b.step, b.attempt)
+        };
+        if self.queues.get(&call.member).is_some_and(|queue| queue.jobs().any(is_same)) {
+            return;
+        }
+        if let Some(done) = self.answered(&call) {
+            return self.send(Report::Done(done));
+        }
+        let deadline = self.now.plus(call.within_ms);
+        let queue = self.queues.entry(call.member.clone()).or_default();
+        queue.waiting.push_back(Job { call, why: Why::Ordered, deadline, tries: 0 });
+    }
+
+    /// An order under a lower token than the highest one seen, or for a transition that has ended, is refused,
+    /// whoever sends it: a server that was deposed may not know it yet.
+    fn refusal(&self, call: &Call) -> Option<Done> {
+        let known = self.state.tokens.get(&call.member.group).copied().unwrap_or_default();
+        if let Some(token) = call.token.filter(|token| *token < known) {
+            let reason =
+                format!("token {token} is lower than {known}, which has been seen for {}", call.member.group);
+            return Some(Done { refused: Some(known), ..answer(call, Answer::No, Some(reason)) });
+        }
+        let is_closed = call.transition.is_some_and(|id| self.state.closed.contains(&id));
+        let is_final = call.phase == Phase::Release;
+        (is_closed && !is_final)
+            .then(|| answer(call, Answer::No, Some("the transition has ended here".to_owned())))
+    }
+
+    /// The answer to a question that has been answered, when it comes again.
+    fn answered(&self, call: &Call) -> Option<Done> {
+        let id = call.transition?;
+        let known = match call.step {
+            Some(step) => self.state.open.get(&id)?.steps.get(&(step, call.phase))?.as_deref()?,
+            None => self.answers.get(&(id, call.member.clone(), call.phase))?,
+        };
+        // A step that was done is done whichever try asks; a failure answers the tries up to its own.
+        let holds = known.attempt >= call.attempt || (call.step.is_some() && known.answer == Answer::Yes);
+        holds.then(|| Done { attempt: call.attempt, ..known.clone() })
+    }
+
+    fn close(&mut self, id: TransitionId, outcome: Outcome) {
+        let Some(open) = self.state.open.get(&id) else {
+            // It said yes to nothing: there is nothing to take back or to remember.
+            return self.answers.retain(|(transition, ..), _| *transition != id);
+        };
+        let prepared =
+            open.votes.iter().filter(|(_, phase)| *phase == Phase::Prepare).map(|(member, _)| member.clone());
+        let mut uncancelled = Vec::new();
+        if outcome == Outcome::Aborted {
+            uncancelled.extend(prepared.filter(|member| {
+                let key = (id, member.clone(), Phase::Cancel);
+                self.answers.get(&key).is_none_or(|done| done.answer != Answer::Yes)
+            }));
+        }
+        for member in uncancelled {
+            let call = Call {
+                transition: Some(id),
+                decision: Some(Decision::Abort),
+                ..self.own_call(&member, Phase::Cancel)
+            };
+            self.enqueue_own(call, Why::Cancel);
+        }
+        self.closing.insert(id);
+        self.close_if_done(id);
+    }
+
+    /// An ended transition is forgotten once nothing of it is left to do here.
+    fn close_if_done(&mut self, id: TransitionId) {
+        let is_busy = || {
+            let mut jobs = self.queues.values().flat_map(Queue::jobs);
+            jobs.any(|job| job.call.transition == Some(id) && job.call.phase != Phase::Notice)
+        };
+        let holds =
+            || self.state.open.get(&id).is_some_and(|open| open.holds.values().any(|hold| !hold.is_over));
+        if !self.closing.contains(&id) || is_busy() || holds() {
+            return;
+        }
+        self.closing.remove(&id);
+        self.answers.retain(|(transition, ..), _| *transition != id);
+        self.record(AgentRecord::Closed { transition: id });
+        // What it moved is told anew, whatever was said of it meanwhile.
+        self.queues.values_mut().for_each(|queue| {
+            queue.reported = None;
+            queue.status_at = self.now;
+        });
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        let newest = self.notices.back().map_or(self.state.noticed, |(index, _)| *index);
+        if notice.index <= newest {
+            return self.send(Report::Noticed { index: self.state.noticed });
+        }
+        let calls: Vec<_> =
+            notice.calls.into_iter().filter(|call| self.members.contains_key(&call.member)).collect();
+        self.notices.push_back((notice.index, calls.len()));
+        for call in calls {
+            self.enqueue_own(call, Why::Notice(notice.index));
+        }
+        self.take_notices();
+    }
+
+    /// Notices are taken in order, each when all its calls have ended.
+    fn take_notices(&mut self) {
+        while let Some((index, 0)) = self.notices.front().copied() {
+            self.notices.pop_front();
+            self.record(AgentRecord::Noticed { index });
+            self.send(Report::Noticed { index });
+        }
+    }
+
+    fn own_call(&self, member: &MemberId, phase: Phase) -> Call {
+        Call {
+            member: member.clone(),
+            phase,
+            role: if phase == Phase::Release { Role::Holder } else { Role::Actor },
+            transition: None,
+            step: None,
+            attempt: 1,
+            token: None,
+            plan: None,
+            subject: Vec::new(),
+            from: None,
+            to: None,
+            decision: None,
+            within_ms: OWN_CALL_MS,
+            hold_ms: None,
+            context: Some(crate::message::Context::default()),
+        }
+    }
+
+    fn enqueue_own(&mut self, call: Call, why: Why) {
+        let deadline = self.now.plus(call.within_ms);
+        let queue = self.queues.entry(call.member.clone()).or_default();
+        queue.waiting.push_back(Job { call, why, deadline, tries: 0 });
+    }
+
+    // ---- time
+
+    fn renew(&mut self) {
+        if self.is_welcome && self.renew_at <= self.now {
+            self.renew_at = self.now.plus((self.lease_ms / 3).max(1));
+            self.send(Report::Renew { sent: self.now });
+        }
+    }
+
+    fn is_releasing(&self, member: &MemberId) -> bool {
+        self.queues.get(member).is_some_and(|queue| queue.jobs().any(|job| job.call.phase == Phase::Release))
+    }
+
+    /// A hold that has reached its end is let go, whatever has become of the server. One that ends later than
+    /// its whole length from now was begun before the host restarted: its clock is void, and it is over.
+    fn end_holds(&mut self) {
+        let mut over = Vec::new();
+        for (&id, open) in &self.state.open {
+            for (member, hold) in open.holds.iter().filter(|(_, hold)| !hold.is_over) {
+                let is_due = hold.until <= self.now || hold.until > self.now.plus(hold.hold_ms);
+                if is_due && !self.is_releasing(member) {
+                    over.push((id, member.clone()));
+                }
+            }
+        }
+        for (id, member) in over {
+            let call = Call { transition: Some(id), ..self.own_call(&member, Phase::Release) };
+            self.enqueue_own(call, Why::HoldEnd);
+        }
+    }
+
+    /// Whether a member's status is asked now and then: not while a transition drives it.
+    fn polls_status(&self, member: &MemberId) -> bool {
+        let is_driven = self.state.open.values().any(|open| {
+            open.votes.iter().any(|(voter, _)| voter == member) || open.holds.contains_key(member)
+        });
+        let is_busy = self.queues.get(member).is_some_and(|queue| queue.jobs().next().is_some());
+        self.is_welcome && !is_driven && !is_busy
+    }
+
+    fn ask_status(&mut self) {
+        let members: Vec<_> = self.members.keys().cloned().collect();
+        for member in members {
+            let is_due = self.queues.get(&member).is_none_or(|queue| queue.status_at <= self.now);
+            if is_due && self.polls_status(&member) {
+                let rules =
+                    self.members.get(&member).and_then(|assignment| self.rules.get(&assignment.handler));
+                let pause = rules.map_or(OWN_CALL_MS, |rules| rules.status_ms);
+                self.queues.entry(member.clone()).or_default().status_at = self.now.plus(pause);
+                let call = self.own_call(&member, Phase::Status);
+                self.enqueue_own(call, Why::Status);
+            }
+        }
+    }
+
+    // ---- calls
+
+    fn start(&mut self) {
+        loop {
+            let now = self.now;
+            let mut next = None;
+            for (member, queue) in &mut self.queues {
+                let due = queue.later.iter().position(|(at, _)| *at <= now);
+                if let Some(place) = due {
+                    let (_, job) = queue.later.remove(place);
+                    queue.waiting.push_back(job);
+                }
+                if queue.running.is_none() && !queue.waiting.is_empty() {
+                    next = Some(member.clone());
+                    break;
+                }
+            }
+            let Some(member) = next else { return };
+            let queue = self.queues.get_mut(&member).expect("it was just seen");
+            let job = queue.waiting.pop_front().expect("it is not empty");
+            self.start_job(job);
+        }
+    }
+
+    fn start_job(&mut self, job: Job) {
+        // A higher token may have come while it waited.
+        if job.why == Why::Ordered
+            && let Some(refusal) = self.refusal(&job.call)
+        {
+            return self.send(Report::Done(refusal));
+        }
+        if job.deadline <= self.now && job.why == Why::Ordered {
+            let reason = "its time was up before it could start: the member was busy".to_owned();
+            return self.finish(job, Answer::No, Some(reason), Findings::default());
+        }
+        let Some(assignment) = self.members.get(&job.call.member) else {
+            let reason = format!("{} is not a member here", job.call.member);
+            return self.finish(job, Answer::No, Some(reason), Findings::default());
+        };
+        let handler = assignment.handler.clone();
+        if handler.as_str() == HANDLER_NONE {
+            return self.without_call(job, &assignment.lowest.clone());
+        }
+        let Some(rules) = self.rules.get(&handler) else {
+            let reason = format!("agent.toml on this host has no handler {handler}");
+            return self.finish(job, Answer::No, Some(reason), Findings::default());
+        };
+        if !rules.phases.contains(&job.call.phase) {
+            return self.without_call(job, &assignment.lowest.clone());
+        }
+        let timeout_ms = rules.timeout_ms.get(&job.call.phase).copied().unwrap_or(OWN_CALL_MS);
+        let timeout_ms = timeout_ms.min(job.deadline.since(self.now)).max(1);
+        self.note_start(&job);
+        let call = CallId(self.next_call);
+        self.next_call += 1;
+        let order = Box::new(job.call.clone());
+        let queue = self.queues.entry(job.call.member.clone()).or_default();
+        queue.running = Some((call, job));
+        self.outbox.emit(AgentOutput::Run { call, handler, order, timeout_ms });
+    }
+
+    /// What must be durable before the handler starts: that a step may have been taken, that clients may be held.
+    fn note_start(&mut self, job: &Job) {
+        let Call { transition: Some(transition), phase, member, .. } = job.call.clone() else { return };
+        match (phase, job.call.step) {
+            (Phase::Commit | Phase::Undo, Some(step)) => {
+                self.record(AgentRecord::Started { transition, step, phase });
+            }
+            (Phase::Hold, _) => {
+                let hold_ms = job.call.hold_ms.unwrap_or(OWN_CALL_MS);
+                let until = self.now.plus(hold_ms);
+                self.record(AgentRecord::Held { transition, member, until, hold_ms });
+            }
+            _ => {}
+        }
+    }
+
+    /// A call that needs no handler: it succeeds, unless success would be a lie.
+    fn without_call(&mut self, job: Job, lowest: &StateName) {
+        let handler = &self.members[&job.call.member].handler;
+        let is_real = handler.as_str() != HANDLER_NONE;
+        let confirmed = self.state.states.get(&job.call.member).unwrap_or(lowest).clone();
+        let (answer, reason) = match job.call.phase {
+            Phase::Undo if is_real => (Answer::No, Some(format!("handler {handler} has no undo phase"))),
+            Phase::Fence => (Answer::No, Some(format!("handler {handler} has no fence phase"))),
+            _ => (Answer::Yes, None),
+        };
+        let state = (job.call.phase == Phase::Status).then_some(confirmed);
+        if job.call.phase == Phase::Hold {
+            self.note_start(&job);
+        }
+        self.finish(job, answer, reason, Findings { state, ..Findings::default() });
+    }
+
+    fn ended(&mut self, call: CallId, answer: Answer, reason: Option<String>, findings: Findings) {
+        let queue =
+            self.queues.values_mut().find(|queue| queue.running.as_ref().is_some_and(|(id, _)| *id == call));
+        let Some((_, job)) = queue.and_then(|queue| queue.running.take()) else { return };
+        self.finish(job, answer, reason, findings);
+    }
+
+    fn finish(&mut self, mut job: Job, given: Answer, reason: Option<String>, findings: Findings) {
+        let transition = job.call.transition;
+        match job.why.clone() {
+            Why::Ordered => self.answer(&job.call, given, reason, findings),
+            Why::Status => self.report_state(&job.call.member, given, reason, findings),
+            Why::HoldEnd | Why::Cancel | Why::Notice(_)
+                if given != Answer::Yes && job.tries < RETRIES_MAX =>
+            {
+                job.tries += 1;
+                let queue = self.queues.entry(job.call.member.clone()).or_default();
+                return queue.later.push((self.now.plus(RETRY_MS), job));
+            }
+            Why::HoldEnd => {
+                let (member, id) = (job.call.member.clone(), transition.expect("holds are of transitions"));
+                self.record(AgentRecord::HoldEnded {
+                    transition: id,
+                    member: member.clone(),
+                    is_final: false,
+                });
+                self.send(Report::HoldEnded { transition: id, member });
+            }
+            Why::Cancel => {}
+            Why::Notice(index) => {
+                if let Some((_, open)) = self.notices.iter_mut().find(|(notice, _)| *notice == index) {
+                    *open -= 1;
+                }
+                self.take_notices();
+            }
+        }
+        if given != Answer::Yes && job.why != Why::Ordered && job.why != Why::Status {
+            self.warn(format!("{} of {} failed for good", job.call.phase, job.call.member));
+        }
+        if let Some(id) = transition {
+            self.close_if_done(id);
+        }
+    }
+
+    /// Writes down what is about to be said, and says it.
+    fn answer(&mut self, call: &Call, given: Answer, reason: Option<String>, findings: Findings) {
+        let done = Done { findings, ..answer(call, given, reason) };
+        let member = call.member.clone();
+        let Some(id) = call.transition else { return self.send(Report::Done(done)) };
+        match (call.phase, call.step) {
+            (Phase::Commit | Phase::Undo, Some(step)) => {
+                self.record(AgentRecord::Ended { transition: id, step, done: Box::new(done.clone()) });
+                self.note_state(&done, call);
+            }
+            (Phase::Check | Phase::Prepare | Phase::Hold, _) if given == Answer::Yes => {
+                self.record(AgentRecord::Voted { transition: id, member: member.clone(), phase: call.phase });
+            }
+            (Phase::Release, _) if given == Answer::Yes => {
+                let is_open = self.state.open.contains_key(&id);
+                if is_open {
+                    self.record(AgentRecord::HoldEnded {
+                        transition: id,
+                        member: member.clone(),
+                        is_final: true,
+                    });
+                }
+            }
+            (Phase::Stop, _) => self.note_state(&done, call),
+            _ => {}
+        }
+        if call.step.is_none() {
+            self.answers.insert((id, member, call.phase), done.clone());
+        }
+        self.send(Report::Done(done));
+    }
+
+    fn note_state(&mut self, done: &Done, call: &Call) {
+        if let (Answer::Yes, Some(to)) = (done.answer, &call.to) {
+            self.record(AgentRecord::State { member: call.member.clone(), state: to.clone() });
+        }
+    }
+
+    fn report_state(&mut self, member: &MemberId, given: Answer, reason: Option<String>, findings: Findings) {
+        let Findings { state, score, facts, .. } = findings;
+        let state = state.filter(|_| given == Answer::Yes);
+        let reason = match &state {
+            Some(_) => None,
+            None => Some(reason.unwrap_or_else(|| "status gave no state".to_owned())),
+        };
+        let report = state_report(member, state, score, reason, facts);
+        let queue = self.queues.entry(member.clone()).or_default();
+        if queue.reported.as_ref() != Some(&report) && self.is_welcome {
+            queue.reported = Some(report.clone());
+            self.send(report);
+        }
+    }
+}
+
+fn state_report(
+    member: &MemberId,
+    state: Option<StateName>,
+    score: Option<i64>,
+    reason: Option<String>,
+    facts: Map<String, Value>,
+) -> Report {
+    Report::State { member: member.clone(), state, score, reason, facts }
+}
+
+fn answer(call: &Call, given: Answer, reason: Option<String>) -> Done {
+    Done {
+        member: call.member.clone(),
+        phase: call.phase,
+        transition: call.transition,
+        step: call.step,
+        attempt: call.attempt,
+        plan: call.plan.clone(),
+        answer: given,
+        reason,
+        refused: None,
+        findings: Findings::default(),
+    }
+}

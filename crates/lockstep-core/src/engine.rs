@@ -1,0 +1,658 @@
+//! The server's deciding half: one way in ([`Engine::handle`]), one way out ([`Engine::poll_output`]), one alarm
+//! clock ([`Engine::next_deadline`]).
+//!
+//! The engine works on a cluster that includes what it has proposed (`head`), so that it never contradicts
+//! itself; readers are shown the one that has been acknowledged. Outputs wait in the [`Outbox`] for the
+//! records before them. When it is deposed it is dropped, and a new one is loaded from the journal.
+//!
+//! This file is sessions, hosts and requests; `transition.rs` drives what was requested.
+
+use crate::cluster::{Cluster, Host};
+use crate::id::{HostName, Index, MemberId, RunId, TransitionId};
+use crate::message::{Call, Done, Hello, Order, PROTOCOL, Phase, Report};
+use crate::outbox::{Out, Outbox};
+use crate::plan::{self, Scores};
+use crate::record::{Body, Cause, HostChange, Liveness, Record};
+use crate::request::{Code, Rejection, Request};
+use crate::spec::SpecFile;
+use crate::time::{Now, Time};
+use crate::transition::Run;
+use crate::vote::Vote;
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+/// The most transitions without an outcome; more are refused with `busy`.
+pub const OPEN_MAX: usize = 1000;
+
+/// An agent's connection, named by the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SessionId(pub u64);
+
+/// Where an answer goes, named by the driver.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplyId(pub u64);
+
+/// What happens to the engine.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Input {
+    /// The batch in flight is durable.
+    Appended,
+    /// An agent says something.
+    Report {
+        /// On which connection.
+        session: SessionId,
+        /// What.
+        report: Report,
+    },
+    /// A connection is gone.
+    Closed {
+        /// Which.
+        session: SessionId,
+    },
+    /// An operator asks for a transition.
+    Run {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// What for.
+        request: Request,
+    },
+    /// An operator wants a transition aborted.
+    Abort {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// Which.
+        transition: TransitionId,
+    },
+    /// An operator declares the cluster.
+    Apply {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// As it was written.
+        spec: SpecFile,
+        /// Who.
+        principal: String,
+    },
+    /// A deadline may have passed.
+    Tick,
+}
+
+/// What the engine wants done.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Output {
+    /// Make these records durable, the first under this index, and say [`Input::Appended`].
+    Append {
+        /// The first one's index.
+        first: Index,
+        /// The records.
+        records: Vec<Record>,
+    },
+    /// Send an order.
+    Order {
+        /// On which connection.
+        session: SessionId,
+        /// The order.
+        order: Order,
+    },
+    /// Close a connection, after what was sent before.
+    Close {
+        /// Which.
+        session: SessionId,
+    },
+    /// Answer an operator.
+    Reply {
+        /// Where.
+        reply: ReplyId,
+        /// The answer.
+        answer: Result<Accepted, Rejection>,
+    },
+    /// Something that readers may want to see.
+    Event(Event),
+}
+
+/// What an operator is told when a request is accepted.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Accepted {
+    /// The transition was requested, now or earlier under the same id.
+    Transition(TransitionId),
+    /// There is nothing to do.
+    Nothing,
+    /// The spec is in force from this revision on.
+    Spec(Index),
+    /// The transition is aborted.
+    Aborted,
+}
+
+/// Something provisional: not in the journal, and never a reason for anything.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Event {
+    /// A transition has come to a phase.
+    Phase {
+        /// Which.
+        transition: TransitionId,
+        /// `queued`, `check`, `prepare`, `commit` or `release`; none when it has ended.
+        phase: Option<&'static str>,
+    },
+    /// A vote was counted.
+    Voted {
+        /// In which transition.
+        transition: TransitionId,
+        /// The vote.
+        vote: Vote,
+    },
+    /// A member said something of itself.
+    Reported {
+        /// Which.
+        member: MemberId,
+        /// How fit it is to be chosen.
+        score: Option<i64>,
+        /// Small values for people.
+        facts: Map<String, Value>,
+        /// Why its state cannot be told.
+        reason: Option<String>,
+    },
+    /// Something for the log that an operator should look at.
+    Warning(String),
+}
+
+/// A connected agent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Session {
+    pub(crate) id: SessionId,
+    pub(crate) run: RunId,
+    /// What the agent was last told of its members.
+    assigned: Vec<crate::message::Assignment>,
+}
+
+/// The server's deciding half.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Engine {
+    pub(crate) head: Cluster,
+    acked: Arc<Cluster>,
+    pending: std::collections::VecDeque<(Index, Record)>,
+    pub(crate) outbox: Outbox<(Index, Record), Output>,
+    pub(crate) now: Now,
+    pub(crate) sessions: BTreeMap<HostName, Session>,
+    hosts_by_session: BTreeMap<SessionId, HostName>,
+    /// When each host was last heard of; those that have not been since this engine began count from then.
+    last_heard: BTreeMap<HostName, Time>,
+    /// The agent run that each host was last seen with in this reign.
+    last_run: BTreeMap<HostName, RunId>,
+    pub(crate) scores: Scores,
+    pub(crate) runs: BTreeMap<TransitionId, Run>,
+}
+
+impl Engine {
+    /// An engine over a replayed journal. It appends the record that begins its reign, aborts what was begun
+    /// and not decided, and carries on with what was decided.
+    pub fn new(cluster: Cluster, server: &str, now: Now) -> Self {
+        let mut engine = Self {
+            acked: Arc::new(cluster.clone()),
+            head: cluster,
+            pending: std::collections::VecDeque::new(),
+            outbox: Outbox::default(),
+            now,
+            sessions: BTreeMap::new(),
+            hosts_by_session: BTreeMap::new(),
+            last_heard: BTreeMap::new(),
+            last_run: BTreeMap::new(),
+            scores: Scores::new(),
+            runs: BTreeMap::new(),
+        };
+        for host in engine.head.hosts.keys() {
+            engine.last_heard.insert(host.clone(), now.time);
+        }
+        engine.propose(Body::Reign { server: server.to_owned() });
+        engine.resume();
+        engine.settle();
+        engine
+    }
+
+    /// The cluster as far as it has been acknowledged: what readers may see.
+    pub fn acknowledged(&self) -> &Arc<Cluster> {
+        &self.acked
+    }
+
+    /// How fit members are to be chosen, as they last said.
+    pub fn scores(&self) -> &Scores {
+        &self.scores
+    }
+
+    /// Takes one input in. Outputs are to be polled afterwards.
+    pub fn handle(&mut self, now: Now, input: Input) {
+        self.now = now;
+        match input {
+            Input::Appended => {
+                let count = self.outbox.acknowledge();
+                let acked = Arc::make_mut(&mut self.acked);
+                for (index, record) in self.pending.drain(..count) {
+                    acked.apply(index, &record);
+                }
+                acked.assert_invariants();
+            }
+            Input::Report { session, report } => self.report(session, report),
+            Input::Closed { session } => self.closed(session),
+            Input::Run { reply, request } => {
+                let answer = self.request(request);
+                self.reply(reply, answer);
+            }
+            Input::Abort { reply, transition } => {
+                let answer = self.abort_by_operator(transition);
+                self.reply(reply, answer);
+            }
+            Input::Apply { reply, spec, principal } => {
+                let answer = self.apply(spec, principal);
+                self.reply(reply, answer);
+            }
+            Input::Tick => {}
+        }
+        self.watch_hosts();
+        self.settle();
+    }
+
+    /// What is to be done next, if anything is.
+    pub fn poll_output(&mut self) -> Option<Output> {
+        Some(match self.outbox.poll()? {
+            Out::Append(batch) => {
+                let first = batch[0].0;
+                self.pending.extend(batch.iter().cloned());
+                Output::Append { first, records: batch.into_iter().map(|(_, record)| record).collect() }
+            }
+            Out::Ready(output) => output,
+        })
+    }
+
+    /// When [`Input::Tick`] is due at the latest; none when nothing waits for time.
+    pub fn next_deadline(&self) -> Option<Time> {
+        let hosts = self.last_heard.iter().filter(|(host, _)| self.may_be_lost(host));
+        let hosts = hosts.map(|(_, heard)| heard.plus(self.lost_after_ms()));
+        self.runs.values().filter_map(Run::wake).chain(hosts).min()
+    }
+
+    pub(crate) fn propose(&mut self, body: Body) -> Index {
+        let index = Index(self.head.revision.0 + 1);
+        let record = Record { at: self.now.wall, body };
+        self.head.apply(index, &record);
+        self.outbox.propose((index, record));
+        index
+    }
+
+    pub(crate) fn event(&mut self, event: Event) {
+        self.outbox.emit(Output::Event(event));
+    }
+
+    fn reply(&mut self, reply: ReplyId, answer: Result<Accepted, Rejection>) {
+        self.outbox.emit(Output::Reply { reply, answer });
+    }
+
+    /// Sends an order to a host, if it is connected; it is sent again when the host comes back.
+    pub(crate) fn order(&mut self, host: &HostName, order: Order) -> bool {
+        let Some(session) = self.sessions.get(host) else { return false };
+        self.outbox.emit(Output::Order { session: session.id, order });
+        true
+    }
+
+    // ---- requests
+
+    fn request(&mut self, request: Request) -> Result<Accepted, Rejection> {
+        if let Some(&known) = self.head.requests.get(&request.request_id) {
+            if *self.head.transitions[&known].request == request {
+                return Ok(Accepted::Transition(known));
+            }
+            let message =
+                format!("request id {:?} has been used for {known}, with another body", request.request_id);
+            return Err(Rejection::new(
+                Code::RequestConflict,
+                message,
+                "use a new request id for a new request",
+            ));
+        }
+        if self.head.open.len() >= OPEN_MAX {
+            let message = format!("{OPEN_MAX} transitions are open");
+            return Err(Rejection::new(
+                Code::Busy,
+                message,
+                "wait for some to end: `lockstep transition list`",
+            ));
+        }
+        let moves = |run: &Run| {
+            request.targets.iter().filter_map(|target| target.group()).any(|group| run.claims(group))
+        };
+        let is_contended = self.runs.values().any(moves);
+        match plan::plan(&self.head, &request.targets, &self.scores) {
+            Ok(plan) if is_contended => drop(plan),
+            Ok(plan) => {
+                check_hash(&request, &plan.hash)?;
+                if plan.is_empty() {
+                    return Ok(Accepted::Nothing);
+                }
+            }
+            // What stands in the way may be only on its way: it is planned anew when its turn comes.
+            Err(rejection) if is_contended && depends_on_states(rejection.code) => {}
+            Err(rejection) => return Err(rejection),
+        }
+        let id = TransitionId(self.propose(Body::Request { request: Arc::new(request) }).0);
+        self.enqueue(id);
+        Ok(Accepted::Transition(id))
+    }
+
+    fn abort_by_operator(&mut self, id: TransitionId) -> Result<Accepted, Rejection> {
+        use crate::message::Decision;
+        let Some(transition) = self.head.transitions.get(&id) else {
+            return Err(Rejection::new(
+                Code::NotAllowed,
+                format!("there is no transition {id}"),
+                "see `lockstep transition list`",
+            ));
+        };
+        match transition.decision {
+            Some(Decision::Abort) => {}
+            Some(Decision::Commit) => {
+                let message = format!("{id} is decided: commit");
+                let help = "what is decided is carried out; ask for a transition back once it has ended";
+                return Err(Rejection::new(Code::NotAllowed, message, help));
+            }
+            None => {
+                let message = "an operator aborted it".to_owned();
+                self.abort(id, Cause { code: "operator".to_owned(), message, member: None });
+            }
+        }
+        Ok(Accepted::Aborted)
+    }
+
+    fn apply(&mut self, file: SpecFile, principal: String) -> Result<Accepted, Rejection> {
+        let spec = file.check().map_err(|error| {
+            let code = if error.is_cycle { Code::Cycle } else { Code::SpecInvalid };
+            Rejection::new(code, error.to_string(), error.help.clone())
+        })?;
+        if self.head.spec_file.as_deref() == Some(&file) {
+            return Ok(Accepted::Spec(self.head.revision));
+        }
+        // A decided plan is carried out under the rules it was made by.
+        for id in &self.head.open {
+            let Some(plan) = &self.head.transitions[id].plan else { continue };
+            let changed =
+                plan.exclusive.iter().find(|name| spec.groups.get(name) != self.head.spec.groups.get(name));
+            if let Some(group) = changed {
+                let message = format!("{id} is moving group {group}, which this spec changes");
+                return Err(Rejection::new(Code::Busy, message, format!("apply it when {id} has ended")));
+            }
+        }
+        let index = self.propose(Body::Spec { spec: Arc::new(file), principal });
+        self.assign_all();
+        Ok(Accepted::Spec(index))
+    }
+
+    // ---- sessions and hosts
+
+    fn report(&mut self, session: SessionId, report: Report) {
+        if let Report::Hello(hello) = report {
+            return self.hello(session, hello);
+        }
+        let Some(host) = self.hosts_by_session.get(&session).cloned() else {
+            // Said by a connection that was refused, replaced or that never introduced itself.
+            return self.outbox.emit(Output::Close { session });
+        };
+        self.last_heard.insert(host.clone(), self.now.time);
+        match report {
+            Report::Hello(_) => unreachable!("handled above"),
+            Report::Renew { sent } => {
+                self.order(&host, Order::Renewed { sent });
+            }
+            Report::Done(done) => self.done(&host, done),
+            Report::HoldEnded { transition, member } => {
+                if member.host == host {
+                    self.hold_ended(transition, &member);
+                }
+            }
+            Report::State { member, state, score, reason, facts } => {
+                if member.host == host && self.head.members.contains_key(&member) {
+                    self.note_state(&member, state, score, reason, facts);
+                }
+            }
+            Report::Noticed { .. } => {}
+            Report::Goodbye => {
+                self.set_liveness(&host, Liveness::Left);
+                self.forget_session(session);
+                self.outbox.emit(Output::Close { session });
+            }
+        }
+    }
+
+    fn hello(&mut self, session: SessionId, hello: Hello) {
+        if let Some(message) = self.refusal(&hello) {
+            self.event(Event::Warning(format!("agent of host {} refused: {message}", hello.host)));
+            self.outbox.emit(Output::Order { session, order: Order::Refused { message } });
+            return self.outbox.emit(Output::Close { session });
+        }
+        let host = hello.host.clone();
+        if let Some(older) = self.sessions.get(&host).map(|session| session.id)
+            && older != session
+        {
+            self.forget_session(older);
+            self.outbox.emit(Output::Close { session: older });
+        }
+        let Hello { agent, address, labels, .. } = hello.clone();
+        let joined = Host { agent, address, labels, liveness: Liveness::Alive };
+        match self.head.hosts.get(&host) {
+            Some(known) if **known == joined => {}
+            Some(known) if (Host { liveness: Liveness::Alive, ..(**known).clone() }) == joined => {
+                self.set_liveness(&host, Liveness::Alive);
+            }
+            Some(_) | None => {
+                let Host { agent, address, labels, .. } = joined;
+                let change = HostChange::Joined { agent, address, labels };
+                self.propose(Body::Host { host: host.clone(), change });
+            }
+        }
+        let members = self.head.assignments(&host);
+        let is_new_run =
+            self.last_run.insert(host.clone(), hello.run.clone()).is_none_or(|last| last != hello.run);
+        let assigned = members.clone();
+        self.sessions.insert(host.clone(), Session { id: session, run: hello.run.clone(), assigned });
+        self.hosts_by_session.insert(session, host.clone());
+        self.last_heard.insert(host.clone(), self.now.time);
+        let (reign, lease_ms) = (self.head.reign, self.lease_ms());
+        self.order(&host, Order::Welcome { reign, lease_ms, members });
+        if is_new_run {
+            self.new_run(&host, &hello.run);
+        }
+        self.catch_up(&host, &hello);
+    }
+
+    /// Why an agent's session is refused, if it is.
+    fn refusal(&self, hello: &Hello) -> Option<String> {
+        if hello.protocol != PROTOCOL {
+            let theirs = hello.protocol;
+            return Some(format!(
+                "it speaks protocol {theirs}, this server speaks {PROTOCOL}: upgrade the older one"
+            ));
+        }
+        let journal = self.head.revision.0;
+        if hello.token.0 > journal || hello.reign.0 > journal {
+            return Some(format!(
+                "it has seen token {} and reign {}, this server's journal ends at {journal}: the server was restored \
+                 from an older backup, or belongs to another cluster",
+                hello.token, hello.reign
+            ));
+        }
+        if hello.labels.iter().any(|(key, value)| {
+            crate::spec::text_problem(key).is_some() || crate::spec::text_problem(value).is_some()
+        }) {
+            return Some("a label is not plain text of at most 255 bytes".to_owned());
+        }
+        match self.head.hosts.get(&hello.host) {
+            Some(known) if known.agent != hello.agent => Some(format!(
+                "another agent has joined as {}: start this one with that one's --data directory or under another name",
+                hello.host
+            )),
+            Some(_) | None => None,
+        }
+    }
+
+    fn closed(&mut self, session: SessionId) {
+        if let Some(host) = self.forget_session(session)
+            && self.head.hosts[&host].liveness == Liveness::Alive
+        {
+            self.set_liveness(&host, Liveness::Suspect);
+        }
+    }
+
+    /// Drops a session, unless a newer one has taken its place.
+    fn forget_session(&mut self, session: SessionId) -> Option<HostName> {
+        let host = self.hosts_by_session.remove(&session)?;
+        if self.sessions.get(&host).is_some_and(|known| known.id == session) {
+            self.sessions.remove(&host);
+            return Some(host);
+        }
+        None
+    }
+
+    fn lease_ms(&self) -> u64 {
+        self.head.spec.lease_ms.max(300)
+    }
+
+    /// A host counts as lost 1.05 leases after it was last heard of.
+    fn lost_after_ms(&self) -> u64 {
+        self.lease_ms() + self.lease_ms() / 20
+    }
+
+    fn may_be_lost(&self, host: &HostName) -> bool {
+        self.head.hosts.get(host).is_some_and(|host| host.is_reachable())
+    }
+
+    fn watch_hosts(&mut self) {
+        let after = self.lost_after_ms();
+        let is_due = |heard: &Time| heard.plus(after) <= self.now.time;
+        let due: Vec<_> = self
+            .last_heard
+            .iter()
+            .filter(|(host, heard)| is_due(heard) && self.may_be_lost(host))
+            .map(|(host, _)| host.clone())
+            .collect();
+        for host in due {
+            self.set_liveness(&host, Liveness::Lost);
+            self.host_lost(&host);
+        }
+    }
+
+    fn set_liveness(&mut self, host: &HostName, liveness: Liveness) {
+        if self.head.hosts.get(host).is_some_and(|known| known.liveness != liveness) {
+            self.propose(Body::Host { host: host.clone(), change: HostChange::Liveness { liveness } });
+        }
+    }
+
+    /// Tells every connected agent whose members have changed.
+    pub(crate) fn assign_all(&mut self) {
+        let hosts: Vec<_> = self.sessions.keys().cloned().collect();
+        for host in hosts {
+            let members = self.head.assignments(&host);
+            let session = self.sessions.get_mut(&host).expect("it is connected");
+            if session.assigned != members {
+                session.assigned.clone_from(&members);
+                self.order(&host, Order::Assign { members });
+            }
+        }
+    }
+
+    fn note_state(
+        &mut self,
+        id: &MemberId,
+        state: Option<crate::id::StateName>,
+        score: Option<i64>,
+        reason: Option<String>,
+        facts: Map<String, Value>,
+    ) {
+        match score {
+            Some(score) => self.scores.insert(id.clone(), score),
+            None => self.scores.remove(id),
+        };
+        self.event(Event::Reported { member: id.clone(), score, facts, reason });
+        let member = &self.head.members[id];
+        // What a transition drives is known from its steps; a report that crossed with one would be stale.
+        let is_news = member.actual != state || (member.is_in_doubt() && state.is_some());
+        if member.transition.is_none() && is_news {
+            self.propose(Body::Report { member: id.clone(), actual: state });
+        }
+    }
+
+    fn done(&mut self, host: &HostName, done: Done) {
+        if done.member.host != *host {
+            return;
+        }
+        if let Some(token) = done.refused {
+            let message = format!("{} refused an order: it has seen token {token}", done.member);
+            self.event(Event::Warning(message));
+        }
+        match done.phase {
+            Phase::Check | Phase::Prepare | Phase::Hold => self.vote(done),
+            Phase::Commit | Phase::Undo => self.step_done(done),
+            Phase::Stop => self.stop_done(done),
+            Phase::Release => self.release_done(done),
+            Phase::Cancel => self.cancel_done(done),
+            Phase::Status | Phase::Notice | Phase::Fence => {}
+        }
+    }
+
+    /// Does whatever has become possible, until nothing more is.
+    fn settle(&mut self) {
+        let mut due: BTreeSet<TransitionId> = self.runs.keys().copied().collect();
+        while let Some(id) = due.pop_first() {
+            self.advance(id);
+            if !self.runs.contains_key(&id) {
+                // It has ended: others may have waited for its groups.
+                due = self.runs.keys().copied().collect();
+            }
+        }
+    }
+
+    pub(crate) fn send_call(&mut self, call: Call) -> bool {
+        let host = call.member.host.clone();
+        self.order(&host, Order::Call(call))
+    }
+}
+
+fn check_hash(request: &Request, hash: &str) -> Result<(), Rejection> {
+    match &request.plan_hash {
+        Some(wanted) if !plan::names(wanted, hash) => {
+            let message = format!("the plan is {hash} now, not {wanted}");
+            Err(Rejection::new(
+                Code::PlanChanged,
+                message,
+                "look at the new plan: `lockstep plan` with the same targets",
+            ))
+        }
+        Some(_) | None => Ok(()),
+    }
+}
+
+/// Whether a rejection rests on where members are, and so may not hold any more in a moment.
+fn depends_on_states(code: Code) -> bool {
+    match code {
+        Code::NoPath
+        | Code::LimitBroken
+        | Code::WouldBreakRequires
+        | Code::RequirementDown
+        | Code::Excluded
+        | Code::NoCandidate
+        | Code::ActualUnknown
+        | Code::MemberInDoubt => true,
+        Code::SpecInvalid
+        | Code::Cycle
+        | Code::UnknownGroup
+        | Code::UnknownHost
+        | Code::UnknownMember
+        | Code::UnknownState
+        | Code::UnknownSetting
+        | Code::HostLost
+        | Code::Busy
+        | Code::Frozen
+        | Code::WindowClosed
+        | Code::PlanChanged
+        | Code::RequestConflict
+        | Code::NotAllowed
+        | Code::TooLarge
+        | Code::NotActive
+        | Code::StoreUnavailable => false,
+    }
+}

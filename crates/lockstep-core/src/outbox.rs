@@ -1,0 +1,104 @@
+//! Keeps outputs back until the records that they depend on are durable.
+//!
+//! A machine proposes records and emits outputs; an output leaves only when every record proposed before it has
+//! been acknowledged. So no driver can send too early: not an order before its decision, not an answer before
+//! what it tells of. One batch of records is in flight at a time, and all that is proposed meanwhile goes into
+//! the next one (group commit).
+
+use std::collections::VecDeque;
+
+/// The most records in one batch: bounds a batch's size, and with it the time that its write takes.
+pub(crate) const BATCH_MAX: usize = 4096;
+
+/// What may leave now.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) enum Out<R, O> {
+    /// These records are to be made durable; nothing else is in flight.
+    Append(Vec<R>),
+    /// An output whose records are durable.
+    Ready(O),
+}
+
+/// Records on their way to the journal, and outputs that wait for them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(crate) struct Outbox<R, O> {
+    proposed: u64,
+    in_flight: u64,
+    acknowledged: u64,
+    records: VecDeque<R>,
+    outputs: VecDeque<(u64, O)>,
+}
+
+impl<R, O> Default for Outbox<R, O> {
+    fn default() -> Self {
+        Self {
+            proposed: 0,
+            in_flight: 0,
+            acknowledged: 0,
+            records: VecDeque::new(),
+            outputs: VecDeque::new(),
+        }
+    }
+}
+
+impl<R, O> Outbox<R, O> {
+    /// Proposes a record.
+    pub(crate) fn propose(&mut self, record: R) {
+        self.proposed += 1;
+        self.records.push_back(record);
+    }
+
+    /// Emits an output, which waits for all records proposed so far.
+    pub(crate) fn emit(&mut self, output: O) {
+        self.outputs.push_back((self.proposed, output));
+    }
+
+    /// The batch in flight is durable. Tells how many records it had.
+    pub(crate) fn acknowledge(&mut self) -> usize {
+        assert!(self.in_flight > 0, "an acknowledgement without a batch in flight");
+        self.acknowledged += self.in_flight;
+        let count = self.in_flight;
+        self.in_flight = 0;
+        usize::try_from(count).expect("at most BATCH_MAX")
+    }
+
+    /// What may leave next, if anything may.
+    pub(crate) fn poll(&mut self) -> Option<Out<R, O>> {
+        if self.in_flight == 0 && !self.records.is_empty() {
+            let count = self.records.len().min(BATCH_MAX);
+            self.in_flight = count as u64;
+            return Some(Out::Append(self.records.drain(..count).collect()));
+        }
+        if self.outputs.front().is_some_and(|(after, _)| *after <= self.acknowledged) {
+            return self.outputs.pop_front().map(|(_, output)| Out::Ready(output));
+        }
+        None
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn outputs_wait_for_the_records_before_them() {
+        let mut outbox = Outbox::default();
+        outbox.emit('a');
+        outbox.propose(1);
+        outbox.emit('b');
+        assert_eq!(outbox.poll(), Some(Out::Append(vec![1])));
+        assert_eq!(outbox.poll(), Some(Out::Ready('a')));
+        assert_eq!(outbox.poll(), None);
+        outbox.propose(2);
+        outbox.propose(3);
+        outbox.emit('c');
+        assert_eq!(outbox.poll(), None, "one batch in flight at a time");
+        assert_eq!(outbox.acknowledge(), 1);
+        assert_eq!(outbox.poll(), Some(Out::Append(vec![2, 3])));
+        assert_eq!(outbox.poll(), Some(Out::Ready('b')));
+        assert_eq!(outbox.poll(), None);
+        assert_eq!(outbox.acknowledge(), 2);
+        assert_eq!(outbox.poll(), Some(Out::Ready('c')));
+        assert_eq!(outbox.poll(), None);
+    }
+}
