@@ -7,7 +7,7 @@ use rustix::io::{Errno, retry_on_intr};
 use std::collections::BTreeMap;
 use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, OpenOptionsExt as _};
+use std::os::unix::fs::{DirBuilderExt as _, FileExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -67,6 +67,18 @@ impl FileDisk {
 
     fn path(&self, name: &str) -> PathBuf {
         self.dir.join(name)
+    }
+
+    /// A lock on a file that nobody can find keeps nobody out.
+    fn check_lock(&self) -> Result<(), DiskError> {
+        let held = self.lock.metadata().map_err(disk_error)?;
+        match fs::metadata(self.path(LOCK)) {
+            Ok(found) if (found.dev(), found.ino()) == (held.dev(), held.ino()) => Ok(()),
+            Ok(_) | Err(_) => {
+                let text = "the lock file was removed or replaced, so another process may write here too";
+                Err(DiskError::Io(text.to_owned()))
+            }
+        }
     }
 
     /// The file, open for writing; made when it is missing.
@@ -187,7 +199,9 @@ impl Disk for FileDisk {
     }
 
     fn sync(&mut self, name: &str) -> Result<(), DiskError> {
-        self.file(name).and_then(File::sync_data).map_err(disk_error)
+        self.file(name).and_then(File::sync_data).map_err(disk_error)?;
+        // After the sync, so that nothing is acknowledged in a directory that is no longer there or ours alone.
+        self.check_lock()
     }
 
     fn sync_dir(&mut self) -> Result<(), DiskError> {
@@ -252,6 +266,19 @@ mod tests {
         assert!(error.starts_with(&who) && error.contains("--data"), "{error}");
         drop(first);
         FileDisk::open(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn nothing_is_synced_without_the_lock_file() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut disk = FileDisk::open(dir.path()).unwrap();
+        disk.write_at("log", 0, b"x").unwrap();
+        disk.sync("log").unwrap();
+        fs::remove_file(dir.path().join("lock")).unwrap();
+        assert!(matches!(disk.sync("log"), Err(DiskError::Io(_))));
+        let second = FileDisk::open(dir.path()).unwrap();
+        assert!(matches!(disk.sync("log"), Err(DiskError::Io(_))));
+        drop(second);
     }
 
     #[test]
