@@ -10,7 +10,7 @@ use crate::time::Time;
 use crate::vote::Answer;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
 
@@ -325,9 +325,9 @@ pub struct Findings {
     /// The state it is in.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<StateName>,
-    /// The processes that a guard would stop.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
-    pub pids: Vec<u32>,
+    /// The processes that a guard would stop; none: nothing was said of them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pids: Option<BTreeSet<u32>>,
     /// What the loss of this host would mean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expect: Option<Expect>,

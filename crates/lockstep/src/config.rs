@@ -25,19 +25,21 @@ use miette::{Diagnostic, NamedSource, SourceSpan};
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
-use crate::handler::{NAME_LEN_MAX, Phase, Program, User, is_name};
+use lockstep_core::agent::HandlerRules;
+use lockstep_core::id::{HandlerName, HostName, NAME_LEN_MAX};
+use lockstep_core::message::Phase;
+use lockstep_core::spec::{HANDLER_NONE, TEXT_LEN_MAX};
+
+use crate::handler::{Program, User};
 
 /// Largest agent.toml, in bytes. A thousand handlers fit; a log file given by mistake does not.
 pub const CONFIG_BYTES_MAX: u64 = 1024 * 1024;
-
-/// Longest label value, in bytes. It is sent at each join and shown in tables.
-pub const LABEL_VALUE_LEN_MAX: usize = 256;
 
 /// Time that a call of any phase may take, unless `timeout_ms` says otherwise, in ms. Too low: a busy host votes
 /// no. Too high: clients wait for a handler that hangs.
 pub const TIMEOUT_MS_DEFAULT: u64 = 5_000;
 
-/// The same for `commit`, where software starts and stops.
+/// The same for `commit`, `undo` and `stop`, where software starts and stops.
 pub const TIMEOUT_MS_COMMIT: u64 = 30_000;
 
 /// What `timeout_ms` may be: 1 ms to 1 h.
@@ -49,9 +51,6 @@ pub const STATUS_MS_DEFAULT: u64 = 2_000;
 
 /// What `status_ms` may be: 100 ms to 1 h.
 pub const STATUS_MS_RANGE: RangeInclusive<u64> = 100..=3_600_000;
-
-/// The handler that every agent has: no program, and every call is answered yes. Not a name for one's own.
-pub const HANDLER_NONE: &str = "none";
 
 /// Kinds of handlers that are planned and do not exist yet, to say so rather than "unknown key".
 const KINDS_TO_COME: [&str; 3] = ["systemd", "ocf", "http"];
@@ -65,7 +64,7 @@ pub struct AgentConfig {
     /// Labels of the host, from `[labels]`.
     pub labels: BTreeMap<String, String>,
     /// Its handlers by name, from `[handlers.NAME]`. Without `none`.
-    pub handlers: BTreeMap<String, Handler>,
+    pub handlers: BTreeMap<HandlerName, Handler>,
 }
 
 /// A handler: what to run, and when.
@@ -74,40 +73,31 @@ pub struct Handler {
     /// What to run.
     pub program: Program,
     /// When, and for how long.
-    pub config: HandlerConfig,
+    pub rules: HandlerRules,
 }
 
-/// Which phases a handler is called for, and how long it may take.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct HandlerConfig {
-    /// The phases that it is called for. Default: all.
-    pub phases: BTreeSet<Phase>,
-    /// Time that one call may take, in ms, for every phase (also those that it is not called for).
-    pub timeout_ms: BTreeMap<Phase, u64>,
-    /// Time between two `status` calls, in ms.
-    pub status_ms: u64,
-}
-
-impl Default for HandlerConfig {
-    fn default() -> HandlerConfig {
-        let timeout_ms = Phase::ALL.map(|phase| (phase, built_in_timeout_ms(phase)));
-        HandlerConfig {
-            phases: BTreeSet::from(Phase::ALL),
-            timeout_ms: BTreeMap::from(timeout_ms),
-            status_ms: STATUS_MS_DEFAULT,
-        }
+/// The rules of a handler whose table says nothing of them: every phase, the built-in times.
+pub fn default_rules() -> HandlerRules {
+    HandlerRules {
+        phases: BTreeSet::from(Phase::ALL),
+        timeout_ms: Phase::ALL.map(|phase| (phase, built_in_timeout_ms(phase))).into(),
+        status_ms: STATUS_MS_DEFAULT,
     }
 }
 
-impl HandlerConfig {
-    /// Time that one call of `phase` may take, in ms.
-    pub fn timeout_ms(&self, phase: Phase) -> u64 {
-        self.timeout_ms.get(&phase).copied().unwrap_or_else(|| built_in_timeout_ms(phase))
-    }
-}
-
+/// Undo does what commit does, the other way: it gets the same time.
 fn built_in_timeout_ms(phase: Phase) -> u64 {
-    if phase == Phase::Commit { TIMEOUT_MS_COMMIT } else { TIMEOUT_MS_DEFAULT }
+    match phase {
+        Phase::Commit | Phase::Undo | Phase::Stop => TIMEOUT_MS_COMMIT,
+        Phase::Check
+        | Phase::Prepare
+        | Phase::Cancel
+        | Phase::Hold
+        | Phase::Release
+        | Phase::Status
+        | Phase::Notice
+        | Phase::Fence => TIMEOUT_MS_DEFAULT,
+    }
 }
 
 /// Why agent.toml was refused. Show it with miette: it carries the place and what to do.
@@ -262,10 +252,13 @@ fn parse(text: &str, base: &Path, passwd: &str) -> Checked<AgentConfig> {
 fn labels(value: &Spanned<DeValue<'_>>) -> Checked<BTreeMap<String, String>> {
     let mut labels = BTreeMap::new();
     for (key, value) in table(value, "`labels`")? {
-        check_name(key, "label")?;
+        if HostName::new(key.get_ref().as_ref()).is_err() {
+            let help = format!("1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ -, a letter or digit first");
+            return Err(problem(key.span(), "not a valid label name", "this name", help));
+        }
         let text = string(value, "a label's value")?;
-        if text.len() > LABEL_VALUE_LEN_MAX || text.chars().any(char::is_control) {
-            let help = format!("at most {LABEL_VALUE_LEN_MAX} bytes, no control characters");
+        if text.len() > TEXT_LEN_MAX || text.chars().any(char::is_control) {
+            let help = format!("at most {TEXT_LEN_MAX} bytes, no control characters");
             return Err(problem(value.span(), "not a valid label value", "this value", help));
         }
         labels.insert(key.get_ref().to_string(), text.to_owned());
@@ -273,17 +266,19 @@ fn labels(value: &Spanned<DeValue<'_>>) -> Checked<BTreeMap<String, String>> {
     Ok(labels)
 }
 
-fn handlers(value: &Spanned<DeValue<'_>>, base: &Path, passwd: &str) -> Checked<BTreeMap<String, Handler>> {
+fn handlers(value: &Spanned<DeValue<'_>>, base: &Path, passwd: &str) -> Checked<BTreeMap<HandlerName, Handler>> {
     let mut handlers = BTreeMap::new();
     for (key, value) in table(value, "`handlers`")? {
-        let name = key.get_ref().as_ref();
-        check_name(key, "handler")?;
-        if name == HANDLER_NONE {
+        let Ok(name) = HandlerName::new(key.get_ref().as_ref()) else {
+            let help = format!("1 to {NAME_LEN_MAX} of A-Z a-z 0-9 _ -, a letter or digit first");
+            return Err(problem(key.span(), "not a valid handler name", "this name", help));
+        };
+        if name.as_str() == HANDLER_NONE {
             let help = "every agent has `none`: it runs nothing and says yes. Choose another name, here and in \
                         the group's `handler`";
             return Err(problem(key.span(), "`none` is a reserved name", "a handler of this name", help));
         }
-        handlers.insert(name.to_owned(), handler(key, value, base, passwd)?);
+        handlers.insert(name, handler(key, value, base, passwd)?);
     }
     Ok(handlers)
 }
@@ -294,7 +289,7 @@ fn handler(
     base: &Path,
     passwd: &str,
 ) -> Checked<Handler> {
-    let mut config = HandlerConfig::default();
+    let mut rules = default_rules();
     let mut exec = None;
     let mut user = None;
     let mut env = BTreeMap::new();
@@ -303,9 +298,9 @@ fn handler(
             "exec" => exec = Some(argv(value, base)?),
             "user" => user = Some(find_user(value, passwd)?),
             "env" => env = environment(value)?,
-            "phases" => config.phases = phases(value)?,
-            "timeout_ms" => config.timeout_ms = timeouts(value)?,
-            "status_ms" => config.status_ms = millis(value, "status_ms", &STATUS_MS_RANGE)?,
+            "phases" => rules.phases = phases(value)?,
+            "timeout_ms" => rules.timeout_ms = timeouts(value)?,
+            "status_ms" => rules.status_ms = millis(value, "status_ms", &STATUS_MS_RANGE)?,
             kind if KINDS_TO_COME.contains(&kind) => {
                 let help = "this version knows `exec` handlers and the built-in `none`; write exec = \
                             [\"/path/to/program\"] with a program that does the same";
@@ -320,7 +315,7 @@ fn handler(
         let help = "add exec = [\"/path/to/program\", \"argument\"]; the phase is added as the last argument";
         return Err(problem(name.span(), message, "this handler", help));
     };
-    Ok(Handler { program: Program { path, args, user, env }, config })
+    Ok(Handler { program: Program { path, args, user, env }, rules })
 }
 
 fn argv(value: &Spanned<DeValue<'_>>, base: &Path) -> Checked<(PathBuf, Vec<String>)> {
@@ -441,14 +436,6 @@ fn millis(value: &Spanned<DeValue<'_>>, key: &str, range: &RangeInclusive<u64>) 
     })
 }
 
-fn check_name(key: &Spanned<impl AsRef<str>>, what: &str) -> Checked<()> {
-    if is_name(key.get_ref().as_ref()) {
-        return Ok(());
-    }
-    let help = format!("1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ -, a letter or digit first");
-    Err(problem(key.span(), format!("not a valid {what} name"), "this name", help))
-}
-
 fn refuse_nul(span: Range<usize>, text: &str) -> Checked<()> {
     if text.contains('\0') {
         let help = "no program can be given one; remove it";
@@ -519,7 +506,7 @@ mod tests {
 
     fn one(keys: &str) -> Handler {
         let text = format!("[handlers.h]\nexec = [\"/bin/true\"]\n{keys}\n");
-        parse(&text).unwrap().handlers.remove("h").unwrap()
+        parse(&text).unwrap().handlers.remove(&name("h")).unwrap()
     }
 
     #[test]
@@ -530,7 +517,7 @@ mod tests {
             timeout_ms = { default = 4_000, commit = 0xffff }\nstatus_ms = 1000\n";
         let config = parse(text).unwrap();
         assert_eq!(config.labels["role"], "db");
-        let pg = &config.handlers["pg"];
+        let pg = &config.handlers[&name("pg")];
         assert_eq!(
             pg.program,
             Program {
@@ -540,32 +527,37 @@ mod tests {
                 env: BTreeMap::from([("PGDATA".to_owned(), "/srv/pg".to_owned())]),
             }
         );
-        assert_eq!(pg.config.phases, BTreeSet::from([Phase::Check, Phase::Status]));
-        assert_eq!(pg.config.timeout_ms(Phase::Commit), 0xffff);
-        assert_eq!(pg.config.timeout_ms(Phase::Undo), 4_000);
-        assert_eq!(pg.config.status_ms, 1_000);
+        assert_eq!(pg.rules.phases, BTreeSet::from([Phase::Check, Phase::Status]));
+        assert_eq!(pg.rules.timeout_ms[&Phase::Commit], 0xffff);
+        assert_eq!(pg.rules.timeout_ms[&Phase::Undo], 4_000);
+        assert_eq!(pg.rules.status_ms, 1_000);
+    }
+
+    fn name(name: &str) -> HandlerName {
+        HandlerName::new(name).unwrap()
     }
 
     #[test]
     fn defaults() {
         assert_eq!(parse("").unwrap(), AgentConfig::default());
-        let config = one("").config;
-        assert_eq!(config, HandlerConfig::default());
-        assert_eq!(config.phases.len(), Phase::ALL.len());
-        assert_eq!(config.timeout_ms(Phase::Check), 5_000);
-        assert_eq!(config.timeout_ms(Phase::Commit), 30_000);
-        assert_eq!(config.status_ms, 2_000);
+        let rules = one("").rules;
+        assert_eq!(rules, default_rules());
+        assert_eq!(rules.phases.len(), Phase::ALL.len());
+        assert_eq!(rules.timeout_ms[&Phase::Check], 5_000);
+        assert_eq!(rules.timeout_ms[&Phase::Commit], 30_000);
+        assert_eq!(rules.timeout_ms[&Phase::Undo], 30_000);
+        assert_eq!(rules.status_ms, 2_000);
 
         // Naming one phase changes that phase; naming the default changes all the others.
-        assert_eq!(one("timeout_ms = { check = 1 }").config.timeout_ms(Phase::Commit), 30_000);
-        assert_eq!(one("timeout_ms = { default = 3600000 }").config.timeout_ms(Phase::Commit), 3_600_000);
-        assert_eq!(one("phases = []").config.phases, BTreeSet::new());
+        assert_eq!(one("timeout_ms = { check = 1 }").rules.timeout_ms[&Phase::Commit], 30_000);
+        assert_eq!(one("timeout_ms = { default = 3600000 }").rules.timeout_ms[&Phase::Commit], 3_600_000);
+        assert_eq!(one("phases = []").rules.phases, BTreeSet::new());
     }
 
     #[test]
     fn a_relative_program_starts_at_the_file() {
         let config = parse("[handlers.h]\nexec = [\"./handlers/pg\"]\n").unwrap();
-        assert_eq!(config.handlers["h"].program.path, Path::new("/etc/lockstep/./handlers/pg"));
+        assert_eq!(config.handlers[&name("h")].program.path, Path::new("/etc/lockstep/./handlers/pg"));
     }
 
     #[test]
@@ -589,7 +581,7 @@ mod tests {
         assert!(matches!(AgentConfig::load(&path), Err(ConfigError::Read { .. })));
         std::fs::write(&path, "[handlers.h]\nexec = [\"bin/h\"]\n").unwrap();
         let config = AgentConfig::load(&path).unwrap();
-        assert_eq!(config.handlers["h"].program.path, dir.path().join("bin/h"));
+        assert_eq!(config.handlers[&name("h")].program.path, dir.path().join("bin/h"));
     }
 
     #[test]
@@ -707,7 +699,7 @@ mod tests {
                        ·            ╰── this name
                      2 │ exec = ["/bin/true"]
                        ╰────
-                      help: 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first
+                      help: 1 to 63 of A-Z a-z 0-9 _ -, a letter or digit first
                 "#]],
             ),
             (
@@ -864,7 +856,7 @@ mod tests {
                        ·        ─────┬────
                        ·             ╰── this value
                        ╰────
-                      help: at most 256 bytes, no control characters
+                      help: at most 255 bytes, no control characters
                 "#]],
             ),
             (

@@ -3,11 +3,12 @@
 //! Read strictly. A handler's answer moves members, so a key that is misspelt, doubled or of the wrong type
 //! fails the call, with a reason that names it, rather than being skipped in silence.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
-use serde_json::Value;
+use lockstep_core::id::{NAME_LEN_MAX, StateName};
+use lockstep_core::message::{Expect, Findings};
+use serde_json::{Map, Value};
 
-use super::{NAME_LEN_MAX, is_name};
 use crate::json;
 
 /// Longest `out` and longest `facts`, each in bytes of JSON. They travel in reports, are kept in the journal and
@@ -21,47 +22,21 @@ pub const DEPTH_MAX: usize = 32;
 /// Most processes that one member may name. A guard signals each within a lease's last tenth.
 pub const PIDS_MAX: usize = 1_024;
 
-/// What a handler said on stdout; all of it optional. [`Answer::default`] is what an empty stdout says.
-#[derive(Debug, Clone, Default, PartialEq)]
-pub struct Answer {
-    /// Handed to later calls of the same transition as `out` (a position, a path). At most [`FIELD_BYTES_MAX`].
-    pub out: BTreeMap<String, Value>,
-    /// How good a candidate the member is; higher is better.
-    pub score: Option<i64>,
-    /// Values that the host publishes. At most [`FIELD_BYTES_MAX`].
-    pub facts: BTreeMap<String, Value>,
-    /// The state that the member is in: a valid name, not checked against the lifecycle.
-    pub state: Option<String>,
-    /// The processes that must be dead before the member's place is free. `None`: the handler said nothing
-    /// about them; an empty set: it has none. Never 0 or 1, which a guard must not signal.
-    pub pids: Option<BTreeSet<u32>>,
-    /// What the handler expects to happen to its host.
-    pub expect: Option<Expect>,
-}
-
-/// What a handler expects to happen to its host.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Expect {
-    /// The host goes away, and its loss completes the step: `"gone"`.
-    Gone,
-}
-
 /// Why an answer was refused; the text is shown to the operator as the call's reason.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct AnswerError(String);
 
-impl Answer {
-    /// Reads what a handler printed. Nothing but white space is an empty answer.
-    ///
-    /// # Errors
-    /// If it is anything but one JSON object with the keys of [`Answer`], each at most once, of the right type
-    /// and within its limits.
-    pub fn parse(stdout: &[u8]) -> Result<Answer, AnswerError> {
+/// Reads what a handler printed. Nothing but white space is an empty answer.
+///
+/// # Errors
+/// If it is anything but one JSON object with the keys of [`Findings`], each at most once, of the right type
+/// and within its limits.
+pub fn parse(stdout: &[u8]) -> Result<Findings, AnswerError> {
         let text = std::str::from_utf8(stdout)
             .map_err(|error| refuse(format!("stdout is not UTF-8: bad byte at {}", error.valid_up_to())))?;
         if text.trim().is_empty() {
-            return Ok(Answer::default());
+            return Ok(Findings::default());
         }
         json::check(text).map_err(|error| match error.to_string() {
             message if message.starts_with("trailing characters") => {
@@ -75,7 +50,7 @@ impl Answer {
             return Err(refuse(format!("stdout must hold a JSON object, not {}", kind(&value))));
         };
 
-        let mut answer = Answer::default();
+        let mut answer = Findings::default();
         for (key, value) in fields {
             match key.as_str() {
                 "out" => answer.out = object("out", value)?,
@@ -92,9 +67,8 @@ impl Answer {
         }
         Ok(answer)
     }
-}
 
-fn object(key: &str, value: Value) -> Result<BTreeMap<String, Value>, AnswerError> {
+fn object(key: &str, value: Value) -> Result<Map<String, Value>, AnswerError> {
     let Value::Object(fields) = value else {
         return Err(refuse(format!("{key:?} must be an object, not {}", kind(&value))));
     };
@@ -106,7 +80,7 @@ fn object(key: &str, value: Value) -> Result<BTreeMap<String, Value>, AnswerErro
     if len > FIELD_BYTES_MAX {
         return Err(refuse(format!("{key:?} has {len} bytes of JSON; at most {FIELD_BYTES_MAX} are kept")));
     }
-    Ok(fields.into_iter().collect())
+    Ok(fields)
 }
 
 fn score(value: &Value) -> Result<i64, AnswerError> {
@@ -115,12 +89,12 @@ fn score(value: &Value) -> Result<i64, AnswerError> {
     })
 }
 
-fn state(value: Value) -> Result<String, AnswerError> {
+fn state(value: Value) -> Result<StateName, AnswerError> {
     match value {
-        Value::String(state) if is_name(&state) => Ok(state),
-        Value::String(_) => Err(refuse(format!(
-            "\"state\" is not a valid name: 1 to {NAME_LEN_MAX} of A-Z a-z 0-9 . _ -, a letter or digit first"
-        ))),
+        Value::String(state) => StateName::new(&state).map_err(|_| {
+            let rule = format!("1 to {NAME_LEN_MAX} of A-Z a-z 0-9 _ -, a letter or digit first");
+            refuse(format!("\"state\" is not a valid name: {rule}"))
+        }),
         other => Err(refuse(format!("\"state\" must be a string, not {}", kind(&other)))),
     }
 }
@@ -191,34 +165,34 @@ mod tests {
     #[test]
     fn good_answers() {
         for empty in ["", " \r\n\t\n", "{}", "{}\n"] {
-            assert_eq!(Answer::parse(empty.as_bytes()), Ok(Answer::default()), "{empty:?}");
+            assert_eq!(parse(empty.as_bytes()), Ok(Findings::default()), "{empty:?}");
         }
         let full =
             br#"{"out":{"lsn":"0/3A0"},"score":-9223372036854775808,"facts":{"lag":{"ms":[1,2.5,null]}},
             "state":"standby","pids":[4242,17,17],"expect":"gone"}"#;
-        let answer = Answer::parse(full).unwrap();
+        let answer = parse(full).unwrap();
         assert_eq!(answer.out["lsn"], "0/3A0");
         assert_eq!(answer.score, Some(i64::MIN));
         assert_eq!(answer.facts["lag"], serde_json::json!({"ms": [1, 2.5, null]}));
-        assert_eq!(answer.state.as_deref(), Some("standby"));
+        assert_eq!(answer.state.unwrap().as_str(), "standby");
         assert_eq!(answer.pids, Some(BTreeSet::from([17, 4242])));
         assert_eq!(answer.expect, Some(Expect::Gone));
-        assert_eq!(Answer::parse(br#"{"pids":[]}"#).unwrap().pids, Some(BTreeSet::new()));
+        assert_eq!(parse(br#"{"pids":[]}"#).unwrap().pids, Some(BTreeSet::new()));
     }
 
     #[test]
     fn the_largest_and_the_deepest_answer_fit() {
         let fill = FIELD_BYTES_MAX - r#"{"a":""}"#.len();
         let largest = format!(r#"{{"out":{{"a":"{}"}}}}"#, "x".repeat(fill));
-        assert!(Answer::parse(largest.as_bytes()).is_ok());
-        assert!(Answer::parse(largest.replace("xx", "xxx").as_bytes()).is_err());
+        assert!(parse(largest.as_bytes()).is_ok());
+        assert!(parse(largest.replace("xx", "xxx").as_bytes()).is_err());
 
         let nested = |levels: usize| {
             let inner = levels - 2;
             format!(r#"{{"out":{{"a":{}1{}}}}}"#, "[".repeat(inner), "]".repeat(inner))
         };
-        assert!(Answer::parse(nested(DEPTH_MAX).as_bytes()).is_ok());
-        assert!(Answer::parse(nested(DEPTH_MAX + 1).as_bytes()).is_err());
+        assert!(parse(nested(DEPTH_MAX).as_bytes()).is_ok());
+        assert!(parse(nested(DEPTH_MAX + 1).as_bytes()).is_err());
     }
 
     #[test]
@@ -291,20 +265,20 @@ mod tests {
             (
                 b"{\"state\":\"\"}",
                 expect![[
-                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first"#
+                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 _ -, a letter or digit first"#
                 ]],
             ),
             (
                 b"{\"state\":\"../a\"}",
                 expect![[
-                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first"#
+                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 _ -, a letter or digit first"#
                 ]],
             ),
             (b"{\"state\":7}", expect![[r#""state" must be a string, not a number"#]]),
             (
                 long_state.as_bytes(),
                 expect![[
-                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 . _ -, a letter or digit first"#
+                    r#""state" is not a valid name: 1 to 63 of A-Z a-z 0-9 _ -, a letter or digit first"#
                 ]],
             ),
             (b"{\"pids\":4242}", expect![[r#""pids" must be an array of process ids, not a number"#]]),
@@ -326,7 +300,7 @@ mod tests {
             (big.as_bytes(), expect![[r#""facts" has 16392 bytes of JSON; at most 16384 are kept"#]]),
         ];
         for (stdout, expected) in table {
-            expected.assert_eq(&Answer::parse(stdout).expect_err("a bad answer").to_string());
+            expected.assert_eq(&parse(stdout).expect_err("a bad answer").to_string());
         }
     }
 }

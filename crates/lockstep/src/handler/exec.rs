@@ -29,8 +29,11 @@ use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, sleep_until};
 
+use lockstep_core::message::{Findings, Phase};
+use lockstep_core::vote::Answer;
+
+use super::answer::parse;
 use super::reason::{last_line, printable};
-use super::{Answer, Phase};
 
 /// Most bytes that a call may print on stdout: twice what `out` and `facts` may take, so that their own limits
 /// are what a handler meets first. More fails the call, since part of an answer is no answer.
@@ -97,31 +100,21 @@ pub struct Call {
     pub timeout_ms: u64,
 }
 
-/// What a call comes to.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// Yes, or done: exit status 0 and a stdout that is empty or a good answer.
-    Yes,
-    /// Ask again: exit status [`EXIT_AGAIN`].
-    Again,
-    /// No, or failed: everything else.
-    No,
-}
-
 /// How a call ended.
 #[derive(Debug, Clone, PartialEq)]
 pub struct CallEnd {
-    /// What it comes to.
-    pub verdict: Verdict,
-    /// Why, unless the verdict is yes: printable, at most 1,000 characters.
-    pub reason: Option<String>,
-    /// What the handler said. Empty unless the verdict is yes.
+    /// What it comes to: yes or done at exit status 0 with an empty stdout or good findings, again at
+    /// [`EXIT_AGAIN`], no or failed at everything else.
     pub answer: Answer,
+    /// Why, unless the answer is yes: printable, at most 1,000 characters.
+    pub reason: Option<String>,
+    /// What the handler said. Empty unless the answer is yes.
+    pub findings: Findings,
 }
 
 impl CallEnd {
-    fn not_yes(verdict: Verdict, reason: &str) -> CallEnd {
-        CallEnd { verdict, reason: Some(printable(reason)), answer: Answer::default() }
+    fn not_yes(answer: Answer, reason: &str) -> CallEnd {
+        CallEnd { answer, reason: Some(printable(reason)), findings: Findings::default() }
     }
 }
 
@@ -137,7 +130,7 @@ pub async fn run(program: &Program, call: Call, kill: impl Future<Output = ()>) 
     let deadline = Instant::now() + Duration::from_millis(call.timeout_ms);
     let mut child = match command(program, &call).spawn() {
         Ok(child) => child,
-        Err(error) => return CallEnd::not_yes(Verdict::No, &cannot_start(program, &error)),
+        Err(error) => return CallEnd::not_yes(Answer::No, &cannot_start(program, &error)),
     };
     let mut group = Group::of(&child);
     let mut input = Feed { pipe: child.stdin.take(), rest: &call.context };
@@ -202,32 +195,32 @@ fn conclude<O, E>(
     let status = match end {
         End::Exited(Ok(status)) => status,
         End::Exited(Err(error)) => {
-            return CallEnd::not_yes(Verdict::No, &with_last_words(format!("cannot wait for it: {error}")));
+            return CallEnd::not_yes(Answer::No, &with_last_words(format!("cannot wait for it: {error}")));
         }
         End::TimedOut => {
             let reason = format!("no answer within {} ms", call.timeout_ms);
-            return CallEnd::not_yes(Verdict::No, &with_last_words(reason));
+            return CallEnd::not_yes(Answer::No, &with_last_words(reason));
         }
         End::Killed => {
-            return CallEnd::not_yes(Verdict::No, &with_last_words("killed by the agent".to_owned()));
+            return CallEnd::not_yes(Answer::No, &with_last_words("killed by the agent".to_owned()));
         }
     };
     match status.code() {
         Some(0) if stdout.lost => {
-            CallEnd::not_yes(Verdict::No, &format!("stdout holds more than {STDOUT_BYTES_MAX} bytes"))
+            CallEnd::not_yes(Answer::No, &format!("stdout holds more than {STDOUT_BYTES_MAX} bytes"))
         }
-        Some(0) => match Answer::parse(&stdout.kept) {
-            Ok(answer) => CallEnd { verdict: Verdict::Yes, reason: None, answer },
-            Err(error) => CallEnd::not_yes(Verdict::No, &error.to_string()),
+        Some(0) => match parse(&stdout.kept) {
+            Ok(findings) => CallEnd { answer: Answer::Yes, reason: None, findings },
+            Err(error) => CallEnd::not_yes(Answer::No, &error.to_string()),
         },
         Some(code) => {
-            let verdict = if code == EXIT_AGAIN { Verdict::Again } else { Verdict::No };
-            CallEnd::not_yes(verdict, &said.unwrap_or_else(|| format!("exit status {code}")))
+            let answer = if code == EXIT_AGAIN { Answer::Again } else { Answer::No };
+            CallEnd::not_yes(answer, &said.unwrap_or_else(|| format!("exit status {code}")))
         }
         None => {
             // A signal was not the handler's choice, so its last line alone would not explain the end.
             let signal = status.signal().map_or_else(|| status.to_string(), |signal| signal.to_string());
-            CallEnd::not_yes(Verdict::No, &with_last_words(format!("killed by signal {signal}")))
+            CallEnd::not_yes(Answer::No, &with_last_words(format!("killed by signal {signal}")))
         }
     }
 }
@@ -452,11 +445,11 @@ mod tests {
     }
 
     fn no(reason: &str) -> CallEnd {
-        CallEnd::not_yes(Verdict::No, reason)
+        CallEnd::not_yes(Answer::No, reason)
     }
 
     fn yes() -> CallEnd {
-        CallEnd { verdict: Verdict::Yes, reason: None, answer: Answer::default() }
+        CallEnd { answer: Answer::Yes, reason: None, findings: Findings::default() }
     }
 
     /// A FIFO `$DIR/NAME`, by which a script says how far it is.
@@ -563,7 +556,7 @@ mod tests {
 
     #[tokio::test]
     async fn exit_statuses() {
-        let again = |reason| CallEnd::not_yes(Verdict::Again, reason);
+        let again = |reason| CallEnd::not_yes(Answer::Again, reason);
         let table = [
             ("exit 0", yes()),
             ("echo careful >&2; exit 0", yes()),
@@ -587,8 +580,9 @@ mod tests {
     #[tokio::test]
     async fn a_good_answer_is_read() {
         let end = end_of("echo '{\"state\":\"standby\",\"score\":12}'").await;
-        assert_eq!(end.verdict, Verdict::Yes);
-        assert_eq!((end.answer.state.as_deref(), end.answer.score), (Some("standby"), Some(12)));
+        assert_eq!(end.answer, Answer::Yes);
+        let state = end.findings.state.as_ref().map(|state| state.as_str());
+        assert_eq!((state, end.findings.score), (Some("standby"), Some(12)));
     }
 
     #[tokio::test]
@@ -603,7 +597,7 @@ mod tests {
         ];
         for (body, reason) in table {
             let end = end_of(body).await;
-            assert_eq!((end.verdict, end.answer), (Verdict::No, Answer::default()), "{body}");
+            assert_eq!((end.answer, end.findings), (Answer::No, Findings::default()), "{body}");
             let said = end.reason.unwrap();
             assert!(said.starts_with(reason), "{body}: {said}");
         }
@@ -621,7 +615,7 @@ mod tests {
         program.path = "/bin/sh".into();
         let vars = BTreeMap::from([("WHY".to_owned(), "a\0b".to_owned())]);
         let end = run(&program, Call { vars, ..call(AMPLE_MS) }, pending()).await;
-        assert_eq!(end.verdict, Verdict::No);
+        assert_eq!(end.answer, Answer::No);
     }
 
     #[tokio::test]
@@ -650,7 +644,7 @@ mod tests {
             let flood =
                 if body.ends_with("2") { "; last said: " } else { "; it printed more than 65536 bytes" };
             let reason = end.reason.unwrap();
-            assert_eq!(end.verdict, Verdict::No);
+            assert_eq!(end.answer, Answer::No);
             assert!(reason.starts_with(&format!("no answer within 300 ms{flood}")), "{reason}");
         }
     }
@@ -672,7 +666,7 @@ mod tests {
         );
         let go = fifo(&script, "go");
         let end = script.run(call(AMPLE_MS)).await;
-        assert_eq!((end.verdict, end.answer.score), (Verdict::Yes, Some(1)));
+        assert_eq!((end.answer, end.findings.score), (Answer::Yes, Some(1)));
         // And it is left alone: it may be what ends a hold.
         let _told = tell(&go, "on\n");
         ended(script.pid("child")).await;
@@ -683,7 +677,7 @@ mod tests {
     async fn a_child_that_floods_after_the_exit_does_not_hold_up_the_call() {
         let script = Script::new("yes >&2 & echo $! > $DIR/child; exit 4");
         let end = script.run(call(AMPLE_MS)).await;
-        assert_eq!(end.verdict, Verdict::No);
+        assert_eq!(end.answer, Answer::No);
         ended(script.pid("child")).await; // by SIGPIPE
     }
 
