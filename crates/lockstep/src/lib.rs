@@ -1,6 +1,7 @@
 //! Lockstep's doing half: the server, the agent, the handlers and the command line.
 
 pub mod api;
+pub mod cli;
 pub mod config;
 pub mod handler;
 pub mod json;

@@ -1,0 +1,313 @@
+//! The command line: what an operator types, what is printed, and how it ends.
+
+pub mod apply;
+pub mod client;
+pub mod finding;
+pub mod list;
+pub mod offline;
+pub mod option;
+pub mod output;
+pub mod plan;
+pub mod progress;
+pub mod run;
+pub mod status;
+
+use crate::api::problem::Problem;
+use crate::spec_file::FileError;
+use clap::{CommandFactory, Parser, Subcommand};
+use client::{Client, ClientError};
+use lockstep_core::request::{Code, Rejection};
+use miette::{GraphicalReportHandler, GraphicalTheme};
+use option::{AgentOptions, DevOptions, ServerOptions};
+use output::{Colour, Form, clean, note, painted};
+use std::process::ExitCode;
+
+/// How a command ends. Scripts rely on these numbers; they do not change.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// Done; a transition committed, or there was nothing to do.
+    Done = 0,
+    /// It could not be done: a file, a server or a name that is not there.
+    Error = 1,
+    /// The command line is wrong.
+    Usage = 2,
+    /// Refused; nothing has changed. The code says why.
+    Rejected = 3,
+    /// The transition was decided no: no step was ordered.
+    Aborted = 4,
+    /// The transition was decided yes, a step failed for good, and every step was taken back.
+    Undone = 5,
+    /// The transition was decided yes, and named members could neither finish nor be taken back.
+    Degraded = 6,
+    /// The transition goes on; this command has stopped waiting for it.
+    TimedOut = 7,
+}
+
+impl From<Exit> for ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// Why a command did not do what it was asked to.
+#[derive(Debug)]
+pub enum Failure {
+    /// Refused, with a code; nothing has changed.
+    Rejected {
+        /// The rejection code.
+        code: String,
+        /// What is in the way.
+        message: String,
+        /// What to do about it.
+        help: String,
+    },
+    /// A file that could not be used.
+    File(FileError),
+    /// Anything else.
+    Error {
+        /// What went wrong.
+        message: String,
+        /// What to do about it.
+        help: Option<String>,
+    },
+}
+
+impl Failure {
+    /// Something went wrong.
+    pub fn error(message: impl Into<String>) -> Self {
+        Self::Error { message: message.into(), help: None }
+    }
+
+    /// Something went wrong, and this may help.
+    pub fn helped(message: impl Into<String>, help: impl Into<String>) -> Self {
+        Self::Error { message: message.into(), help: Some(help.into()) }
+    }
+
+    /// How the command ends.
+    pub fn exit(&self) -> Exit {
+        match self {
+            Self::Rejected { .. } | Self::File(FileError::Refused(_)) => Exit::Rejected,
+            Self::File(FileError::Read { .. }) | Self::Error { .. } => Exit::Error,
+        }
+    }
+
+    /// The rejection as data, where it is one.
+    fn rejection(&self) -> Option<serde_json::Value> {
+        let (code, message, help) = match self {
+            Self::Rejected { code, message, help } => (code.as_str(), message, help),
+            Self::File(FileError::Refused(refused)) => (refused.code, &refused.message, &refused.help),
+            Self::File(FileError::Read { .. }) | Self::Error { .. } => return None,
+        };
+        let rejection = serde_json::json!({ "code": code, "message": message, "help": help });
+        Some(serde_json::json!({ "rejection": rejection }))
+    }
+
+    /// Tells the user: a rejection as data on standard output where data was asked for, else all of it on standard
+    /// error.
+    fn tell(&self, form: Form) {
+        if form != Form::Table
+            && let Some(rejection) = self.rejection()
+        {
+            // What cannot be written cannot be told either; the exit code still says it.
+            let _ = form.print(&rejection, String::new);
+            return;
+        }
+        match self {
+            Self::Rejected { code, message, help } => {
+                note(&format!("{} {}", painted("rejected:", Colour::Red), clean(code)));
+                note(&clean(message));
+                note(&format!("help: {}", clean(help)));
+            }
+            Self::File(error) => {
+                let theme = if output::has_colour() {
+                    GraphicalTheme::unicode()
+                } else {
+                    GraphicalTheme::unicode_nocolor()
+                };
+                let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(100);
+                let mut text = String::new();
+                match handler.render_report(&mut text, error) {
+                    Ok(()) => note(text.trim_end()),
+                    Err(_) => note(&format!("error: {error}")),
+                }
+            }
+            Self::Error { message, help } => {
+                note(&format!("{} {}", painted("error:", Colour::Red), clean(message)));
+                if let Some(help) = help {
+                    note(&format!("help: {}", clean(help)));
+                }
+            }
+        }
+    }
+}
+
+impl From<Rejection> for Failure {
+    fn from(Rejection { code, message, help }: Rejection) -> Self {
+        Self::Rejected { code: code.to_string(), message, help }
+    }
+}
+
+impl From<FileError> for Failure {
+    fn from(error: FileError) -> Self {
+        Self::File(error)
+    }
+}
+
+impl From<ClientError> for Failure {
+    fn from(error: ClientError) -> Self {
+        match error {
+            ClientError::Away(why) => Self::helped(
+                format!("no server answers: {why}"),
+                "name one with --addr or LOCKSTEP_ADDR, such as http://127.0.0.1:7420; several with commas",
+            ),
+            ClientError::Refused(problem) => {
+                let Problem { code, detail, help, .. } = *problem;
+                let is_rejection = serde_json::from_value::<Code>(code.as_str().into()).is_ok();
+                if is_rejection {
+                    Self::Rejected { code, message: detail, help }
+                } else {
+                    Self::helped(detail, help)
+                }
+            }
+        }
+    }
+}
+
+/// Moves groups of servers from one state to another together.
+#[derive(Debug, Parser)]
+#[command(name = "lockstep", version, propagate_version = true, max_term_width = 100)]
+#[command(after_help = "Exit codes: 0 done, 1 error, 2 usage, 3 rejected, 4 aborted, 5 undone, 6 degraded, \
+                        7 timed out waiting")]
+pub struct Cli {
+    /// Servers to ask, separated by commas
+    #[arg(long, global = true, env = "LOCKSTEP_ADDR", value_name = "URL", value_delimiter = ',')]
+    #[arg(default_value = "http://127.0.0.1:7420", value_parser = option::server_url)]
+    addr: Vec<String>,
+    /// In which form to print data
+    #[arg(short, long, global = true, value_name = "FORM", default_value = "table")]
+    output: Form,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Run a server
+    Server(ServerOptions),
+    /// Run this host's agent
+    Agent(AgentOptions),
+    /// Run a server, agents and a small example on this machine
+    Dev(DevOptions),
+    /// Declare the cluster; moves nothing
+    Apply(apply::ApplyArgs),
+    /// Show what a run would do, without doing it
+    Plan(plan::PlanArgs),
+    /// Move members to states, together
+    Run(run::RunArgs),
+    /// Abort a transition that is not decided yet
+    Abort {
+        /// The transition, such as t42
+        #[arg(value_name = "ID")]
+        id: lockstep_core::id::TransitionId,
+    },
+    /// Show groups, open transitions, what is wrong and what to do next
+    Status,
+    /// Hosts
+    Host {
+        #[command(subcommand)]
+        verb: list::HostVerb,
+    },
+    /// Groups
+    Group {
+        #[command(subcommand)]
+        verb: list::GroupVerb,
+    },
+    /// Transitions
+    Transition {
+        #[command(subcommand)]
+        verb: list::TransitionVerb,
+    },
+    /// Relations between groups
+    Relation {
+        #[command(subcommand)]
+        verb: list::RelationVerb,
+    },
+    /// Print a script that completes this command's arguments
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Reads the command line, does it, and tells how it went.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version are data; clap knows which it is and where it goes.
+            let _ = error.print();
+            return if error.use_stderr() { Exit::Usage } else { Exit::Done }.into();
+        }
+    };
+    let form = cli.output;
+    match dispatch(cli) {
+        Ok(exit) => exit.into(),
+        Err(failure) => {
+            failure.tell(form);
+            failure.exit().into()
+        }
+    }
+}
+
+fn dispatch(cli: Cli) -> Result<Exit, Failure> {
+    let Cli { addr, output: form, command } = cli;
+    match command {
+        Command::Server(options) => not_wired("server", &options),
+        Command::Agent(options) => not_wired("agent", &options),
+        Command::Dev(options) => not_wired("dev", &options),
+        Command::Plan(args) if args.is_offline() => plan::offline(&args, form),
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "lockstep", &mut script);
+            output::data(&String::from_utf8_lossy(&script)).map(|()| Exit::Done)
+        }
+        Command::Apply(args) => asking(addr, async |client| apply::apply(client, &args, form).await),
+        Command::Plan(args) => asking(addr, async |client| plan::online(client, &args, form).await),
+        Command::Run(args) => asking(addr, async |client| run::run(client, args, form).await),
+        Command::Abort { id } => asking(addr, async |client| run::abort(client, id, form).await),
+        Command::Status => asking(addr, async |client| status::status(client, form).await),
+        Command::Host { verb } => asking(addr, async |client| list::hosts(client, verb, form).await),
+        Command::Group { verb } => asking(addr, async |client| list::groups(client, verb, form).await),
+        Command::Transition { verb } => {
+            asking(addr, async |client| list::transitions(client, verb, form).await)
+        }
+        Command::Relation { verb } => asking(addr, async |client| list::relations(client, verb, form).await),
+    }
+}
+
+/// Stands where the long-running commands will be called.
+fn not_wired(command: &str, options: &impl std::fmt::Debug) -> Result<Exit, Failure> {
+    Err(Failure::error(format!("`lockstep {command}` is not part of this build ({options:?})")))
+}
+
+/// Does what asks a server.
+fn asking(
+    addresses: Vec<String>,
+    command: impl AsyncFnOnce(&Client) -> Result<Exit, Failure>,
+) -> Result<Exit, Failure> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| Failure::error(format!("cannot start: {error}")))?;
+    let client = Client::new(addresses)?;
+    runtime.block_on(command(&client))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

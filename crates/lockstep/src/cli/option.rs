@@ -1,0 +1,164 @@
+//! What the long-running commands take, and the small values that flags are made of.
+
+use clap::Args;
+use lockstep_core::id::HostName;
+use lockstep_core::spec::{DURATION_MAX_MS, text_problem};
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// Where a server listens unless it is told otherwise: on loopback, plain.
+pub const LISTEN_DEFAULT: &str = "127.0.0.1:7420";
+
+/// `lockstep server`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct ServerOptions {
+    /// Directory of the journal; made when it is not there
+    #[arg(long, value_name = "DIR", required_unless_present = "store")]
+    pub data: Option<PathBuf>,
+    /// Address to listen on; port 0 takes any free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = LISTEN_DEFAULT)]
+    pub listen: SocketAddr,
+    /// Keep the journal in etcd: etcd://HOST:PORT[,HOST:PORT...]
+    #[arg(long, value_name = "URL", requires = "name")]
+    pub store: Option<String>,
+    /// This server's name among those that share a store
+    #[arg(long, value_name = "NAME")]
+    pub name: Option<HostName>,
+    /// Plain and without credentials, also where others can reach it
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+/// `lockstep agent`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct AgentOptions {
+    /// Servers to dial, any of them active
+    #[arg(long, value_name = "URL", required = true, num_args = 1.., value_delimiter = ',', value_parser = server_url)]
+    pub server: Vec<String>,
+    /// This host's name
+    #[arg(long, value_name = "NAME")]
+    pub name: HostName,
+    /// Where other hosts reach this one
+    #[arg(long, value_name = "ADDR", value_parser = plain_text)]
+    pub address: Option<String>,
+    /// A label of this host, over those of its configuration
+    #[arg(long = "label", value_name = "K=V", value_parser = label)]
+    pub labels: Vec<(String, String)>,
+    /// Directory of the agent's identity and journal; made when it is not there
+    #[arg(long, value_name = "DIR")]
+    pub data: PathBuf,
+    /// What this host lets its agent run
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+    /// Plain and without credentials, also to servers on other machines
+    #[arg(long)]
+    pub insecure: bool,
+}
+
+/// `lockstep dev`.
+#[derive(Debug, Clone, PartialEq, Eq, Args)]
+pub struct DevOptions {
+    /// Address to listen on; port 0 takes any free one
+    #[arg(long, value_name = "ADDR:PORT", default_value = LISTEN_DEFAULT)]
+    pub listen: SocketAddr,
+    /// Directory to keep everything in; a temporary one when it is not given
+    #[arg(long, value_name = "DIR")]
+    pub data: Option<PathBuf>,
+}
+
+/// A server's address, with `http://` before it.
+pub fn server_url(text: &str) -> Result<String, String> {
+    if text.starts_with("https://") {
+        return Err("TLS is not available in this version: use http://".to_owned());
+    }
+    let place = text.strip_prefix("http://").unwrap_or(text).trim_end_matches('/');
+    let is_place = !place.is_empty()
+        && place.is_ascii()
+        && !place.contains(['/', '?', '#', '@', ' '])
+        && !place.chars().any(char::is_control);
+    if is_place { Ok(format!("http://{place}")) } else { Err("write http://HOST:PORT".to_owned()) }
+}
+
+/// `K=V`.
+fn label(text: &str) -> Result<(String, String), String> {
+    let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
+    if key.is_empty() {
+        return Err("the label has no name: write KEY=VALUE".to_owned());
+    }
+    Ok((plain_text(key)?, plain_text(value)?))
+}
+
+/// Text that people will read in a terminal.
+fn plain_text(text: &str) -> Result<String, String> {
+    match text_problem(text) {
+        Some(problem) => Err(problem.to_owned()),
+        None => Ok(text.to_owned()),
+    }
+}
+
+/// A time such as `30s`, `1500ms`, `2m` or `1h`, of at most a day.
+pub fn duration(text: &str) -> Result<Duration, String> {
+    const HELP: &str = "write a number and its unit: 500ms, 30s, 2m or 1h";
+    let digits = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
+    let (number, unit) = text.split_at(digits);
+    let unit_ms = match unit {
+        "ms" => 1.0,
+        "s" => 1000.0,
+        "m" => 60_000.0,
+        "h" => 3_600_000.0,
+        _ => return Err(HELP.to_owned()),
+    };
+    let ms = number.parse::<f64>().map_err(|_| HELP.to_owned())? * unit_ms;
+    if !(1.0..=DURATION_MAX_MS as f64).contains(&ms) {
+        return Err("between 1ms and 24h".to_owned());
+    }
+    Ok(Duration::from_millis(ms as u64))
+}
+
+/// A span as people read it: `41 ms`, `1.2 s`, `3 min 5 s`.
+pub fn shown(span: Duration) -> String {
+    let ms = span.as_millis();
+    match ms {
+        0..1000 => format!("{ms} ms"),
+        1000..100_000 => format!("{}.{} s", ms / 1000, ms % 1000 / 100),
+        _ => format!("{} min {} s", ms / 60_000, ms % 60_000 / 1000),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn durations_have_units() {
+        for (text, ms) in
+            [("500ms", 500), ("30s", 30_000), ("1.5s", 1500), ("2m", 120_000), ("24h", DURATION_MAX_MS)]
+        {
+            assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
+        }
+        for bad in ["", "30", "s", "-1s", "0s", "0.1ms", "25h", "1e3s", "NaNs", "infs", "1..2s", "30 s", "1d"]
+        {
+            duration(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn addresses_are_plain_http() {
+        for (text, url) in
+            [("http://a:1/", "http://a:1"), ("a:1", "http://a:1"), ("http://[::1]:7", "http://[::1]:7")]
+        {
+            assert_eq!(server_url(text).as_deref(), Ok(url), "{text}");
+        }
+        for bad in ["", "http://", "https://a", "http://a/b", "http://u:p@a", "ftp://a", "a b", "a\n"] {
+            server_url(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn spans_are_short() {
+        for (ms, text) in [(0, "0 ms"), (999, "999 ms"), (1234, "1.2 s"), (185_000, "3 min 5 s")] {
+            assert_eq!(shown(Duration::from_millis(ms)), text);
+        }
+    }
+}

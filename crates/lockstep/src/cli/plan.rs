@@ -1,0 +1,193 @@
+//! `lockstep plan`: what a run would do. With a server, or from files without one.
+
+use super::client::Client;
+use super::output::{Form, clean, table};
+use super::{Exit, Failure, offline as files};
+use crate::api::body::PlanBody;
+use crate::api::object::{Plan, Step};
+use crate::spec_file;
+use clap::Args;
+use lockstep_core::request::Target;
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+
+/// How much of a hash is shown; `--plan` takes it.
+const HASH_SHOWN: usize = 8;
+/// Members that are named one by one; more are counted.
+const NAMED_MAX: usize = 8;
+/// Plans of more steps are shown without their order; JSON has it.
+const ORDER_SHOWN_MAX: usize = 60;
+
+/// `lockstep plan`.
+#[derive(Debug, Args)]
+pub struct PlanArgs {
+    /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down or GROUP.KEY=VALUE
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<Target>,
+    /// Plan without a server, for the cluster declared in this file
+    #[arg(short, long, value_name = "FILE", requires = "state")]
+    file: Option<PathBuf>,
+    /// The state to plan from, without a server
+    #[arg(long, value_name = "FILE", requires = "file")]
+    state: Option<PathBuf>,
+}
+
+impl PlanArgs {
+    /// Whether it is to be answered from files.
+    pub fn is_offline(&self) -> bool {
+        self.file.is_some()
+    }
+}
+
+/// Plans from files.
+pub fn offline(args: &PlanArgs, form: Form) -> Result<Exit, Failure> {
+    let (Some(file), Some(state)) = (&args.file, &args.state) else {
+        return Err(Failure::error("planning without a server needs both -f and --state"));
+    };
+    let (written, spec) = spec_file::load(file)?;
+    let (cluster, scores) = files::load(state, written, &spec)?;
+    let plan = lockstep_core::plan::plan(&cluster, &args.targets, &scores)?;
+    show(&Plan::of(&plan), form)
+}
+
+/// Plans with a server.
+pub async fn online(client: &Client, args: &PlanArgs, form: Form) -> Result<Exit, Failure> {
+    let targets = args.targets.iter().map(ToString::to_string).collect();
+    show(&client.post("/v1/plans", &PlanBody { targets }).await?.body, form)
+}
+
+fn show(plan: &Plan, form: Form) -> Result<Exit, Failure> {
+    form.print(plan, || {
+        let mut text = summary(plan);
+        if !plan.steps.is_empty() && plan.steps.len() <= ORDER_SHOWN_MAX {
+            text.push('\n');
+            text.push_str(&order(plan));
+        }
+        text
+    })?;
+    Ok(Exit::Done)
+}
+
+/// The plan in a few lines: who goes where, what stops meanwhile, who holds, who votes and who is told.
+pub fn summary(plan: &Plan) -> String {
+    let hash: String = plan.hash.chars().take(HASH_SHOWN).collect();
+    let head = format!("plan {}  ", clean(&hash));
+    if plan.steps.is_empty() {
+        return format!("{head}nothing to do\n");
+    }
+    let mut lines = moves(plan);
+    let extras = extras(plan);
+    if !extras.is_empty() {
+        match lines.as_mut_slice() {
+            // One group and its circumstances fit a line.
+            [only] => *only = format!("{only}   {extras}"),
+            _ => lines.push(extras),
+        }
+    }
+    let indent = " ".repeat(head.chars().count());
+    let lines = lines.iter().enumerate();
+    lines.map(|(place, line)| format!("{}{line}\n", if place == 0 { &head } else { &indent })).collect()
+}
+
+/// A line for each group: `db: pg-a primary -> offline -> standby, pg-b standby -> primary`.
+fn moves(plan: &Plan) -> Vec<String> {
+    let mut chains: BTreeMap<&str, BTreeMap<&str, String>> = BTreeMap::new();
+    for Step { group, host, from, to, .. } in &plan.steps {
+        let chain = chains.entry(group).or_default().entry(host).or_insert_with(|| clean(from));
+        chain.push_str(" -> ");
+        chain.push_str(&clean(to));
+    }
+    let line = |(group, hosts): (&&str, &BTreeMap<&str, String>)| {
+        let mut alike: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+        for (host, chain) in hosts {
+            alike.entry(chain).or_default().push(host);
+        }
+        let moves: Vec<String> = if hosts.len() <= NAMED_MAX {
+            hosts.iter().map(|(host, chain)| format!("{} {chain}", clean(host))).collect()
+        } else {
+            alike.iter().map(|(chain, hosts)| format!("{} members {chain}", hosts.len())).collect()
+        };
+        format!("{}: {}", clean(group), moves.join(", "))
+    };
+    chains.iter().map(line).collect()
+}
+
+fn extras(plan: &Plan) -> String {
+    let with_role = |role: &str| -> BTreeSet<(&str, &str)> {
+        let with_role = plan.participants.iter().filter(|participant| participant.role == role);
+        with_role.map(|participant| (participant.group.as_str(), participant.host.as_str())).collect()
+    };
+    let (holders, voters) = (with_role("holder"), with_role("voter"));
+    let mut told = with_role("observer");
+    // Who is asked, or moves, is told by that.
+    for others in [&holders, &voters, &with_role("actor")] {
+        told = told.difference(others).copied().collect();
+    }
+    let mut extras = Vec::new();
+    if !plan.gaps.is_empty() {
+        let gaps: Vec<_> = plan.gaps.iter().map(|gap| clean(gap)).collect();
+        extras.push(format!("gap: {}", gaps.join(" ")));
+    }
+    for (what, members) in [("holds", &holders), ("asks", &voters)] {
+        if !members.is_empty() {
+            extras.push(format!(
+                "{what}: {}",
+                if members.len() <= NAMED_MAX { named(members) } else { counted(members) }
+            ));
+        }
+    }
+    if !told.is_empty() {
+        extras.push(format!("tells: {}", counted(&told)));
+    }
+    extras.join("   ")
+}
+
+fn named(members: &BTreeSet<(&str, &str)>) -> String {
+    let names: Vec<_> = members.iter().map(|(group, host)| clean(&format!("{group}@{host}"))).collect();
+    names.join(" ")
+}
+
+fn counted(members: &BTreeSet<(&str, &str)>) -> String {
+    let mut counts: BTreeMap<&str, usize> = BTreeMap::new();
+    members.iter().for_each(|(group, _)| *counts.entry(group).or_default() += 1);
+    let counts: Vec<_> = counts.iter().map(|(group, count)| format!("{} ({count})", clean(group))).collect();
+    counts.join(" ")
+}
+
+/// The steps, each with the steps that come directly before it.
+fn order(plan: &Plan) -> String {
+    let barriers: BTreeMap<u32, &[u32]> =
+        plan.barriers.iter().map(|barrier| (barrier.id, &barrier.after[..])).collect();
+    let rows = plan.steps.iter().map(|step| {
+        let before: BTreeSet<u32> = step
+            .after
+            .iter()
+            .flat_map(|id| barriers.get(id).copied().unwrap_or(std::slice::from_ref(id)))
+            .copied()
+            .collect();
+        vec![
+            step.id.to_string(),
+            format!("{}@{}", step.group, step.host),
+            format!("{} -> {}", step.from, step.to),
+            ranges(&before),
+        ]
+    });
+    table(&["STEP", "MEMBER", "MOVE", "AFTER"], &rows.collect::<Vec<_>>())
+}
+
+/// `0-3 7`.
+fn ranges(ids: &BTreeSet<u32>) -> String {
+    let mut runs: Vec<(u32, u32)> = Vec::new();
+    for &id in ids {
+        match runs.last_mut() {
+            Some((_, last)) if *last + 1 == id => *last = id,
+            _ => runs.push((id, id)),
+        }
+    }
+    let shown = |&(first, last): &(u32, u32)| match last - first {
+        0 => first.to_string(),
+        1 => format!("{first} {last}"),
+        _ => format!("{first}-{last}"),
+    };
+    runs.iter().map(shown).collect::<Vec<_>>().join(" ")
+}

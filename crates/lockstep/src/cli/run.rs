@@ -1,0 +1,299 @@
+//! `lockstep run` and `lockstep abort`: asking for a transition, watching it, and telling how it ended.
+//!
+//! The wait survives the loss of a connection and of a server: the request is sent again under the same request id,
+//! which is carried out once.
+
+use super::client::{Answer, Client, ClientError};
+use super::option::{duration, shown};
+use super::output::{Colour, Form, clean, note, painted};
+use super::progress::Progress;
+use super::{Exit, Failure};
+use crate::api::body::{RunBody, random_id};
+use crate::api::object::Transition;
+use clap::{Args, ValueEnum};
+use lockstep_core::id::TransitionId;
+use lockstep_core::request::Target;
+use lockstep_core::spec::OnFailure;
+use reqwest::StatusCode;
+use std::io::{IsTerminal, Write};
+use std::time::Duration;
+use tokio::time::Instant;
+
+/// How long the first answer is waited for: longer than a standby server needs to take over.
+const FIRST_ANSWER_MAX: Duration = Duration::from_secs(10);
+/// How long a transition is waited for that no server can tell of, when `--wait` does not say.
+const SILENCE_MAX: Duration = Duration::from_secs(60);
+/// How long one question waits at the server.
+const POLL: Duration = Duration::from_secs(10);
+/// The pause before asking again, when no server answers.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// `lockstep run`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down or GROUP.KEY=VALUE
+    #[arg(required = true, value_name = "TARGET")]
+    targets: Vec<Target>,
+    /// Why, for the record
+    #[arg(long, value_name = "TEXT")]
+    reason: Option<String>,
+    /// Name this request: the same name again asks for the same transition
+    #[arg(long, value_name = "ID")]
+    request_id: Option<String>,
+    /// What happens when a step fails for good; each group's own policy by default
+    #[arg(long, value_name = "POLICY")]
+    on_failure: Option<Policy>,
+    /// Abort if it is not decided within this time
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    deadline: Option<Duration>,
+    /// Stop waiting after this time (exit 7); the transition goes on
+    #[arg(long, value_name = "TIME", value_parser = duration)]
+    wait: Option<Duration>,
+    /// Run this plan or none; the first 8 characters are enough
+    #[arg(long, value_name = "HASH")]
+    plan: Option<String>,
+    /// Return as soon as the request is recorded
+    #[arg(long, conflicts_with = "wait")]
+    no_wait: bool,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Policy {
+    /// Take every step back
+    Undo,
+    /// Leave the member out
+    Exclude,
+}
+
+/// Runs and waits.
+pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Failure> {
+    let start = Instant::now();
+    let body = RunBody {
+        targets: args.targets.iter().map(ToString::to_string).collect(),
+        request_id: Some(args.request_id.unwrap_or_else(random_id)),
+        reason: args.reason,
+        plan_hash: args.plan,
+        on_failure: args.on_failure.map(|policy| match policy {
+            Policy::Undo => OnFailure::Undo,
+            Policy::Exclude => OnFailure::Exclude,
+        }),
+        deadline_ms: args.deadline.map(|deadline| deadline.as_millis() as u64),
+    };
+    let first = ask(client, &body, start, args.wait).await?;
+    let Some(id) = first.body.id.clone() else {
+        return end(&first.body, start.elapsed(), form);
+    };
+    if args.no_wait {
+        form.print(&first.body, || id.clone())?;
+        return Ok(Exit::Done);
+    }
+    let mut screen = Screen::new(start);
+    let waited = tokio::select! {
+        waited = watch(client, &id, first, start, args.wait, &mut screen) => waited,
+        _ = tokio::signal::ctrl_c() => Err((None, "interrupted".to_owned())),
+    };
+    screen.clear();
+    match waited {
+        Ok(transition) => end(&transition, start.elapsed(), form),
+        Err((last, why)) => {
+            note(&format!("{} {why}; {id} goes on", painted("not waiting:", Colour::Yellow)));
+            note(&format!(
+                "help: `lockstep transition show {id}` tells how it ends; `lockstep abort {id}` stops it"
+            ));
+            if form != Form::Table
+                && let Some(last) = last
+            {
+                form.print(&last, String::new)?;
+            }
+            Ok(Exit::TimedOut)
+        }
+    }
+}
+
+/// Sends the request until a server has it.
+async fn ask(
+    client: &Client,
+    body: &RunBody,
+    start: Instant,
+    wait: Option<Duration>,
+) -> Result<Answer<Transition>, Failure> {
+    let patience = wait.unwrap_or(FIRST_ANSWER_MAX).min(FIRST_ANSWER_MAX);
+    let mut told = false;
+    loop {
+        match client.post("/v1/transitions", body).await {
+            Ok(answer) => return Ok(answer),
+            Err(ClientError::Away(why)) if start.elapsed() + PAUSE < patience => {
+                if !told {
+                    note(&format!("no server answers yet: {}", clean(&why)));
+                    told = true;
+                }
+                tokio::time::sleep(PAUSE).await;
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+type Unfinished = (Option<Box<Transition>>, String);
+
+/// Waits until the transition has ended, or says why it is not waited for any longer.
+async fn watch(
+    client: &Client,
+    id: &str,
+    first: Answer<Transition>,
+    start: Instant,
+    wait: Option<Duration>,
+    screen: &mut Screen,
+) -> Result<Box<Transition>, Unfinished> {
+    let path = format!("/v1/transitions/{id}");
+    let Answer { mut tag, body, .. } = first;
+    let mut last = Box::new(body);
+    let mut heard = Instant::now();
+    loop {
+        screen.show(&last);
+        if last.outcome.is_some() {
+            return Ok(last);
+        }
+        let left = match wait {
+            Some(wait) => wait.saturating_sub(start.elapsed()),
+            None => SILENCE_MAX.saturating_sub(heard.elapsed()),
+        };
+        if left.is_zero() {
+            let why = match wait {
+                Some(wait) => format!("{} are over", shown(wait)),
+                None => format!("no server has answered for {}", shown(SILENCE_MAX)),
+            };
+            return Err((Some(last), why));
+        }
+        let answer = tokio::time::timeout(left, client.watch(&path, tag.as_deref(), POLL.min(left))).await;
+        match answer {
+            Ok(Ok(answer)) => {
+                heard = Instant::now();
+                tag = answer.tag;
+                last = Box::new(answer.body);
+            }
+            // A standby server that has just taken over may not have read that far.
+            Ok(Err(ClientError::Away(_))) => tokio::time::sleep(PAUSE.min(left)).await,
+            Ok(Err(ClientError::Refused(problem))) if problem.status == StatusCode::NOT_FOUND.as_u16() => {
+                tokio::time::sleep(PAUSE.min(left)).await;
+            }
+            Ok(Err(ClientError::Refused(problem))) => return Err((Some(last), clean(&problem.detail))),
+            Err(_) => {}
+        }
+    }
+}
+
+/// Tells how a transition ended.
+fn end(transition: &Transition, span: Duration, form: Form) -> Result<Exit, Failure> {
+    let outcome = transition.outcome.as_deref().unwrap_or_default();
+    let (exit, colour) = match outcome {
+        "committed" => (Exit::Done, Colour::Green),
+        "aborted" => (Exit::Aborted, Colour::Yellow),
+        "undone" => (Exit::Undone, Colour::Yellow),
+        "degraded" => (Exit::Degraded, Colour::Red),
+        other => return Err(Failure::error(format!("this version knows no outcome {other:?}"))),
+    };
+    form.print(transition, || match &transition.id {
+        Some(id) => format!("{outcome} {id}  {}", shown(span)),
+        None => "nothing to do".to_owned(),
+    })?;
+    for line in why(transition) {
+        note(&line);
+    }
+    if let (Some(cause), "aborted") = (&transition.cause, outcome) {
+        note(&format!("{} {}", painted("aborted:", colour), clean(cause)));
+        note(&format!("help: {}", remedy(cause)));
+    }
+    Ok(exit)
+}
+
+/// Who stood in the way and why; who was left where, and what to do.
+fn why(transition: &Transition) -> Vec<String> {
+    let mut lines = Vec::new();
+    let mut named = false;
+    for vote in transition.votes.iter().flatten().filter(|vote| vote.answer == "no") {
+        named |= transition.member.as_ref() == Some(&vote.member);
+        let reason = vote.reason.as_deref().unwrap_or("without a reason");
+        lines.push(format!("{} said no in {}: {}", clean(&vote.member), clean(&vote.round), clean(reason)));
+    }
+    if let Some(message) = transition.message.as_ref().filter(|_| !named) {
+        let member = transition.member.as_ref().filter(|member| !message.contains(member.as_str()));
+        let member = member.map(|member| format!("{}: ", clean(member))).unwrap_or_default();
+        lines.push(format!("{member}{}", clean(message)));
+    }
+    if let Some(undo) = &transition.undo {
+        lines.push(format!("taken back because of {}: {}", clean(&undo.member), clean(&undo.reason)));
+    }
+    for excluded in &transition.excluded {
+        lines.push(format!("left out: {}: {}", clean(&excluded.member), clean(&excluded.reason)));
+    }
+    for left in &transition.left {
+        let what = if left.in_doubt { "in doubt" } else { "failed" };
+        lines.push(format!("{what}: {}: {}", clean(&left.member), clean(&left.problem)));
+        lines.push(format!("  next: {}", clean(&left.next)));
+    }
+    lines
+}
+
+/// What to do about an abort; `docs/errors/` has more.
+fn remedy(cause: &str) -> &'static str {
+    match cause {
+        "vote-no" => "mend what the member names, then run it again",
+        "vote-missing" => "see why the member did not answer in time (`lockstep status`), then run it again",
+        "plan-stale" => "something that the plan rests on has changed: run it again to plan anew",
+        "operator" => "somebody aborted it: `lockstep transition show` says what was asked for",
+        "new-reign" => "the server changed before it was decided: run it again",
+        "hold-too-short" => {
+            "preparing took more than half of hold_ms: raise it for the holder's group, or mend \
+                             what is slow"
+        }
+        _ => {
+            "it could not be planned when its turn came: `lockstep plan` with the same targets says what is in \
+              the way now"
+        }
+    }
+}
+
+/// `lockstep abort`.
+pub async fn abort(client: &Client, id: TransitionId, form: Form) -> Result<Exit, Failure> {
+    let path = format!("/v1/transitions/{id}/abort");
+    let aborted: Answer<Transition> = client.post(&path, &serde_json::json!({})).await?;
+    form.print(&aborted.body, || format!("aborted {id}"))?;
+    Ok(Exit::Done)
+}
+
+/// Standard error, where the progress goes: on a terminal its last line is replaced, elsewhere lines are added.
+struct Screen {
+    start: Instant,
+    progress: Progress,
+    is_terminal: bool,
+    has_live_line: bool,
+}
+
+impl Screen {
+    fn new(start: Instant) -> Self {
+        let is_terminal = std::io::stderr().is_terminal();
+        Self { start, progress: Progress::default(), is_terminal, has_live_line: false }
+    }
+
+    fn show(&mut self, transition: &Transition) {
+        let lines = self.progress.advance(transition, self.start.elapsed());
+        if !lines.is_empty() {
+            self.clear();
+        }
+        lines.iter().for_each(|line| note(line));
+        if let Some(now) = self.progress.now(transition).filter(|_| self.is_terminal) {
+            let columns = rustix::termios::tcgetwinsize(std::io::stderr()).map_or(80, |size| size.ws_col);
+            let now: String = now.chars().take(usize::from(columns.max(20)) - 1).collect();
+            let _ = write!(std::io::stderr().lock(), "\r\x1b[2K{now}");
+            self.has_live_line = true;
+        }
+    }
+
+    fn clear(&mut self) {
+        if self.has_live_line {
+            let _ = write!(std::io::stderr().lock(), "\r\x1b[2K");
+            self.has_live_line = false;
+        }
+    }
+}

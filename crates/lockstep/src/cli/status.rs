@@ -1,0 +1,114 @@
+//! `lockstep status`: one screen. Groups with their members, open transitions, what is wrong and what to do next.
+
+use super::client::Client;
+use super::finding::{Finding, findings};
+use super::output::{Form, clean, table};
+use super::{Exit, Failure};
+use crate::api::object::{Group, Host, List, Member, Transition};
+use serde::Serialize;
+use std::collections::BTreeMap;
+
+/// Members of a group that are shown one by one; more are counted by state.
+const NAMED_MAX: usize = 8;
+/// Findings that are shown; more are counted, `-o json` has all.
+const FINDINGS_SHOWN_MAX: usize = 20;
+
+#[derive(Debug, Serialize)]
+struct Status {
+    revision: u64,
+    hosts: Vec<Host>,
+    groups: Vec<Group>,
+    members: Vec<Member>,
+    open: Vec<Transition>,
+    wrong: Vec<Finding>,
+}
+
+/// Prints it.
+pub async fn status(client: &Client, form: Form) -> Result<Exit, Failure> {
+    let hosts: List<Host> = client.get("/v1/hosts").await?;
+    let groups: List<Group> = client.get("/v1/groups").await?;
+    let members: List<Member> = client.get("/v1/members").await?;
+    let transitions: List<Transition> = client.get("/v1/transitions").await?;
+    let mut open = transitions.items;
+    open.retain(|transition| transition.outcome.is_none());
+    let wrong = findings(&hosts.items, &groups.items, &members.items);
+    let revision = transitions.revision;
+    let (hosts, groups, members) = (hosts.items, groups.items, members.items);
+    let status = Status { revision, hosts, groups, members, open, wrong };
+    form.print(&status, || screen(&status))?;
+    Ok(Exit::Done)
+}
+
+fn screen(status: &Status) -> String {
+    let mut liveness: BTreeMap<&str, usize> = BTreeMap::new();
+    status.hosts.iter().for_each(|host| *liveness.entry(&host.liveness).or_default() += 1);
+    let liveness: Vec<_> = liveness.iter().map(|(name, count)| format!("{count} {}", clean(name))).collect();
+    let hosts = if liveness.is_empty() { "none".to_owned() } else { liveness.join(", ") };
+    let mut text = format!("revision {}   hosts: {hosts}\n", status.revision);
+    if status.groups.is_empty() {
+        text.push_str("\nno groups: declare them with lockstep apply -f cluster.toml\n");
+    } else {
+        text.push('\n');
+        text.push_str(&groups(status));
+    }
+    if !status.open.is_empty() {
+        let rows: Vec<Vec<String>> = status.open.iter().map(transition_row).collect();
+        text.push('\n');
+        text.push_str(&table(&["TRANSITION", "PHASE", "TARGETS", "REASON"], &rows));
+    }
+    if status.wrong.is_empty() {
+        text.push_str("\nnothing is wrong\n");
+        return text;
+    }
+    text.push_str("\nwrong:\n");
+    for finding in status.wrong.iter().take(FINDINGS_SHOWN_MAX) {
+        text.push_str(&format!("  {}\n    next: {}\n", clean(&finding.problem), clean(&finding.next)));
+    }
+    if let Some(more @ 1..) = status.wrong.len().checked_sub(FINDINGS_SHOWN_MAX) {
+        text.push_str(&format!("  and {more} more: lockstep status -o json\n"));
+    }
+    text
+}
+
+fn transition_row(transition: &Transition) -> Vec<String> {
+    vec![
+        transition.id.clone().unwrap_or_default(),
+        transition.phase.clone().unwrap_or_default(),
+        transition.targets.join(" "),
+        transition.reason.clone().unwrap_or_default(),
+    ]
+}
+
+fn groups(status: &Status) -> String {
+    let rows = status.groups.iter().map(|group| {
+        let members: Vec<&Member> =
+            status.members.iter().filter(|member| member.group == group.name).collect();
+        let serves = if group.serves { "serves" } else { "does not serve" };
+        vec![group.name.clone(), serves.to_owned(), of_group(&members)]
+    });
+    table(&["GROUP", "", "MEMBERS"], &rows.collect::<Vec<_>>())
+}
+
+fn of_group(members: &[&Member]) -> String {
+    if members.len() <= NAMED_MAX {
+        let named: Vec<_> =
+            members.iter().map(|member| format!("{} {}", member.host, state(member))).collect();
+        return if named.is_empty() { "none".to_owned() } else { named.join(", ") };
+    }
+    let mut counts: BTreeMap<String, usize> = BTreeMap::new();
+    members.iter().for_each(|member| *counts.entry(state(member)).or_default() += 1);
+    let counts: Vec<_> = counts.iter().map(|(state, count)| format!("{count} {state}")).collect();
+    counts.join(", ")
+}
+
+/// `standby`, `standby -> primary (pending)`.
+pub fn state(member: &Member) -> String {
+    let actual = member.actual.as_deref().unwrap_or("unknown");
+    let mut text = actual.to_owned();
+    if let Some(goal) = member.goal.as_deref().filter(|goal| *goal != actual) {
+        text = format!("{text} -> {goal}");
+    }
+    let marks = member.mark.as_deref().into_iter().chain(member.leaving.then_some("leaving"));
+    let marks: Vec<_> = marks.collect();
+    if marks.is_empty() { text } else { format!("{text} ({})", marks.join(", ")) }
+}
