@@ -12,7 +12,11 @@ pub mod progress;
 pub mod run;
 pub mod status;
 
+use crate::agent::{self, AgentError};
 use crate::api::problem::Problem;
+use crate::config::ConfigError;
+use crate::dev;
+use crate::server::{self, ServerError};
 use crate::spec_file::FileError;
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};
@@ -21,6 +25,8 @@ use miette::{GraphicalReportHandler, GraphicalTheme};
 use option::{AgentOptions, DevOptions, ServerOptions};
 use output::{Colour, Form, clean, note, painted};
 use std::process::ExitCode;
+use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 /// How a command ends. Scripts rely on these numbers; they do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -64,6 +70,8 @@ pub enum Failure {
     },
     /// A file that could not be used.
     File(FileError),
+    /// A host's configuration that could not be used.
+    Config(Box<ConfigError>),
     /// Anything else.
     Error {
         /// What went wrong.
@@ -88,19 +96,18 @@ impl Failure {
     pub fn exit(&self) -> Exit {
         match self {
             Self::Rejected { .. } | Self::File(FileError::Refused(_)) => Exit::Rejected,
-            Self::File(FileError::Read { .. }) | Self::Error { .. } => Exit::Error,
+            Self::File(FileError::Read { .. }) | Self::Config(_) | Self::Error { .. } => Exit::Error,
         }
     }
 
     /// The rejection as data, where it is one.
-    fn rejection(&self) -> Option<serde_json::Value> {
+    fn rejection(&self) -> Option<Refusal<'_>> {
         let (code, message, help) = match self {
             Self::Rejected { code, message, help } => (code.as_str(), message, help),
             Self::File(FileError::Refused(refused)) => (refused.code, &refused.message, &refused.help),
-            Self::File(FileError::Read { .. }) | Self::Error { .. } => return None,
+            Self::File(FileError::Read { .. }) | Self::Config(_) | Self::Error { .. } => return None,
         };
-        let rejection = serde_json::json!({ "code": code, "message": message, "help": help });
-        Some(serde_json::json!({ "rejection": rejection }))
+        Some(Refusal { rejection: Inner { code, message, help } })
     }
 
     /// Tells the user: a rejection as data on standard output where data was asked for, else all of it on standard
@@ -119,19 +126,8 @@ impl Failure {
                 note(&clean(message));
                 note(&format!("help: {}", clean(help)));
             }
-            Self::File(error) => {
-                let theme = if output::has_colour() {
-                    GraphicalTheme::unicode()
-                } else {
-                    GraphicalTheme::unicode_nocolor()
-                };
-                let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(100);
-                let mut text = String::new();
-                match handler.render_report(&mut text, error) {
-                    Ok(()) => note(text.trim_end()),
-                    Err(_) => note(&format!("error: {error}")),
-                }
-            }
+            Self::File(error) => show(error),
+            Self::Config(error) => show(error.as_ref()),
             Self::Error { message, help } => {
                 note(&format!("{} {}", painted("error:", Colour::Red), clean(message)));
                 if let Some(help) = help {
@@ -140,6 +136,59 @@ impl Failure {
             }
         }
     }
+}
+
+impl From<ServerError> for Failure {
+    fn from(error: ServerError) -> Self {
+        Self::error(chain(&error))
+    }
+}
+
+impl From<AgentError> for Failure {
+    fn from(error: AgentError) -> Self {
+        match error {
+            AgentError::Config(error) => Self::Config(Box::new(error)),
+            error @ (AgentError::Store(_) | AgentError::Record { .. } | AgentError::Plain { .. }) => {
+                Self::error(chain(&error))
+            }
+        }
+    }
+}
+
+/// An error and what caused it, in one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        text.push_str(&format!(": {cause}"));
+        source = cause.source();
+    }
+    text
+}
+
+/// Shows a place in a file.
+fn show(error: &dyn miette::Diagnostic) {
+    let theme =
+        if output::has_colour() { GraphicalTheme::unicode() } else { GraphicalTheme::unicode_nocolor() };
+    let handler = GraphicalReportHandler::new_themed(theme).with_links(false).with_width(100);
+    let mut text = String::new();
+    match handler.render_report(&mut text, error) {
+        Ok(()) => note(text.trim_end()),
+        Err(_) => note(&format!("error: {error}")),
+    }
+}
+
+/// A rejection as data.
+#[derive(serde::Serialize)]
+struct Refusal<'a> {
+    rejection: Inner<'a>,
+}
+
+#[derive(serde::Serialize)]
+struct Inner<'a> {
+    code: &'a str,
+    message: &'a str,
+    help: &'a str,
 }
 
 impl From<Rejection> for Failure {
@@ -263,9 +312,13 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let Cli { addr, output: form, command } = cli;
     match command {
-        Command::Server(options) => not_wired("server", &options),
-        Command::Agent(options) => not_wired("agent", &options),
-        Command::Dev(options) => not_wired("dev", &options),
+        Command::Server(options) => {
+            staying("info", async { server::run(options).await.map_err(Failure::from) })
+        }
+        Command::Agent(options) => {
+            staying("info", async { agent::run(options).await.map_err(Failure::from) })
+        }
+        Command::Dev(options) => staying("warn", async { dev::run(options).await }),
         Command::Plan(args) if args.is_offline() => plan::offline(&args, form),
         Command::Completions { shell } => {
             let mut script = Vec::new();
@@ -286,9 +339,22 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     }
 }
 
-/// Stands where the long-running commands will be called.
-fn not_wired(command: &str, options: &impl std::fmt::Debug) -> Result<Exit, Failure> {
-    Err(Failure::error(format!("`lockstep {command}` is not part of this build ({options:?})")))
+/// Runs until it fails or is told to stop. Stopping needs no farewell: what was acknowledged is durable, and
+/// nothing else was said. `log` is what it logs unless `RUST_LOG` says otherwise.
+fn staying(log: &str, command: impl Future<Output = Result<(), Failure>>) -> Result<Exit, Failure> {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    let failed = |error: std::io::Error| Failure::error(format!("cannot start: {error}"));
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    runtime.block_on(async {
+        let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
+        let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
+        tokio::select! {
+            done = command => done.map(|()| Exit::Done),
+            _ = terminate.recv() => Ok(Exit::Done),
+            _ = interrupt.recv() => Ok(Exit::Done),
+        }
+    })
 }
 
 /// Does what asks a server.

@@ -266,7 +266,11 @@ fn labels(value: &Spanned<DeValue<'_>>) -> Checked<BTreeMap<String, String>> {
     Ok(labels)
 }
 
-fn handlers(value: &Spanned<DeValue<'_>>, base: &Path, passwd: &str) -> Checked<BTreeMap<HandlerName, Handler>> {
+fn handlers(
+    value: &Spanned<DeValue<'_>>,
+    base: &Path,
+    passwd: &str,
+) -> Checked<BTreeMap<HandlerName, Handler>> {
     let mut handlers = BTreeMap::new();
     for (key, value) in table(value, "`handlers`")? {
         let Ok(name) = HandlerName::new(key.get_ref().as_ref()) else {

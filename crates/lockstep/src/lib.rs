@@ -1,8 +1,10 @@
 //! Lockstep's doing half: the server, the agent, the handlers and the command line.
 
+pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod dev;
 pub mod handler;
 pub mod json;
 pub mod server;

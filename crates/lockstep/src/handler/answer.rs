@@ -33,40 +33,40 @@ pub struct AnswerError(String);
 /// If it is anything but one JSON object with the keys of [`Findings`], each at most once, of the right type
 /// and within its limits.
 pub fn parse(stdout: &[u8]) -> Result<Findings, AnswerError> {
-        let text = std::str::from_utf8(stdout)
-            .map_err(|error| refuse(format!("stdout is not UTF-8: bad byte at {}", error.valid_up_to())))?;
-        if text.trim().is_empty() {
-            return Ok(Findings::default());
-        }
-        json::check(text).map_err(|error| match error.to_string() {
-            message if message.starts_with("trailing characters") => {
-                refuse("stdout holds more than one JSON value; print one object, once")
-            }
-            message => refuse(format!("stdout is not a JSON object: {message}")),
-        })?;
-        let value = serde_json::from_str(text)
-            .map_err(|error| refuse(format!("stdout is not a JSON object: {error}")))?;
-        let Value::Object(fields) = value else {
-            return Err(refuse(format!("stdout must hold a JSON object, not {}", kind(&value))));
-        };
-
-        let mut answer = Findings::default();
-        for (key, value) in fields {
-            match key.as_str() {
-                "out" => answer.out = object("out", value)?,
-                "score" => answer.score = Some(score(&value)?),
-                "facts" => answer.facts = object("facts", value)?,
-                "state" => answer.state = Some(state(value)?),
-                "pids" => answer.pids = Some(pids(&value)?),
-                "expect" => answer.expect = Some(expect(&value)?),
-                _ => {
-                    let known = "out, score, facts, state, pids and expect";
-                    return Err(refuse(format!("unknown key {key:?} on stdout; known are {known}")));
-                }
-            }
-        }
-        Ok(answer)
+    let text = std::str::from_utf8(stdout)
+        .map_err(|error| refuse(format!("stdout is not UTF-8: bad byte at {}", error.valid_up_to())))?;
+    if text.trim().is_empty() {
+        return Ok(Findings::default());
     }
+    json::check(text).map_err(|error| match error.to_string() {
+        message if message.starts_with("trailing characters") => {
+            refuse("stdout holds more than one JSON value; print one object, once")
+        }
+        message => refuse(format!("stdout is not a JSON object: {message}")),
+    })?;
+    let value = serde_json::from_str(text)
+        .map_err(|error| refuse(format!("stdout is not a JSON object: {error}")))?;
+    let Value::Object(fields) = value else {
+        return Err(refuse(format!("stdout must hold a JSON object, not {}", kind(&value))));
+    };
+
+    let mut answer = Findings::default();
+    for (key, value) in fields {
+        match key.as_str() {
+            "out" => answer.out = object("out", value)?,
+            "score" => answer.score = Some(score(&value)?),
+            "facts" => answer.facts = object("facts", value)?,
+            "state" => answer.state = Some(state(value)?),
+            "pids" => answer.pids = Some(pids(&value)?),
+            "expect" => answer.expect = Some(expect(&value)?),
+            _ => {
+                let known = "out, score, facts, state, pids and expect";
+                return Err(refuse(format!("unknown key {key:?} on stdout; known are {known}")));
+            }
+        }
+    }
+    Ok(answer)
+}
 
 fn object(key: &str, value: Value) -> Result<Map<String, Value>, AnswerError> {
     let Value::Object(fields) = value else {

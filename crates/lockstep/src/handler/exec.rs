@@ -125,14 +125,24 @@ impl CallEnd {
 /// an uninterruptible system call keeps it waiting: its end is not known, and nothing here pretends that it is.
 /// Dropping the future kills the group too, and the runtime reaps the handler.
 ///
+/// `started` learns the handler's process id, which is also its group's, as soon as it has one.
+///
 /// Needs a Tokio runtime with IO and time.
-pub async fn run(program: &Program, call: Call, kill: impl Future<Output = ()>) -> CallEnd {
+pub async fn run(
+    program: &Program,
+    call: Call,
+    started: impl FnOnce(u32),
+    kill: impl Future<Output = ()>,
+) -> CallEnd {
     let deadline = Instant::now() + Duration::from_millis(call.timeout_ms);
     let mut child = match command(program, &call).spawn() {
         Ok(child) => child,
         Err(error) => return CallEnd::not_yes(Answer::No, &cannot_start(program, &error)),
     };
     let mut group = Group::of(&child);
+    if let Some(pid) = child.id() {
+        started(pid);
+    }
     let mut input = Feed { pipe: child.stdin.take(), rest: &call.context };
     let mut stdout = Capture::new(child.stdout.take(), STDOUT_BYTES_MAX);
     let mut stderr = Capture::new(child.stderr.take(), STDERR_BYTES_MAX);
@@ -423,7 +433,9 @@ mod tests {
         }
 
         async fn run(&self, call: Call) -> CallEnd {
-            tokio::time::timeout(STUCK, run(&self.program, call, pending())).await.expect("the call ends")
+            tokio::time::timeout(STUCK, run(&self.program, call, |_| {}, pending()))
+                .await
+                .expect("the call ends")
         }
 
         fn file(&self, name: &str) -> String {
@@ -607,14 +619,14 @@ mod tests {
     async fn a_program_that_cannot_be_started() {
         let mut program = Script::new("").program;
         program.path = "/no/such/handler".into();
-        let end = run(&program, call(AMPLE_MS), pending()).await;
+        let end = run(&program, call(AMPLE_MS), |_| {}, pending()).await;
         assert_eq!(end, no("cannot start /no/such/handler: No such file or directory (os error 2)"));
         program.path = "/etc/passwd".into();
-        let end = run(&program, call(AMPLE_MS), pending()).await;
+        let end = run(&program, call(AMPLE_MS), |_| {}, pending()).await;
         assert_eq!(end, no("cannot start /etc/passwd: Permission denied (os error 13)"));
         program.path = "/bin/sh".into();
         let vars = BTreeMap::from([("WHY".to_owned(), "a\0b".to_owned())]);
-        let end = run(&program, Call { vars, ..call(AMPLE_MS) }, pending()).await;
+        let end = run(&program, Call { vars, ..call(AMPLE_MS) }, |_| {}, pending()).await;
         assert_eq!(end.answer, Answer::No);
     }
 
@@ -689,7 +701,10 @@ mod tests {
         let body = "setsid sh -c 'echo $$ > $DIR/child; echo > $DIR/ready; read line < $DIR/go; echo $line > $DIR/went' \
             > /dev/null 2>&1 & wait";
         fs::write(script.dir.path().join("handler"), body).unwrap();
-        assert_eq!(run(&script.program, call(AMPLE_MS), hear(&ready)).await, no("killed by the agent"));
+        assert_eq!(
+            run(&script.program, call(AMPLE_MS), |_| {}, hear(&ready)).await,
+            no("killed by the agent")
+        );
         let _told = tell(&go, "on\n");
         ended(script.pid("child")).await;
         assert_eq!(script.file("went"), "on\n");
@@ -700,7 +715,10 @@ mod tests {
         let script =
             Script::new("sleep 1000 & echo $! > $DIR/child; echo $$ > $DIR/pid; echo > $DIR/ready; wait");
         let ready = fifo(&script, "ready");
-        assert_eq!(run(&script.program, call(AMPLE_MS), hear(&ready)).await, no("killed by the agent"));
+        assert_eq!(
+            run(&script.program, call(AMPLE_MS), |_| {}, hear(&ready)).await,
+            no("killed by the agent")
+        );
         assert!(!runs(script.pid("child")));
         assert!(!runs(script.pid("pid")));
     }
@@ -744,7 +762,7 @@ mod tests {
         let user = User { name: "somebody".to_owned(), uid: 54_321, gid: 54_322 };
         let args = vec!["-c".to_owned(), "echo $(id -u) $(id -g) $(id -G) >&2; exit 1".to_owned()];
         let program = Program { args, user: Some(user), ..script };
-        let end = run(&program, call(AMPLE_MS), pending()).await;
+        let end = run(&program, call(AMPLE_MS), |_| {}, pending()).await;
         if rustix::process::geteuid().is_root() {
             assert_eq!(end, no("54321 54322 54322"), "its own group and no other");
         } else {

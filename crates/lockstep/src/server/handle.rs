@@ -24,7 +24,7 @@ pub struct View {
     /// Which phase each open transition is in: `queued`, `check`, `prepare`, `decide`, `commit` or `release`.
     pub phases: BTreeMap<TransitionId, &'static str>,
     /// What members last said of themselves; never a reason for anything.
-    pub reported: BTreeMap<MemberId, Reported>,
+    pub reported: Arc<BTreeMap<MemberId, Reported>>,
 }
 
 /// What a member last said of itself.

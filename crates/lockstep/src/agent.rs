@@ -1,0 +1,310 @@
+//! The agent: performs what core's [`AgentEngine`] decides. It dials out, keeps the journal, runs handlers, and
+//! chooses nothing.
+
+mod call;
+mod leftover;
+mod link;
+
+use crate::cli::option::AgentOptions;
+use crate::config::{AgentConfig, ConfigError, Handler};
+use crate::handler;
+use crate::store::{self, Journal};
+use leftover::Leftovers;
+use lockstep_core::agent::{AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, Identity};
+use lockstep_core::id::{AgentId, HandlerName, Index, RunId};
+use lockstep_core::message::{Call, Order, Report};
+use lockstep_core::time::Time;
+use std::collections::BTreeMap;
+use std::future::pending;
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::mpsc;
+use tokio::time::sleep;
+use tracing::{debug, warn};
+
+/// The most inputs that wait for the agent. A host has few members, each with one call at a time.
+const INPUTS_MAX: usize = 1024;
+/// A journal is begun anew after so many records: some megabytes, read in milliseconds at the next start.
+const JOURNAL_RECORDS_MAX: usize = 20_000;
+
+/// Why an agent could not start, or had to stop.
+#[derive(Debug, thiserror::Error)]
+pub enum AgentError {
+    /// agent.toml.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// The journal.
+    #[error(transparent)]
+    Store(#[from] store::Error),
+    /// A record in the journal that this version cannot read.
+    #[error("record {index} of the agent's journal cannot be read; was it written by a newer version?")]
+    Record {
+        /// Which.
+        index: Index,
+        /// What is wrong with it.
+        source: serde_json::Error,
+    },
+    /// Plain to another machine.
+    #[error(
+        "{server} is on another machine, and the session would be plain; add --insecure if that is meant"
+    )]
+    Plain {
+        /// The server.
+        server: String,
+    },
+}
+
+/// What the agent's one task hears.
+enum Heard {
+    Engine(AgentInput),
+    /// A connection stands; what is sent through it.
+    Connected(mpsc::Sender<Report>),
+    /// The journal failed.
+    Failed(store::Error),
+}
+
+/// Runs an agent until its journal fails or the process ends.
+///
+/// # Errors
+/// If it cannot start, or cannot write its journal any more: an agent that cannot keep a promise makes none.
+pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
+    let config = match &options.config {
+        Some(path) => AgentConfig::load(path)?,
+        None => AgentConfig::default(),
+    };
+    for server in &options.server {
+        if !options.insecure && !is_loopback(server) {
+            return Err(AgentError::Plain { server: server.clone() });
+        }
+    }
+    let journal = Journal::open(&options.data).await?;
+    let (state, records) = replay(&journal).await?;
+    let leftovers = Leftovers::open(&options.data)?;
+    leftovers.end().await;
+    let mut labels = config.labels.clone();
+    labels.extend(options.labels.iter().cloned());
+    let identity = Identity {
+        host: options.name.clone(),
+        agent: state.agent.clone().unwrap_or_else(|| AgentId::new(&random()).expect("hexadecimal is a name")),
+        run: RunId::new(&random()).expect("hexadecimal is a name"),
+        address: options.address.clone(),
+        labels,
+    };
+    let rules = config.handlers.iter().map(|(name, handler)| (name.clone(), handler.rules.clone())).collect();
+    let engine = AgentEngine::new(identity, rules, state, now());
+    let (inputs, heard) = mpsc::channel(INPUTS_MAX);
+    tokio::spawn(link::keep(options.server.clone(), inputs.clone()));
+    let handlers = Arc::new(config.handlers);
+    Driver {
+        engine,
+        journal,
+        records,
+        handlers,
+        leftovers,
+        name: options.name.to_string(),
+        inputs,
+        link: None,
+    }
+    .drive(heard)
+    .await
+}
+
+/// Whether an `http://HOST:PORT` is on this machine.
+fn is_loopback(server: &str) -> bool {
+    let place = server.trim_start_matches("http://");
+    let host = place.rsplit_once(':').map_or(place, |(host, _)| host).trim_matches(['[', ']']);
+    host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback())
+}
+
+/// 128 random bits in hexadecimal.
+pub(crate) fn random() -> String {
+    let mut bytes = [0_u8; 16];
+    let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
+    assert_eq!(filled, Ok(bytes.len()), "the kernel's random source answers small requests whole");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// Milliseconds since the host's boot, sleep included: the clock that goes on while the agent does not.
+pub(crate) fn now() -> Time {
+    let clock = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let ms = clock.tv_sec * 1000 + clock.tv_nsec / 1_000_000;
+    Time(u64::try_from(ms).expect("the time since boot is not negative"))
+}
+
+/// Reads the journal; tells how many records it has.
+async fn replay(journal: &Journal) -> Result<(AgentState, usize), AgentError> {
+    let mut state = AgentState::default();
+    let mut from = Index(1);
+    if let Some(snapshot) = journal.load_snapshot().await? {
+        let index = snapshot.index;
+        let records: Vec<AgentRecord> =
+            serde_json::from_slice(&snapshot.bytes).map_err(|source| AgentError::Record { index, source })?;
+        records.iter().for_each(|record| state.apply(record));
+        from = Index(index.0 + 1);
+    }
+    let mut count = 0;
+    loop {
+        let entries = journal.read(from).await?;
+        let Some(last) = entries.last() else { return Ok((state, count)) };
+        from = Index(last.index.0 + 1);
+        count += entries.len();
+        for entry in entries {
+            let index = entry.index;
+            let record = serde_json::from_slice(&entry.payload)
+                .map_err(|source| AgentError::Record { index, source })?;
+            state.apply(&record);
+        }
+    }
+}
+
+struct Driver {
+    engine: AgentEngine,
+    journal: Journal,
+    records: usize,
+    handlers: Arc<BTreeMap<HandlerName, Handler>>,
+    leftovers: Leftovers,
+    name: String,
+    inputs: mpsc::Sender<Heard>,
+    link: Option<mpsc::Sender<Report>>,
+}
+
+impl Driver {
+    async fn drive(mut self, mut heard: mpsc::Receiver<Heard>) -> Result<(), AgentError> {
+        self.perform().await;
+        loop {
+            let tick = self.engine.next_deadline().map(|at| Duration::from_millis(at.since(now())));
+            let input = tokio::select! {
+                input = heard.recv() => input.expect("the driver holds a sender itself"),
+                () = wait(tick) => Heard::Engine(AgentInput::Tick),
+            };
+            self.take(input)?;
+            while let Ok(input) = heard.try_recv() {
+                self.take(input)?;
+            }
+            self.perform().await;
+        }
+    }
+
+    fn take(&mut self, heard: Heard) -> Result<(), AgentError> {
+        let input = match heard {
+            Heard::Engine(input) => input,
+            Heard::Connected(link) => {
+                self.link = Some(link);
+                AgentInput::Connected
+            }
+            Heard::Failed(error) => return Err(error.into()),
+        };
+        if input == AgentInput::Disconnected {
+            self.link = None;
+        }
+        self.engine.handle(now(), input);
+        Ok(())
+    }
+
+    async fn perform(&mut self) {
+        while let Some(output) = self.engine.poll_output() {
+            match output {
+                AgentOutput::Append(records) => self.append(&records).await,
+                AgentOutput::Send(report) => self.send(report),
+                AgentOutput::Run { call, handler, order, timeout_ms } => {
+                    self.run(call, &handler, *order, timeout_ms);
+                }
+                AgentOutput::Joined => println!("joined as {}", self.name),
+                AgentOutput::Disconnect(reason) => {
+                    warn!(%reason, "the server refused the session; trying again");
+                    self.link = None;
+                }
+                AgentOutput::Warning(message) => warn!("{message}"),
+            }
+        }
+    }
+
+    async fn append(&mut self, records: &[AgentRecord]) {
+        self.records += records.len();
+        let state = (self.records > JOURNAL_RECORDS_MAX).then(|| {
+            self.records = 0;
+            serde_json::to_vec(&self.engine.state().records()).expect("records are plain data")
+        });
+        let batch = records
+            .iter()
+            .map(|record| serde_json::to_vec(record).expect("records are plain data"))
+            .collect();
+        let (journal, inputs) = (self.journal.clone(), self.inputs.clone());
+        tokio::spawn(async move {
+            let done = async {
+                let index = journal.append(batch).await?;
+                if let Some(state) = state {
+                    journal.save_snapshot(index, state).await?;
+                    journal.compact(index).await?;
+                }
+                Ok(())
+            };
+            let heard = match done.await {
+                Ok(()) => Heard::Engine(AgentInput::Appended),
+                Err(error) => Heard::Failed(error),
+            };
+            // The driver is gone only when the process ends.
+            let _ = inputs.send(heard).await;
+        });
+    }
+
+    fn send(&mut self, report: Report) {
+        // A full or closed connection loses the report; the session that follows asks again.
+        if self.link.as_ref().is_some_and(|link| link.try_send(report).is_err()) {
+            self.link = None;
+        }
+    }
+
+    fn run(&self, id: CallId, handler: &HandlerName, order: Call, timeout_ms: u64) {
+        let (handlers, handler) = (self.handlers.clone(), handler.clone());
+        let (inputs, leftovers) = (self.inputs.clone(), self.leftovers.clone());
+        tokio::spawn(async move {
+            let program = &handlers[&handler].program;
+            let call = call::of(&order, timeout_ms);
+            let note = leftovers.note(id);
+            let end = handler::run(program, call, |pid| note.started(pid), pending()).await;
+            drop(note);
+            debug!(member = %order.member, phase = %order.phase, answer = ?end.answer, reason = end.reason, "handler ended");
+            let (answer, reason, findings) = (end.answer, end.reason, end.findings);
+            let ended = AgentInput::Ended { call: id, answer, reason, findings };
+            let _ = inputs.send(Heard::Engine(ended)).await;
+        });
+    }
+}
+
+async fn wait(tick: Option<Duration>) {
+    match tick {
+        Some(pause) => sleep(pause).await,
+        None => pending().await,
+    }
+}
+
+/// Reads an order. The server is the one that this agent dialled; what it says that cannot be read closes the
+/// session.
+fn read_order(text: &str) -> Result<Order, serde_json::Error> {
+    serde_json::from_str(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn loopback_is_told_from_other_machines() {
+        for here in ["http://127.0.0.1:7420", "http://localhost:1", "http://[::1]:7420"] {
+            assert!(is_loopback(here), "{here}");
+        }
+        for there in
+            ["http://10.0.0.1:7420", "http://db.example:1", "http://127.0.0.1.example:1", "http://[::2]:1"]
+        {
+            assert!(!is_loopback(there), "{there}");
+        }
+    }
+
+    #[test]
+    fn random_names_differ() {
+        assert_ne!(random(), random());
+        assert_eq!(random().len(), 32);
+    }
+}

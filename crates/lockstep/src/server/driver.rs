@@ -1,0 +1,296 @@
+//! The one task that owns the engine: a loop over one channel each for operators and agents, one write in flight,
+//! and one alarm clock. It performs outputs and chooses nothing.
+
+use super::handle::{Command, Reported, View};
+use super::session::{Said, Sessions};
+use super::{Clock, ServerError};
+use crate::store::{Appended, Error, Store};
+use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId};
+use lockstep_core::id::{Index, Reign, TransitionId};
+use lockstep_core::record::{Body, Record};
+use lockstep_core::request::{Code, Rejection};
+use lockstep_core::{plan, time::Time};
+use std::collections::HashMap;
+use std::future::pending;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::time::sleep;
+use tracing::{error, info, warn};
+
+pub(super) use super::handle::COMMANDS_MAX;
+
+/// A snapshot is published at most this often while only steps and reports come in, in milliseconds.
+const PUBLISH_MS: u64 = 50;
+/// The pause before a write that found no room is tried again.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+/// The pause before the store is asked what became of a write that it did not answer.
+const UNKNOWN_PAUSE: Duration = Duration::from_millis(100);
+
+type Append = Pin<Box<dyn Future<Output = Result<(), ServerError>> + Send>>;
+
+/// Where an operator's answer goes.
+enum Waiting {
+    Run(oneshot::Sender<Result<Option<TransitionId>, Rejection>>),
+    Abort(oneshot::Sender<Result<(), Rejection>>),
+    Apply(oneshot::Sender<Result<Index, Rejection>>),
+}
+
+pub(super) struct Driver<S> {
+    engine: Engine,
+    store: S,
+    reign: Reign,
+    clock: Clock,
+    sessions: Sessions,
+    replies: HashMap<ReplyId, Waiting>,
+    next_reply: u64,
+    append: Option<Append>,
+    publish: watch::Sender<View>,
+    view: View,
+    published: Time,
+    /// What is there to publish: nothing, something, something that somebody waits for.
+    news: News,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum News {
+    None,
+    Small,
+    Awaited,
+}
+
+impl<S: Store> Driver<S> {
+    pub(super) fn new(
+        engine: Engine,
+        store: S,
+        reign: Reign,
+        clock: Clock,
+        sessions: Sessions,
+        publish: watch::Sender<View>,
+    ) -> Self {
+        Self {
+            engine,
+            store,
+            reign,
+            clock,
+            sessions,
+            replies: HashMap::new(),
+            next_reply: 0,
+            append: None,
+            publish,
+            view: View::default(),
+            published: Time::default(),
+            news: News::Awaited,
+        }
+    }
+
+    pub(super) async fn drive(
+        mut self,
+        mut asked: mpsc::Receiver<Command>,
+        mut said: mpsc::Receiver<Said>,
+    ) -> Result<(), ServerError> {
+        loop {
+            self.perform();
+            self.publish();
+            let now = self.clock.now().time;
+            let tick = self.engine.next_deadline().map(|at| at.since(now));
+            let publish = (self.news != News::None).then(|| self.published.plus(PUBLISH_MS).since(now));
+            let pause = tick.into_iter().chain(publish).min();
+            tokio::select! {
+                done = async { self.append.as_mut().expect("guarded").await }, if self.append.is_some() => {
+                    self.append = None;
+                    done?;
+                    self.engine.handle(self.clock.now(), Input::Appended);
+                    self.news = self.news.max(News::Small);
+                }
+                Some(first) = said.recv() => {
+                    self.hear(first);
+                    // Everything that has arrived goes into one write.
+                    while let Ok(next) = said.try_recv() {
+                        self.hear(next);
+                    }
+                }
+                Some(command) = asked.recv() => self.command(command),
+                () = wait(pause) => self.engine.handle(self.clock.now(), Input::Tick),
+            }
+        }
+    }
+
+    fn hear(&mut self, said: Said) {
+        let input = match said {
+            Said::Report(session, report) => Input::Report { session, report: *report },
+            Said::Closed(session) => {
+                self.sessions.forget(session);
+                Input::Closed { session }
+            }
+        };
+        self.engine.handle(self.clock.now(), input);
+    }
+
+    fn command(&mut self, command: Command) {
+        let reply = ReplyId(self.next_reply);
+        self.next_reply += 1;
+        let input = match command {
+            Command::Plan { targets, reply } => {
+                // From a snapshot, beside the engine: a large plan holds nobody up.
+                let (cluster, scores) = (self.engine.acknowledged().clone(), self.engine.scores().clone());
+                tokio::task::spawn_blocking(move || reply.send(plan::plan(&cluster, &targets, &scores)));
+                return;
+            }
+            Command::Run { request, reply: waiting } => {
+                self.replies.insert(reply, Waiting::Run(waiting));
+                Input::Run { reply, request }
+            }
+            Command::Abort { transition, reply: waiting } => {
+                self.replies.insert(reply, Waiting::Abort(waiting));
+                Input::Abort { reply, transition }
+            }
+            Command::Apply { spec, principal, reply: waiting } => {
+                self.replies.insert(reply, Waiting::Apply(waiting));
+                Input::Apply { reply, spec, principal }
+            }
+        };
+        self.engine.handle(self.clock.now(), input);
+    }
+
+    fn perform(&mut self) {
+        while let Some(output) = self.engine.poll_output() {
+            match output {
+                Output::Append { first, records } => self.append(first, &records),
+                Output::Order { session, order } => self.sessions.send(session, order),
+                Output::Close { session } => self.sessions.close(session),
+                Output::Reply { reply, answer } => self.reply(reply, answer),
+                Output::Event(event) => self.event(event),
+            }
+        }
+    }
+
+    fn append(&mut self, first: Index, records: &[Record]) {
+        for record in records {
+            self.news = self.news.max(awaited(&record.body));
+        }
+        let batch: Vec<_> = records
+            .iter()
+            .map(|record| serde_json::to_vec(record).expect("records are plain data"))
+            .collect();
+        self.append = Some(Box::pin(append(self.store.clone(), self.reign, first, batch)));
+    }
+
+    fn reply(&mut self, reply: ReplyId, answer: Result<Accepted, Rejection>) {
+        let Some(waiting) = self.replies.remove(&reply) else { return };
+        // Whoever asked may have gone; what was done stays done.
+        match waiting {
+            Waiting::Run(sender) => {
+                let _ = sender.send(answer.map(|accepted| match accepted {
+                    Accepted::Transition(id) => Some(id),
+                    Accepted::Nothing | Accepted::Spec(_) | Accepted::Aborted => None,
+                }));
+            }
+            Waiting::Abort(sender) => {
+                let _ = sender.send(answer.map(|_| ()));
+            }
+            Waiting::Apply(sender) => {
+                let _ = sender.send(answer.and_then(|accepted| match accepted {
+                    Accepted::Spec(index) => Ok(index),
+                    Accepted::Transition(_) | Accepted::Nothing | Accepted::Aborted => Err(Rejection::new(
+                        Code::StoreUnavailable,
+                        "the server gave no revision",
+                        "ask again",
+                    )),
+                }));
+            }
+        }
+    }
+
+    fn event(&mut self, event: Event) {
+        match event {
+            Event::Phase { transition, phase: Some(phase) } => {
+                info!(%transition, phase, "phase");
+                self.view.phases.insert(transition, phase);
+                self.news = News::Awaited;
+            }
+            Event::Phase { transition, phase: None } => {
+                self.view.phases.remove(&transition);
+                self.view.votes.remove(&transition);
+                self.news = News::Awaited;
+            }
+            Event::Voted { transition, vote } => {
+                self.view.votes.entry(transition).or_default().push(vote);
+                self.news = self.news.max(News::Small);
+            }
+            Event::Reported { member, score, facts, reason } => {
+                let reported = Reported { score, facts, reason };
+                Arc::make_mut(&mut self.view.reported).insert(member, reported);
+                self.news = self.news.max(News::Small);
+            }
+            Event::Warning(message) => warn!("{message}"),
+        }
+    }
+
+    fn publish(&mut self) {
+        let now = self.clock.now().time;
+        let is_due = self.news == News::Awaited || self.published.plus(PUBLISH_MS) <= now;
+        if self.news == News::None || !is_due {
+            return;
+        }
+        self.news = News::None;
+        self.published = now;
+        self.view.cluster = self.engine.acknowledged().clone();
+        self.publish.send_replace(self.view.clone());
+    }
+}
+
+/// Whether somebody is likely to wait for a record to be shown.
+fn awaited(body: &Body) -> News {
+    match body {
+        Body::Step { .. } | Body::Report { .. } | Body::Turn { .. } => News::Small,
+        Body::Reign { .. }
+        | Body::Spec { .. }
+        | Body::Host { .. }
+        | Body::Request { .. }
+        | Body::Begin { .. }
+        | Body::Decision { .. }
+        | Body::Outcome { .. } => News::Awaited,
+    }
+}
+
+async fn wait(ms: Option<u64>) {
+    match ms {
+        Some(ms) => sleep(Duration::from_millis(ms)).await,
+        None => pending().await,
+    }
+}
+
+/// Appends one batch, until it is safe or the reign has ended. A write that was not answered is looked for before
+/// it is tried again: nothing else may take its place.
+async fn append<S: Store>(
+    store: S,
+    reign: Reign,
+    first: Index,
+    batch: Vec<Vec<u8>>,
+) -> Result<(), ServerError> {
+    let expected = Index(first.0 - 1);
+    let last = Index(expected.0 + batch.len() as u64);
+    loop {
+        match store.append(reign, expected, batch.clone()).await {
+            Ok(Appended::Done(_)) => return Ok(()),
+            Ok(Appended::Deposed) => return Err(ServerError::Deposed),
+            // Only this server writes under this reign: the head is there because an unanswered try of this
+            // batch got through. Any other head is another reign's.
+            Ok(Appended::Conflict(head)) if head == last && store.confirm(reign).await.is_ok() => {
+                return Ok(());
+            }
+            Ok(Appended::Conflict(_)) => return Err(ServerError::Deposed),
+            Ok(Appended::Unknown) => {
+                warn!("the store did not answer a write; asking what became of it");
+                sleep(UNKNOWN_PAUSE).await;
+            }
+            Err(fault @ Error::NoRoom(_)) => {
+                error!(%fault, "no room for the journal: nothing is acknowledged until there is");
+                sleep(NO_ROOM_PAUSE).await;
+            }
+            Err(fault) => return Err(fault.into()),
+        }
+    }
+}
