@@ -46,6 +46,21 @@ pub fn parse<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
     serde_json::from_str(text).map_err(|error| refused(text, &error, false))
 }
 
+/// Reads one JSON object. Serde would take an array for a struct, its fields in the order in which we happen to
+/// declare them.
+///
+/// # Errors
+/// As [`parse`], and if it is another kind of value.
+pub fn parse_object<T: DeserializeOwned>(text: &str) -> Result<T, JsonError> {
+    check(text).map_err(|error| refused(text, &error, true))?;
+    let offset = text.len() - text.trim_start().len();
+    if !text[offset..].starts_with('{') {
+        let message = "expected an object, in braces".to_owned();
+        return Err(JsonError { message, offset, is_syntax: false });
+    }
+    serde_json::from_str(text).map_err(|error| refused(text, &error, false))
+}
+
 /// Whether the text is one JSON value without doubled keys.
 ///
 /// # Errors
@@ -253,6 +268,18 @@ mod tests {
         }
         let deep = "[".repeat(100_000);
         assert!(parse::<Value>(&deep).unwrap_err().message.starts_with("recursion limit"));
+    }
+
+    #[test]
+    fn an_array_is_no_object() {
+        #[derive(Debug, Deserialize)]
+        struct Body {
+            #[expect(dead_code, reason = "only its shape matters")]
+            targets: Vec<String>,
+        }
+        parse_object::<Body>(r#" {"targets":[]}"#).unwrap();
+        let error = parse_object::<Body>(r#" [["db=online"]]"#).unwrap_err();
+        assert_eq!((error.offset, error.message.as_str()), (1, "expected an object, in braces"));
     }
 
     #[test]

@@ -47,15 +47,69 @@ pub struct Refused {
 }
 
 impl Refused {
-    /// A refusal of what stands at `span` in `text`, the content of the file called `name`.
+    /// A refusal of what stands at `span` in a file.
     pub fn new(file: &File, span: Range<usize>, problem: Problem) -> Self {
-        let text = &file.text;
-        let (start, end) = (span.start.min(text.len()), span.end.min(text.len()));
-        let span = SourceSpan::from((start, end.saturating_sub(start)));
-        let source_code = NamedSource::new(&file.name, text.clone()).with_language(file.format.name());
+        let (name, text, span) = excerpt(file, span);
+        let span = SourceSpan::from((span.start, span.end - span.start));
+        let source_code = NamedSource::new(name, text).with_language(file.format.name());
         let Problem { code, message, help } = problem;
-        Self { code, message, help, span, source_code }
+        Self { code, message: clean(&message), help: clean(&help), span, source_code }
     }
+}
+
+/// Lines of more bytes are cut around the place that is meant.
+const LINE_SHOWN_MAX: usize = 300;
+
+/// What is shown of a file: its text, or, when lines there are too long for a terminal, a piece of one.
+fn excerpt(file: &File, span: Range<usize>) -> (String, String, Range<usize>) {
+    let text = printable(&file.text);
+    let floor = |mut at: usize| {
+        at = at.min(text.len());
+        while !text.is_char_boundary(at) {
+            at -= 1;
+        }
+        at
+    };
+    let (start, end) = (floor(span.start), floor(span.end.max(span.start)));
+    let line_of = |at: usize| text[..at].matches('\n').count();
+    let first = line_of(start).saturating_sub(1);
+    if text.lines().skip(first).take(line_of(end) + 2 - first).all(|line| line.len() <= LINE_SHOWN_MAX) {
+        return (file.name.clone(), text, start..end);
+    }
+    let line_start = text[..start].rfind('\n').map_or(0, |at| at + 1);
+    let line_end = text[start..].find('\n').map_or(text.len(), |at| start + at);
+    let from = floor(start.saturating_sub(60).max(line_start));
+    let to = floor((start + 60).min(line_end));
+    let name = format!("{}, in line {}", file.name, line_of(start) + 1);
+    (name, text[from..to].to_owned(), start - from..end.min(to).max(start) - from)
+}
+
+/// The text with as many bytes, but without characters that move the cursor or turn a line around.
+fn printable(text: &str) -> String {
+    let shown = |c: char| match (c, c.len_utf8()) {
+        ('\n' | '\t', _) => c.to_string(),
+        (c, len @ 1..=2) if c.is_control() => "?".repeat(len),
+        (c, _) if is_unprintable(c) => "\u{fffd}".to_owned(),
+        (c, _) => c.to_string(),
+    };
+    text.chars().map(shown).collect()
+}
+
+/// Whether a character moves the cursor or turns a line around.
+fn is_unprintable(c: char) -> bool {
+    c.is_control() || matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
+}
+
+/// Text from elsewhere, fit for a terminal: what moves the cursor or turns the line around is shown escaped.
+pub fn clean(text: &str) -> String {
+    text.chars().fold(String::with_capacity(text.len()), |mut clean, c| {
+        if is_unprintable(c) {
+            clean.extend(c.escape_default())
+        } else {
+            clean.push(c)
+        }
+        clean
+    })
 }
 
 impl Diagnostic for Refused {
@@ -72,8 +126,10 @@ impl Diagnostic for Refused {
     }
 
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        // The start of the file is where nothing in particular is meant.
+        let is_meant = self.span.offset() > 0 || !self.span.is_empty();
         let here = LabeledSpan::new_primary_with_span(Some("here".to_owned()), self.span);
-        Some(Box::new(std::iter::once(here)))
+        Some(Box::new(is_meant.then_some(here).into_iter()))
     }
 }
 
@@ -178,7 +234,7 @@ impl File {
         help: &str,
     ) -> Result<T, Box<Refused>> {
         let (span, message, is_syntax) = match self.format {
-            Format::Json => match json::parse(&self.text) {
+            Format::Json => match json::parse_object(&self.text) {
                 Ok(value) => return Ok(value),
                 Err(JsonError { message, offset, is_syntax }) => {
                     (offset..offset + 1, without_place(&message).to_owned(), is_syntax)

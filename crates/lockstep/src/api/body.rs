@@ -146,7 +146,7 @@ pub async fn read_empty(request: HttpRequest) -> Result<(), Problem> {
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
-    let value = json::text(bytes).and_then(json::parse);
+    let value = json::text(bytes).and_then(json::parse_object);
     value.map_err(|error| {
         let help = if error.is_syntax {
             "send one JSON object in UTF-8, each key once"
@@ -176,13 +176,16 @@ fn check_spec(format: Format, bytes: &[u8]) -> Result<SpecFile, Problem> {
     let code = Code::SpecInvalid;
     let file = File::from_bytes("body", format, bytes, code.as_str());
     let file = file.map_err(|refused| bad(format!("the body: {refused}"), refused.help))?;
-    if format == Format::Json
-        && let Err(error) = json::check(&file.text)
-    {
-        return Err(bad(format!("the body: {error}"), "send one JSON object in UTF-8, each key once"));
-    }
     let written: Result<SpecFile, String> = match format {
-        Format::Json => serde_json::from_str(&file.text).map_err(|error| error.to_string()),
+        Format::Json => match json::parse_object(&file.text) {
+            Err(error) if error.is_syntax => {
+                return Err(bad(
+                    format!("the body: {error}"),
+                    "send one JSON object in UTF-8, each key once",
+                ));
+            }
+            parsed => parsed.map_err(|error| error.message),
+        },
         Format::Toml => toml::from_str(&file.text).map_err(|error| error.to_string()),
     };
     let written = written.map_err(|message| {

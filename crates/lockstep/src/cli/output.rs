@@ -4,6 +4,7 @@
 //! a host reaches a terminal unescaped.
 
 use super::Failure;
+pub use crate::spec_file::clean;
 use clap::ValueEnum;
 use serde::Serialize;
 use serde_json::Value;
@@ -78,23 +79,6 @@ pub enum Colour {
     Red,
 }
 
-/// Text from elsewhere, fit for a terminal: what moves the cursor or turns the line around is shown escaped.
-pub fn clean(text: &str) -> String {
-    text.chars().fold(String::with_capacity(text.len()), |mut clean, c| {
-        if c.is_control() || turns(c) {
-            clean.extend(c.escape_default())
-        } else {
-            clean.push(c)
-        }
-        clean
-    })
-}
-
-/// Marks that turn the direction of a line.
-fn turns(c: char) -> bool {
-    matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}')
-}
-
 /// Columns, as wide as their widest cell, without lines.
 pub fn table(head: &[&str], rows: &[Vec<String>]) -> String {
     let rows: Vec<Vec<String>> =
@@ -163,9 +147,13 @@ fn scalar(text: &str) -> String {
         return text.to_owned();
     }
     let quoted = serde_json::to_string(text).expect("a text is plain data");
-    // JSON's own escapes cover what moves the cursor, up to DEL.
+    // JSON's own escapes do not cover marks that turn the line around.
     let escaped = |c: char| {
-        if c.is_control() || turns(c) { format!("\\u{:04x}", u32::from(c)) } else { c.to_string() }
+        if clean(&c.to_string()).len() > c.len_utf8() {
+            format!("\\u{:04x}", u32::from(c))
+        } else {
+            c.to_string()
+        }
     };
     quoted.chars().map(escaped).collect()
 }
