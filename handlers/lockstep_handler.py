@@ -62,17 +62,27 @@ class Call:
             yield
 
     def serving(self, state, groups):
-        """The one member of `groups`, other than the caller's own, that is `state` by the decision; None if nobody.
+        """The one member of `groups`, other than the caller's own, that is to be `state`; None if nobody.
 
-        Goals change in the decision's own write and actual states only follow, so a member that has just been demoted
-        may still be shown with its old actual state. Its goal tells the truth; actual counts only where there is no goal.
+        Goals are the plan's before the decision and the cluster's after it; actual states only follow, so a member that
+        has just been demoted may still be shown with its old one. Actual counts only where there is no goal.
         """
-        others = [m for m in self.members if group_of(m.get("member", "")) in groups and m.get("member") != self.me]
+        others = self._others(groups)
         found = [m for m in others if m.get("goal") == state]
-        found = found or [m for m in others if m.get("goal") is None and m.get("actual") == state]
-        if len(found) > 1:
-            raise No(f"{' and '.join(m['member'] for m in found)} are both {state}")
-        return found[0] if found else None
+        return one_of(found or [m for m in others if m.get("goal") is None and m.get("actual") == state], state)
+
+    def leaving(self, state, groups):
+        """The one member of `groups`, other than the caller's own, that was `state` before this transition."""
+        return one_of([m for m in self._others(groups) if m.get("from", m.get("actual")) == state], state)
+
+    def _others(self, groups):
+        return [m for m in self.members if group_of(m.get("member", "")) in groups and m.get("member") != self.me]
+
+
+def one_of(members, state):
+    if len(members) > 1:
+        raise No(f"{' and '.join(member['member'] for member in members)} are both {state}")
+    return members[0] if members else None
 
 
 def group_of(member):
