@@ -3,6 +3,7 @@
 //! `serde_json` keeps the last of two equal keys in silence; a request that says two things is refused instead.
 //! Depth is bounded by `serde_json` (128 levels). Every JSON that somebody hands us is read through here.
 
+use crate::spec_file::clean;
 use serde::Deserialize;
 use serde::de::{self, DeserializeOwned, DeserializeSeed, Deserializer, MapAccess, SeqAccess, Visitor};
 use std::collections::BTreeSet;
@@ -75,7 +76,18 @@ fn refused(text: &str, error: &serde_json::Error, is_syntax: bool) -> JsonError 
     // serde_json counts columns in bytes, from 1.
     let line = text.split_inclusive('\n').take(error.line().saturating_sub(1)).map(str::len).sum::<usize>();
     let offset = (line + error.column().saturating_sub(1)).min(text.len());
-    JsonError { message: error.to_string(), offset, is_syntax }
+    JsonError { message: brief(&error.to_string()), offset, is_syntax }
+}
+
+/// A message that may quote what somebody sent, with its middle left out when that is long.
+pub fn brief(message: &str) -> String {
+    const SHOWN_MAX: usize = 400;
+    let count = message.chars().count();
+    if count <= SHOWN_MAX {
+        return clean(message);
+    }
+    let (head, tail) = (message.chars().take(SHOWN_MAX - 60), message.chars().skip(count - 60));
+    clean(&head.chain(" ... ".chars()).chain(tail).collect::<String>())
 }
 
 /// Walks a value and keeps nothing of it but the keys of the objects that it is in.

@@ -53,7 +53,7 @@ impl Refused {
         let span = SourceSpan::from((span.start, span.end - span.start));
         let source_code = NamedSource::new(name, text).with_language(file.format.name());
         let Problem { code, message, help } = problem;
-        Self { code, message: clean(&message), help: clean(&help), span, source_code }
+        Self { code, message: json::brief(&message), help: json::brief(&help), span, source_code }
     }
 }
 

@@ -186,7 +186,11 @@ fn check_spec(format: Format, bytes: &[u8]) -> Result<SpecFile, Problem> {
             }
             parsed => parsed.map_err(|error| error.message),
         },
-        Format::Toml => toml::from_str(&file.text).map_err(|error| error.to_string()),
+        Format::Toml => toml::from_str(&file.text).map_err(|error| {
+            let place = error.span().map_or(0, |span| span.start.min(file.text.len()));
+            let line = file.text.as_bytes()[..place].iter().filter(|byte| **byte == b'\n').count() + 1;
+            json::brief(&format!("{} at line {line}", error.message().replace('\n', "; ")))
+        }),
     };
     let written = written.map_err(|message| {
         let help =

@@ -405,8 +405,8 @@ pub struct Transition {
     pub message: Option<String>,
     /// The member that stood in the way.
     pub member: Option<String>,
-    /// What is, or was, to be done.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    /// What is, or was, to be done; known from `begin` on.
+    #[serde(default)]
     pub plan: Option<Plan>,
     /// The votes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -577,10 +577,16 @@ impl Transition {
         }
     }
 
-    /// All transitions, oldest first.
-    pub fn all(view: &View) -> Vec<Self> {
-        let transitions = view.cluster.transitions.iter();
-        transitions.map(|(id, transition)| Self::brief(view, *id, transition)).collect()
+    /// All transitions, oldest first, as lists show them.
+    pub fn all(view: &View) -> Vec<Value> {
+        let brief = |(id, transition): (&TransitionId, &std::sync::Arc<cluster::Transition>)| {
+            let brief = Self::brief(view, *id, transition);
+            let mut object = serde_json::to_value(brief).expect("the API's objects are plain data");
+            // Here null would say that there is none yet.
+            object.as_object_mut().expect("a struct is an object").remove("plan");
+            object
+        };
+        view.cluster.transitions.iter().map(brief).collect()
     }
 }
 

@@ -1,0 +1,687 @@
+//! The public API against bad input: a clear error, nothing lost, nothing half-applied. The router is the real one,
+//! the engine behind it a few lines that keep a journal in memory.
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::{Method, Request as HttpRequest, StatusCode, header};
+use expect_test::expect;
+use lockstep::api::{ServerInfo, router};
+use lockstep::server::handle::{Command, Handle, View};
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::{AgentId, HostName, Index, TransitionId};
+use lockstep_core::message::{Decision, Outcome};
+use lockstep_core::plan::plan;
+use lockstep_core::record::{Body as RecordBody, Cause, HostChange, Record};
+use lockstep_core::request::{Code, Rejection};
+use lockstep_core::spec::SpecFile;
+use lockstep_core::time::WallTime;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use tokio::sync::{mpsc, watch};
+use tower::ServiceExt;
+
+/// A journal in memory.
+struct Engine {
+    cluster: Cluster,
+    view: watch::Sender<View>,
+}
+
+impl Engine {
+    fn add(&mut self, body: RecordBody) -> Index {
+        let index = Index(self.cluster.revision.0 + 1);
+        self.cluster.apply(index, &Record { at: WallTime(1_767_225_600_000), body });
+        index
+    }
+
+    fn publish(&self) {
+        let cluster = Arc::new(self.cluster.clone());
+        self.view.send_modify(|view| view.cluster = cluster);
+    }
+
+    fn perform(&mut self, command: Command) {
+        match command {
+            Command::Plan { targets, reply } => {
+                let _ = reply.send(plan(&self.cluster, &targets, &BTreeMap::new()));
+            }
+            Command::Run { request, reply } => {
+                let _ = reply.send(self.run(request));
+            }
+            Command::Abort { transition, reply } => {
+                let cause = Cause { code: "operator".to_owned(), message: "enough".to_owned(), member: None };
+                let (decision, cause, votes) = (Decision::Abort, Some(cause), Vec::new());
+                self.add(RecordBody::Decision { transition, decision, cause, votes });
+                self.add(RecordBody::Outcome {
+                    transition,
+                    outcome: Outcome::Aborted,
+                    left: BTreeMap::new(),
+                });
+                self.publish();
+                let _ = reply.send(Ok(()));
+            }
+            Command::Apply { spec, principal, reply } => {
+                let index = self.add(RecordBody::Spec { spec: Arc::new(spec), principal });
+                self.publish();
+                let _ = reply.send(Ok(index));
+            }
+        }
+    }
+
+    fn run(&mut self, request: lockstep_core::request::Request) -> Result<Option<TransitionId>, Rejection> {
+        if let Some(id) = self.cluster.requests.get(&request.request_id) {
+            let is_same = *self.cluster.transitions[id].request == request;
+            let conflict =
+                || Rejection::new(Code::RequestConflict, "it asks for something else", "choose another id");
+            return if is_same { Ok(Some(*id)) } else { Err(conflict()) };
+        }
+        if plan(&self.cluster, &request.targets, &BTreeMap::new())?.is_empty() {
+            return Ok(None);
+        }
+        let index = self.add(RecordBody::Request { request: Arc::new(request) });
+        self.publish();
+        Ok(Some(TransitionId(index.0)))
+    }
+}
+
+/// The API over an engine, which counts the commands that reach it.
+struct Bench {
+    router: Router,
+    commands: Arc<AtomicUsize>,
+    view: watch::Receiver<View>,
+}
+
+fn info() -> ServerInfo {
+    ServerInfo { name: "s1".to_owned(), version: "0.0.0" }
+}
+
+impl Bench {
+    fn new() -> Self {
+        let (view, seen) = watch::channel(View::default());
+        let mut engine = Engine { cluster: Cluster::default(), view };
+        engine.add(RecordBody::Reign { server: "s1".to_owned() });
+        let spec: SpecFile = serde_json::from_value(json!({
+            "cluster": "c", "groups": {"db": {"select": {"role": "db"}, "settings": {"live": "blue"}}}
+        }))
+        .unwrap();
+        engine.add(RecordBody::Spec { spec: Arc::new(spec), principal: "test".to_owned() });
+        let labels = BTreeMap::from([("role".to_owned(), "db".to_owned())]);
+        let joined = HostChange::Joined { agent: AgentId::new("a").unwrap(), address: None, labels };
+        engine.add(RecordBody::Host { host: HostName::new("h1").unwrap(), change: joined });
+        let actual = Some("offline".parse().unwrap());
+        engine.add(RecordBody::Report { member: "db@h1".parse().unwrap(), actual });
+        engine.publish();
+        let (sender, mut receiver) = mpsc::channel(8);
+        let commands = Arc::new(AtomicUsize::new(0));
+        let count = commands.clone();
+        tokio::spawn(async move {
+            while let Some(command) = receiver.recv().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                engine.perform(command);
+            }
+        });
+        Self { router: router(Handle::new(sender, seen.clone()), info()), commands, view: seen }
+    }
+
+    async fn send(&self, request: HttpRequest<Body>) -> (StatusCode, axum::http::HeaderMap, Bytes) {
+        let response = self.router.clone().oneshot(request).await.unwrap();
+        let (head, body) = response.into_parts();
+        (head.status, head.headers, axum::body::to_bytes(body, usize::MAX).await.unwrap())
+    }
+
+    async fn post(&self, path: &str, body: &Value) -> (StatusCode, Value) {
+        let (status, _, body) = self.send(request(Method::POST, path, body.to_string())).await;
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    async fn get(&self, path: &str) -> (StatusCode, Value) {
+        let (status, _, body) = self.send(request(Method::GET, path, "")).await;
+        (status, serde_json::from_slice(&body).unwrap())
+    }
+
+    /// Sends what must be refused, and tells how it was: always a problem object, and short.
+    async fn refusal(&self, request: HttpRequest<Body>) -> String {
+        let (status, headers, body) = self.send(request).await;
+        let text = String::from_utf8(body.to_vec()).unwrap();
+        assert_eq!(headers[header::CONTENT_TYPE], "application/problem+json", "{text}");
+        assert!(text.len() < 2000, "{text}");
+        let problem: Value = serde_json::from_str(&text).unwrap();
+        assert_eq!(problem["status"], status.as_u16());
+        assert!(!problem["help"].as_str().unwrap().is_empty());
+        let detail = problem["detail"].as_str().unwrap();
+        assert!(!detail.contains(char::is_control), "{detail:?}");
+        format!("{} {}: {}", status.as_u16(), problem["code"].as_str().unwrap(), detail)
+    }
+}
+
+fn request(method: Method, path: &str, body: impl Into<Body>) -> HttpRequest<Body> {
+    HttpRequest::builder()
+        .method(method)
+        .uri(path)
+        .header(header::CONTENT_TYPE, "application/json")
+        .body(body.into())
+        .unwrap()
+}
+
+fn long(text: &str, times: usize) -> String {
+    text.repeat(times)
+}
+
+#[tokio::test]
+async fn bad_requests_for_transitions() {
+    let bench = Bench::new();
+    let targets = |target: &str| json!({ "targets": [target] }).to_string().into_bytes();
+    let with = |key: &str, value: Value| {
+        let mut body = json!({ "targets": ["db=online"] });
+        body[key] = value;
+        body.to_string().into_bytes()
+    };
+    let table: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", b"".to_vec()),
+        ("white space", b" \n".to_vec()),
+        ("cut", br#"{"targets":["db=online"#.to_vec()),
+        ("two values", br#"{"targets":["db=online"]} {}"#.to_vec()),
+        ("mark", b"\xef\xbb\xbf{\"targets\":[\"db=online\"]}".to_vec()),
+        ("utf-8", b"{\"targets\":[\"db=on\xffline\"]}".to_vec()),
+        ("utf-16", b"\xff\xfe{\0}\0".to_vec()),
+        ("null", b"null".to_vec()),
+        ("array", br#"[["db=online"]]"#.to_vec()),
+        ("string", br#""db=online""#.to_vec()),
+        ("deep", long("[", 100_000).into_bytes()),
+        ("deep inside", format!("{{\"targets\":{}", long("[", 500_000)).into_bytes()),
+        ("10 MB", format!("{{\"targets\":[\"{}\"]}}", long("x", 10_000_000)).into_bytes()),
+        ("no targets", b"{}".to_vec()),
+        ("empty targets", br#"{"targets":[]}"#.to_vec()),
+        ("targets a string", br#"{"targets":"db=online"}"#.to_vec()),
+        ("target a number", br#"{"targets":[1]}"#.to_vec()),
+        ("unknown field", with("plan-hash", json!("x"))),
+        ("unknown field long", json!({ long("x", 100_000): 1 }).to_string().into_bytes()),
+        ("unknown field escapes", json!({ "\u{1b}[2J\u{202e}": 1 }).to_string().into_bytes()),
+        ("doubled", br#"{"targets":["db=online"],"targets":["db=offline"]}"#.to_vec()),
+        ("doubled, escaped", br#"{"targets":["db=online"],"\u0074argets":["db=offline"]}"#.to_vec()),
+        ("target without =", targets("db")),
+        ("target empty", targets("")),
+        ("target ../", targets("../../etc=online")),
+        ("target ;$(x)", targets("db;$(x)=online")),
+        ("target <script>", targets("<script>=online")),
+        ("target newline", targets("db=online\n")),
+        ("target NUL", targets("db=on\0line")),
+        ("target turned", targets("db=\u{202e}enilno")),
+        ("target long", targets(&format!("db={}", long("x", 100_000)))),
+        ("unknown group", targets("nope=online")),
+        ("unknown host", targets("db@h9=online")),
+        ("unknown state", targets("db=sideways")),
+        ("unknown setting", targets("db.colour=red")),
+        ("setting with control", targets("db.live=a\u{7}")),
+        ("member twice", json!({"targets": ["db@h1=online", "db@h1=offline"]}).to_string().into_bytes()),
+        ("request id empty", with("request_id", json!(""))),
+        ("request id long", with("request_id", json!(long("x", 129)))),
+        ("request id newline", with("request_id", json!("a\nb"))),
+        ("request id NUL", with("request_id", json!("a\0b"))),
+        ("request id a number", with("request_id", json!(7))),
+        ("reason long", with("reason", json!(long("x", 1001)))),
+        ("reason turned", with("reason", json!(format!("{}\u{202e}x", long("y", 300))))),
+        ("reason escapes", with("reason", json!("\u{1b}[2J"))),
+        ("plan hash empty", with("plan_hash", json!(""))),
+        ("plan hash long", with("plan_hash", json!(long("0", 1000)))),
+        ("on_failure", with("on_failure", json!("explode"))),
+        ("deadline 0", with("deadline_ms", json!(0))),
+        ("deadline -1", with("deadline_ms", json!(-1))),
+        ("deadline -0", br#"{"targets":["db=online"],"deadline_ms":-0}"#.to_vec()),
+        ("deadline 1.5", with("deadline_ms", json!(1.5))),
+        ("deadline NaN", br#"{"targets":["db=online"],"deadline_ms":NaN}"#.to_vec()),
+        ("deadline 1e999", br#"{"targets":["db=online"],"deadline_ms":1e999}"#.to_vec()),
+        ("deadline 2^63", with("deadline_ms", json!(1_u64 << 63))),
+        ("deadline u64 max", with("deadline_ms", json!(u64::MAX))),
+        ("deadline u64 max + 1", br#"{"targets":["db=online"],"deadline_ms":18446744073709551616}"#.to_vec()),
+    ];
+    let before = bench.view.borrow().cluster.revision;
+    let mut told = String::new();
+    for (what, body) in table {
+        let refusal = bench.refusal(request(Method::POST, "/v1/transitions", body)).await;
+        told.push_str(&format!("{what:<22} {refusal}\n"));
+    }
+    expect![[r#"
+        empty                  400 bad-request: the body: EOF while parsing a value at line 1 column 0
+        white space            400 bad-request: the body: EOF while parsing a value at line 2 column 0
+        cut                    400 bad-request: the body: EOF while parsing a string at line 1 column 22
+        two values             400 bad-request: the body: trailing characters at line 1 column 27
+        mark                   400 bad-request: the body: it starts with a byte order mark; save it as UTF-8 without one
+        utf-8                  400 bad-request: the body: not UTF-8: bad byte at 18
+        utf-16                 400 bad-request: the body: not UTF-8: bad byte at 0
+        null                   400 bad-request: the body: expected an object, in braces
+        array                  400 bad-request: the body: expected an object, in braces
+        string                 400 bad-request: the body: expected an object, in braces
+        deep                   400 bad-request: the body: recursion limit exceeded at line 1 column 128
+        deep inside            400 bad-request: the body: recursion limit exceeded at line 1 column 138
+        10 MB                  413 too-large: the body has more than 1048576 bytes
+        no targets             400 bad-request: the body: missing field `targets` at line 1 column 2
+        empty targets          400 bad-request: no targets
+        targets a string       400 bad-request: the body: invalid type: string "db=online", expected a sequence at line 1 column 22
+        target a number        400 bad-request: the body: invalid type: integer `1`, expected a string at line 1 column 13
+        unknown field          400 bad-request: the body: unknown field `plan-hash`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms` at line 1 column 12
+        unknown field long     400 bad-request: the body: unknown field `xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx ... n_hash`, `on_failure`, `deadline_ms` at line 1 column 100003
+        unknown field escapes  400 bad-request: the body: unknown field `\u{1b}[2J\u{202e}`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms` at line 1 column 15
+        doubled                400 bad-request: the body: the key "targets" is there twice at line 1 column 50
+        doubled, escaped       400 bad-request: the body: the key "targets" is there twice at line 1 column 55
+        target without =       400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE
+        target empty           400 bad-request: target "" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE
+        target ../             400 bad-request: target "../../etc=online": group name "" is empty
+        target ;$(x)           400 bad-request: target "db;$(x)=online": group name "db;$(x)" may contain letters, digits, '-' and '_' only
+        target <script>        400 bad-request: target "<script>=online": group name "<script>" must start with a letter or a digit
+        target newline         400 bad-request: target "db=online\n": state name "online\n" may contain letters, digits, '-' and '_' only
+        target NUL             400 bad-request: target "db=on\0line": state name "on\0line" may contain letters, digits, '-' and '_' only
+        target turned          400 bad-request: target "db=\u{202e}enilno": state name "\u{202e}enilno" must start with a letter or a digit
+        target long            400 bad-request: target "db=xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx": state name "xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx" is longer than 63 characters
+        unknown group          422 unknown-group: there is no group nope
+        unknown host           422 unknown-host: there is no host h9
+        unknown state          422 unknown-state: group db has no state sideways
+        unknown setting        422 unknown-setting: group db has no setting colour
+        setting with control   400 bad-request: target "db.live=a\u{7}": the text has control characters
+        member twice           422 limit-broken: db@h1 is asked to be both online and offline
+        request id empty       400 bad-request: request_id is empty
+        request id long        400 bad-request: request_id has 129 bytes
+        request id newline     400 bad-request: request_id: the text has control characters
+        request id NUL         400 bad-request: request_id: the text has control characters
+        request id a number    400 bad-request: the body: invalid type: integer `7`, expected a string at line 1 column 15
+        reason long            400 bad-request: reason has 1001 bytes
+        reason turned          400 bad-request: reason: the text has marks that turn its direction
+        reason escapes         400 bad-request: reason: the text has control characters
+        plan hash empty        400 bad-request: plan_hash is empty
+        plan hash long         400 bad-request: plan_hash has 1000 bytes
+        on_failure             400 bad-request: the body: unknown variant `explode`, expected `undo` or `exclude` at line 1 column 23
+        deadline 0             400 bad-request: deadline_ms is 0
+        deadline -1            400 bad-request: the body: invalid value: integer `-1`, expected u64 at line 1 column 17
+        deadline -0            400 bad-request: the body: invalid type: floating point `-0.0`, expected u64 at line 1 column 41
+        deadline 1.5           400 bad-request: the body: invalid type: floating point `1.5`, expected u64 at line 1 column 18
+        deadline NaN           400 bad-request: the body: expected value at line 1 column 40
+        deadline 1e999         400 bad-request: the body: number out of range at line 1 column 44
+        deadline 2^63          400 bad-request: deadline_ms is 9223372036854775808
+        deadline u64 max       400 bad-request: deadline_ms is 18446744073709551615
+        deadline u64 max + 1   400 bad-request: the body: invalid type: floating point `1.8446744073709552e+19`, expected u64 at line 1 column 59
+    "#]].assert_eq(&told);
+    assert_eq!(bench.view.borrow().cluster.revision, before, "nothing was recorded");
+    // Names that are not there and members named twice are the engine's to judge; nothing else came so far.
+    assert_eq!(bench.commands.load(Ordering::SeqCst), 5);
+}
+
+#[tokio::test]
+async fn bad_specs() {
+    let bench = Bench::new();
+    let relations = |count: usize| {
+        let mut groups = serde_json::Map::new();
+        for group in 0..=1000 {
+            groups.insert(format!("g{group}"), json!({}));
+        }
+        let pairs = (0..1000).flat_map(|from| (from + 1..=1000).map(move |to| (from, to)));
+        let relation = |(from, to)| json!({"from": format!("g{from}"), "to": format!("g{to}")});
+        let relations: Vec<_> = pairs.take(count).map(relation).collect();
+        json!({"cluster": "c", "groups": groups, "relations": relations}).to_string().into_bytes()
+    };
+    // A million derived edges from a few lines: a thousand capabilities, each with a consumer in each of a thousand.
+    let explosion = || {
+        let capabilities: Vec<_> = (0..1000).map(|number| format!("c{number}")).collect();
+        let mut groups = serde_json::Map::new();
+        for (number, capability) in capabilities.iter().enumerate() {
+            groups.insert(format!("p{number}"), json!({ "provides": [capability] }));
+            groups.insert(format!("u{number}"), json!({ "consumes": capabilities }));
+        }
+        json!({"cluster": "c", "groups": groups}).to_string().into_bytes()
+    };
+    let group = |group: Value| json!({"cluster": "c", "groups": {"db": group}}).to_string().into_bytes();
+    let relation = |to: &str| {
+        json!({"cluster": "c", "groups": {"a": {}, "b": {}}, "relations": [
+            {"from": "a", "to": "b", "kind": "requires"}, {"from": "b", "to": to, "kind": "after"}]})
+        .to_string()
+        .into_bytes()
+    };
+    let table: Vec<(&str, Vec<u8>)> = vec![
+        ("empty", b"".to_vec()),
+        ("array", b"[]".to_vec()),
+        ("no cluster", b"{}".to_vec()),
+        ("unknown field", br#"{"cluster":"c","group":{}}"#.to_vec()),
+        ("doubled group", br#"{"cluster":"c","groups":{"db":{},"db":{}}}"#.to_vec()),
+        ("deep", format!("{{\"groups\":{}", long("{\"a\":", 1_000_000)).into_bytes()),
+        ("too large", vec![b' '; 16 * 1024 * 1024 + 1]),
+        ("cluster turned", json!({"cluster": "\u{202e}c"}).to_string().into_bytes()),
+        ("cluster long", json!({"cluster": long("c", 100_000)}).to_string().into_bytes()),
+        ("group <script>", br#"{"cluster":"c","groups":{"<script>":{}}}"#.to_vec()),
+        ("group long", json!({"cluster": "c", "groups": {long("g", 100_000): {}}}).to_string().into_bytes()),
+        ("lease 0", br#"{"cluster":"c","lease_ms":0}"#.to_vec()),
+        ("lease huge", br#"{"cluster":"c","lease_ms":18446744073709551615}"#.to_vec()),
+        ("hold 0", group(json!({"hold_ms": 0}))),
+        ("hold negative", group(json!({"hold_ms": -5}))),
+        ("hold huge", group(json!({"hold_ms": u64::MAX}))),
+        ("setting 2^63", group(json!({"settings": {"n": 1_u64 << 63}}))),
+        ("setting NUL", group(json!({"settings": {"n": "a\0"}}))),
+        ("select a number", group(json!({"select": {"n": 1}}))),
+        ("limit", group(json!({"limits": {"online": {"max": "101%"}}}))),
+        ("dangling", relation("c")),
+        ("self", relation("b")),
+        ("cycle", relation("a")),
+        ("100,001 declared", relations(100_001)),
+        ("1,000,000 derived", explosion()),
+    ];
+    let before = bench.view.borrow().cluster.spec_file.clone();
+    let mut told = String::new();
+    for (what, body) in table {
+        let refusal = bench.refusal(request(Method::PUT, "/v1/spec", body)).await;
+        told.push_str(&format!("{what:<18} {refusal}\n"));
+    }
+    expect![[r#"
+        empty              400 bad-request: the body: EOF while parsing a value at line 1 column 0
+        array              422 spec-invalid: expected an object, in braces
+        no cluster         422 spec-invalid: missing field `cluster` at line 1 column 2
+        unknown field      422 spec-invalid: unknown field `group`, expected one of `cluster`, `lease_ms`, `groups`, `relations`, `lifecycles` at line 1 column 22
+        doubled group      400 bad-request: the body: the key "db" is there twice at line 1 column 41
+        deep               400 bad-request: the body: recursion limit exceeded at line 1 column 641
+        too large          413 too-large: the body has more than 16777216 bytes
+        cluster turned     422 spec-invalid: cluster: the text has marks that turn its direction
+        cluster long       422 spec-invalid: cluster: the text is longer than 255 bytes
+        group <script>     422 spec-invalid: group name "<script>" must start with a letter or a digit at line 1 column 35
+        group long         422 spec-invalid: group name "gggggggggggggggggggggggggggggggggggggggg" is longer than 63 characters at line 1 column 100027
+        lease 0            422 spec-invalid: lease_ms: a lease of 0 ms
+        lease huge         422 spec-invalid: lease_ms: a lease of 18446744073709551615 ms
+        hold 0             422 spec-invalid: groups.db.hold_ms: 0 ms
+        hold negative      422 spec-invalid: invalid value: integer `-5`, expected u64 at line 1 column 43
+        hold huge          422 spec-invalid: groups.db.hold_ms: 18446744073709551615 ms
+        setting 2^63       422 spec-invalid: a setting is true, false, a whole number of 64 bits, or text at line 1 column 67
+        setting NUL        422 spec-invalid: groups.db.settings.n: the text has control characters
+        select a number    422 spec-invalid: a label is selected by a text such as "db" or ">100", or by a list of texts at line 1 column 47
+        limit              422 spec-invalid: invalid value: string "101%", expected a number from 0 on, a percentage such as "50%", "majority" or "all" at line 1 column 63
+        dangling           422 spec-invalid: relations.1.to: there is no group c
+        self               422 spec-invalid: relations.1.to: b is related to itself
+        cycle              422 cycle: relations: a -> b -> a go in a circle
+        100,001 declared   422 spec-invalid: relations: more than 100000 relations, declared and derived
+        1,000,000 derived  422 spec-invalid: relations: more than 100000 relations, declared and derived
+    "#]].assert_eq(&told);
+    assert_eq!(bench.view.borrow().cluster.spec_file, before);
+    assert_eq!(bench.commands.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test]
+async fn bad_paths_methods_and_types() {
+    let bench = Bench::new();
+    let mut told = String::new();
+    let long_path = format!("/v1/{}", long("x", 60_000));
+    for (method, path) in [
+        (Method::GET, "/"),
+        (Method::GET, "/v1"),
+        (Method::GET, "/v1/hosts/"),
+        (Method::GET, "/v1/../v1/hosts"),
+        (Method::GET, "/v1/%2e%2e/hosts"),
+        (Method::GET, "/v1/nothing%00%0a"),
+        (Method::GET, &long_path),
+        (Method::DELETE, "/v1/hosts"),
+        (Method::PATCH, "/v1/spec"),
+        (Method::GET, "/v1/plans"),
+        (Method::GET, "/v1/transitions/t1/abort"),
+        (Method::GET, "/v1/transitions/t9"),
+        (Method::GET, "/v1/transitions/t18446744073709551615"),
+        (Method::GET, "/v1/transitions/t18446744073709551616"),
+        (Method::GET, "/v1/transitions/-1"),
+        (Method::GET, "/v1/transitions/..%2f..%2fhosts"),
+        (Method::GET, "/v1/transitions/%ff"),
+        (Method::GET, "/v1/transitions/%0a%00"),
+        (Method::GET, "/v1/transitions/t1?wait_ms=-1"),
+        (Method::GET, "/v1/transitions/t1?wait_ms=18446744073709551616"),
+        (Method::GET, "/v1/transitions/t1?wait_ms=1&wait_ms=2"),
+        (Method::GET, "/v1/transitions/t1?wait=1"),
+        (Method::POST, "/v1/transitions/t9/abort"),
+        (Method::POST, "/v1/transitions/x/abort"),
+        (Method::GET, "/v1/openapi.json"),
+    ] {
+        let shown: String = path.chars().take(50).collect();
+        let refusal = bench.refusal(request(method.clone(), path, "")).await;
+        told.push_str(&format!("{method} {shown}\n    {refusal}\n"));
+    }
+    for kind in [
+        "text/plain",
+        "application/x-www-form-urlencoded",
+        "application/jsonx",
+        "",
+        "\u{e9}",
+        "application/toml",
+    ] {
+        let body = HttpRequest::builder().method(Method::POST).uri("/v1/plans");
+        let body = body.header(header::CONTENT_TYPE, kind.as_bytes()).body(Body::from("{}")).unwrap();
+        told.push_str(&format!("{kind:?}\n    {}\n", bench.refusal(body).await));
+    }
+    let untyped =
+        HttpRequest::builder().method(Method::POST).uri("/v1/plans").body(Body::from("{}")).unwrap();
+    told.push_str(&format!("no type\n    {}\n", bench.refusal(untyped).await));
+    expect![[r#"
+        GET /
+            404 not-found: there is nothing at /
+        GET /v1
+            404 not-found: there is nothing at /v1
+        GET /v1/hosts/
+            404 not-found: there is nothing at /v1/hosts/
+        GET /v1/../v1/hosts
+            404 not-found: there is nothing at /v1/../v1/hosts
+        GET /v1/%2e%2e/hosts
+            404 not-found: there is nothing at /v1/%2e%2e/hosts
+        GET /v1/nothing%00%0a
+            404 not-found: there is nothing at /v1/nothing%00%0a
+        GET /v1/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+            404 not-found: there is nothing at /v1/xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx
+        DELETE /v1/hosts
+            405 method-not-allowed: /v1/hosts takes no DELETE
+        PATCH /v1/spec
+            405 method-not-allowed: /v1/spec takes no PATCH
+        GET /v1/plans
+            405 method-not-allowed: /v1/plans takes no GET
+        GET /v1/transitions/t1/abort
+            405 method-not-allowed: /v1/transitions/t1/abort takes no GET
+        GET /v1/transitions/t9
+            404 not-found: there is no transition t9
+        GET /v1/transitions/t18446744073709551615
+            404 not-found: there is no transition t18446744073709551615
+        GET /v1/transitions/t18446744073709551616
+            400 bad-request: "t18446744073709551616" is no transition; they are called t1, t42, ...
+        GET /v1/transitions/-1
+            400 bad-request: "-1" is no transition; they are called t1, t42, ...
+        GET /v1/transitions/..%2f..%2fhosts
+            400 bad-request: "../../hosts" is no transition; they are called t1, t42, ...
+        GET /v1/transitions/%ff
+            400 bad-request: Invalid URL: Invalid UTF-8 in `id`
+        GET /v1/transitions/%0a%00
+            400 bad-request: "\n\0" is no transition; they are called t1, t42, ...
+        GET /v1/transitions/t1?wait_ms=-1
+            400 bad-request: Failed to deserialize query string: wait_ms: invalid digit found in string
+        GET /v1/transitions/t1?wait_ms=18446744073709551616
+            400 bad-request: Failed to deserialize query string: wait_ms: number too large to fit in target type
+        GET /v1/transitions/t1?wait_ms=1&wait_ms=2
+            400 bad-request: Failed to deserialize query string: duplicate field `wait_ms`
+        GET /v1/transitions/t1?wait=1
+            400 bad-request: Failed to deserialize query string: wait: unknown field `wait`, expected `wait_ms` or `after`
+        POST /v1/transitions/t9/abort
+            404 not-found: there is no transition t9
+        POST /v1/transitions/x/abort
+            400 bad-request: "x" is no transition; they are called t1, t42, ...
+        GET /v1/openapi.json
+            404 not-found: there is nothing at /v1/openapi.json
+        "text/plain"
+            415 wrong-content-type: the content type is text/plain
+        "application/x-www-form-urlencoded"
+            415 wrong-content-type: the content type is application/x-www-form-urlencoded
+        "application/jsonx"
+            415 wrong-content-type: the content type is application/jsonx
+        ""
+            415 wrong-content-type: the content type is 
+        "é"
+            415 wrong-content-type: the content type is (not ASCII)
+        "application/toml"
+            415 wrong-content-type: the content type is application/toml
+        no type
+            415 wrong-content-type: the content type is none
+    "#]].assert_eq(&told);
+    let (status, headers, _) = bench.send(request(Method::DELETE, "/v1/transitions", "")).await;
+    assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
+    assert_eq!(headers[header::ALLOW], "GET,HEAD,POST");
+    assert_eq!(bench.commands.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_that_break_or_never_end() {
+    let bench = Bench::new();
+    let broken = futures_util::stream::iter([
+        Ok(Bytes::from_static(b"{\"targets\":")),
+        Err(std::io::Error::other("the connection was reset")),
+    ]);
+    let refusal = bench.refusal(request(Method::POST, "/v1/plans", Body::from_stream(broken))).await;
+    expect!["400 bad-request: the body cannot be read: the connection was reset"].assert_eq(&refusal);
+    let endless = futures_util::stream::pending::<Result<Bytes, std::io::Error>>();
+    let refusal = bench.refusal(request(Method::POST, "/v1/plans", Body::from_stream(endless))).await;
+    expect!["408 too-slow: the body did not arrive within 30 s"].assert_eq(&refusal);
+    let flood =
+        futures_util::stream::repeat_with(|| Ok::<_, std::io::Error>(Bytes::from(vec![b' '; 1 << 16])));
+    let refusal = bench.refusal(request(Method::POST, "/v1/plans", Body::from_stream(flood))).await;
+    expect!["413 too-large: the body has more than 1048576 bytes"].assert_eq(&refusal);
+}
+
+#[tokio::test]
+async fn what_the_engine_refuses_has_its_own_status() {
+    let bench = Bench::new();
+    let body = |reason: &str| json!({"targets": ["db=online"], "request_id": "r1", "reason": reason});
+    let (status, first) = bench.post("/v1/transitions", &body("one")).await;
+    assert_eq!((status, first["id"].as_str()), (StatusCode::ACCEPTED, Some("t5")));
+    let (status, again) = bench.post("/v1/transitions", &body("one")).await;
+    assert_eq!((status, &again), (StatusCode::ACCEPTED, &first));
+    let refusal = bench.refusal(request(Method::POST, "/v1/transitions", body("two").to_string())).await;
+    expect!["409 request-conflict: it asks for something else"].assert_eq(&refusal);
+
+    // Nobody takes commands out: the queue is full.
+    let (sender, receiver) = mpsc::channel(1);
+    let (view, seen) = watch::channel(View::default());
+    let (reply, _answer) = tokio::sync::oneshot::channel();
+    sender.try_send(Command::Plan { targets: Vec::new(), reply }).unwrap();
+    let full = Bench {
+        router: router(Handle::new(sender, seen.clone()), info()),
+        commands: Arc::default(),
+        view: seen,
+    };
+    let plans = || request(Method::POST, "/v1/plans", r#"{"targets":["db=online"]}"#);
+    expect!["429 busy: the server has more to do than it can queue"].assert_eq(&full.refusal(plans()).await);
+    let (_, headers, _) = full.send(plans()).await;
+    assert_eq!(headers[header::RETRY_AFTER], "1");
+    expect!["503 not-active: the server is not ready: its reign has not begun, or is over"]
+        .assert_eq(&full.refusal(request(Method::GET, "/readyz", "")).await);
+
+    // The engine is gone.
+    drop((receiver, view));
+    let (status, _) = full.get("/readyz").await;
+    assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+    let (status, _) = full.get("/livez").await;
+    assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn what_is_good_is_answered_as_the_design_says() {
+    let bench = Bench::new();
+    let (_, nothing) = bench.post("/v1/transitions", &json!({"targets": ["db=offline"]})).await;
+    assert_eq!((&nothing["id"], &nothing["outcome"]), (&Value::Null, &json!("committed")));
+    assert_eq!(nothing["request_id"].as_str().unwrap().len(), 32);
+    let sent = request(Method::POST, "/v1/transitions", r#"{"targets":["db=online"],"request_id":"r1"}"#);
+    let (status, headers, body) = bench.send(sent).await;
+    assert_eq!(
+        (status, &headers[header::LOCATION]),
+        (StatusCode::ACCEPTED, &"/v1/transitions/t5".parse().unwrap())
+    );
+    let text: Value = serde_json::from_slice(&body).unwrap();
+    expect![[r#"
+        {
+          "cause": null,
+          "decided_at": null,
+          "decision": null,
+          "ended_at": null,
+          "excluded": [],
+          "holds": [],
+          "id": "t5",
+          "left": [],
+          "member": null,
+          "message": null,
+          "outcome": null,
+          "phase": "queued",
+          "plan": null,
+          "principal": "local",
+          "reason": null,
+          "request_id": "r1",
+          "requested_at": "2026-01-01T00:00:00.000Z",
+          "revision": 5,
+          "steps": [],
+          "targets": [
+            "db=online"
+          ],
+          "token": null,
+          "undo": null,
+          "votes": []
+        }"#]]
+    .assert_eq(&serde_json::to_string_pretty(&text).unwrap());
+    for (path, expected) in [
+        (
+            "/v1/hosts",
+            expect![[
+                r#"{"items":[{"address":null,"labels":{"role":"db"},"liveness":"alive","name":"h1"}],"revision":5}"#
+            ]],
+        ),
+        (
+            "/v1/members",
+            expect![[
+                r#"{"items":[{"actual":"offline","facts":{},"goal":"offline","group":"db","host":"h1","leaving":false,"mark":null,"reason":null,"score":null,"settings":{"live":"blue"},"transition":null}],"revision":5}"#
+            ]],
+        ),
+        ("/v1/relations", expect![[r#"{"items":[],"revision":5}"#]]),
+        ("/version", expect![[r#"{"protocol":1,"server":"s1","version":"0.0.0"}"#]]),
+        ("/readyz", expect![[r#"{"status":"ready"}"#]]),
+    ] {
+        expected.assert_eq(&bench.get(path).await.1.to_string());
+    }
+    let (status, aborted) = bench.post("/v1/transitions/t5/abort", &json!({})).await;
+    assert_eq!((status, &aborted["cause"]), (StatusCode::OK, &json!("operator")));
+    let (_, list) = bench.get("/v1/transitions").await;
+    assert_eq!((&list["revision"], &list["items"][0]["outcome"]), (&json!(7), &json!("aborted")));
+    let (_, spec) = bench.get("/v1/spec").await;
+    let (status, applied) = {
+        let (status, _, body) = bench.send(request(Method::PUT, "/v1/spec", spec.to_string())).await;
+        (status, serde_json::from_slice::<Value>(&body).unwrap())
+    };
+    assert_eq!((status, applied), (StatusCode::OK, json!({"revision": 8})));
+    let toml = HttpRequest::builder().method(Method::PUT).uri("/v1/spec");
+    let toml =
+        toml.header(header::CONTENT_TYPE, "application/toml").body(Body::from("cluster = 'd'\n")).unwrap();
+    assert_eq!(bench.send(toml).await.0, StatusCode::OK);
+    assert_eq!(bench.get("/v1/spec").await.1["cluster"], "d");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_long_poll_answers_when_something_changes() {
+    let bench = Bench::new();
+    let (_, first) = bench.post("/v1/transitions", &json!({"targets": ["db=online"]})).await;
+    let (_, headers, _) = bench.send(request(Method::GET, "/v1/transitions/t5", "")).await;
+    let tag = headers[header::ETAG].clone();
+    let poll = |tag: axum::http::HeaderValue| {
+        let poll = HttpRequest::builder().uri("/v1/transitions/t5?wait_ms=99999999");
+        bench.router.clone().oneshot(poll.header(header::IF_NONE_MATCH, tag).body(Body::empty()).unwrap())
+    };
+    // Nothing changes: the answer comes when the time is up, and no later than the most that it may be.
+    let start = tokio::time::Instant::now();
+    let unchanged = poll(tag.clone()).await.unwrap();
+    assert_eq!((unchanged.status(), &unchanged.headers()[header::ETAG]), (StatusCode::OK, &tag));
+    assert_eq!(start.elapsed().as_secs(), 30);
+    // Seen up to an earlier revision: at once.
+    let start = tokio::time::Instant::now();
+    bench.get("/v1/transitions/t5?wait_ms=30000&after=4").await;
+    assert_eq!(start.elapsed().as_secs(), 0);
+    // It changes while somebody waits.
+    let revision = first["revision"].as_u64().unwrap();
+    let waiting = tokio::spawn(poll(tag));
+    let (_, aborted) = bench.post("/v1/transitions/t5/abort", &json!({})).await;
+    let answer = axum::body::to_bytes(waiting.await.unwrap().unwrap().into_body(), usize::MAX).await.unwrap();
+    assert_eq!(serde_json::from_slice::<Value>(&answer).unwrap(), aborted);
+    assert!(aborted["revision"].as_u64().unwrap() > revision);
+    // It has ended: nothing more will come.
+    let start = tokio::time::Instant::now();
+    bench.get("/v1/transitions/t5?wait_ms=30000&after=99").await;
+    assert_eq!(start.elapsed().as_secs(), 0);
+}
