@@ -20,3 +20,4 @@ pub mod spec;
 pub mod time;
 mod transition;
 pub mod vote;
+pub mod world;

@@ -1,0 +1,286 @@
+//! Stories: scripts under `tests/data` that are played in [`World`], with what has to come of them.
+//!
+//! A story is a list of commands, each followed by `----` and its output. `UPDATE_EXPECT=1 cargo test` rewrites
+//! the outputs: read the diff. A command lets everything happen afterwards that needs no time, unless its line
+//! ends with `...`.
+
+use lockstep_core::id::{HostName, MemberId, TransitionId};
+use lockstep_core::message::{Report, Role};
+use lockstep_core::plan;
+use lockstep_core::record::Liveness;
+use lockstep_core::request::{Request, Target};
+use lockstep_core::vote::Answer;
+use lockstep_core::world::{Script, World, journal_lines};
+use std::collections::BTreeMap;
+use std::fmt::Write;
+
+#[test]
+fn stories() {
+    let mut paths: Vec<_> = std::fs::read_dir(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data"))
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "txt"))
+        .collect();
+    paths.sort();
+    assert!(!paths.is_empty(), "the stories are where they should be");
+    for path in paths {
+        let text = std::fs::read_to_string(&path).unwrap();
+        let played = play(&text);
+        assert_eq!(played, play(&text), "the same story twice");
+        expect_test::expect_file![path].assert_eq(&played);
+    }
+}
+
+fn play(text: &str) -> String {
+    let mut world = World::new();
+    let mut played = String::new();
+    let mut lines = text.lines().peekable();
+    while let Some(line) = lines.next() {
+        writeln!(played, "{line}").unwrap();
+        if line.is_empty() || line.starts_with('#') {
+            continue;
+        }
+        let mut body = String::new();
+        for line in lines.by_ref().take_while(|line| *line != "----") {
+            writeln!(played, "{line}").unwrap();
+            writeln!(body, "{line}").unwrap();
+        }
+        while lines.next_if(|line| !line.is_empty()).is_some() {}
+        writeln!(played, "----").unwrap();
+        for line in obey(&mut world, line, &body) {
+            writeln!(played, "{line}").unwrap();
+        }
+    }
+    played
+}
+
+fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
+    let (line, is_quiet) = match line.strip_suffix("...") {
+        Some(line) => (line.trim_end(), true),
+        None => (line, false),
+    };
+    let words: Vec<&str> = line.split_whitespace().collect();
+    let mut shown = Vec::new();
+    match words.as_slice() {
+        ["spec"] => match serde_json::from_str(body) {
+            Ok(spec) => drop(world.apply(spec)),
+            Err(error) => shown.push(format!("bad story: {error}")),
+        },
+        ["join", name, rest @ ..] => {
+            let mut labels = BTreeMap::new();
+            let (mut host, mut address) = (*name, None);
+            for (key, value) in rest.iter().map(|word| word.split_once('=').unwrap()) {
+                match key {
+                    "as" => host = value,
+                    "address" => address = Some(value.to_owned()),
+                    key => drop(labels.insert(key.to_owned(), value.to_owned())),
+                }
+            }
+            world.join(name, &HostName::new(host).unwrap(), labels, address);
+        }
+        ["label", name, labels @ ..] => {
+            let labels = labels.iter().map(|word| word.split_once('=').unwrap());
+            world.label(name, labels.map(|(key, value)| (key.to_owned(), value.to_owned())).collect());
+        }
+        ["software", member, state] => world.set_software(&member.parse().unwrap(), &state.parse().unwrap()),
+        ["handler", member, phase, ..] => {
+            let rest = line.split_once(&format!(" {phase} ")).unwrap().1;
+            world.script(
+                &member.parse().unwrap(),
+                phase.parse().unwrap(),
+                rest.split(';').map(script).collect(),
+            );
+        }
+        ["run", rest @ ..] => {
+            world.run(request(rest));
+        }
+        ["abort", id] => drop(world.abort(id.parse().unwrap())),
+        ["deliver"] => world.deliver(),
+        ["step", count, "messages"] => {
+            (0..count.parse().unwrap()).for_each(|_| _ = world.step());
+            return world.take_trace();
+        }
+        // Until something is written that begins like this.
+        ["until", ..] => {
+            let until = line.strip_prefix("until ").unwrap();
+            while world.step() {
+                let trace = world.take_trace();
+                let is_there = trace.iter().any(|line| line.contains(until));
+                shown.extend(trace);
+                if is_there {
+                    return shown;
+                }
+            }
+            shown.push(format!("never: {until}"));
+        }
+        ["advance", ms] => world.advance(ms.parse().unwrap()),
+        ["kill", "server", rest @ ..] => world.kill_server(rest == ["keep-in-flight"]),
+        ["start", "server"] => world.start_server(),
+        ["kill", "agent", name, rest @ ..] => world.kill_agent(name, rest == ["keep-in-flight"]),
+        ["start", "agent", name] => world.start_agent(name),
+        ["cut", name] => world.cut(name),
+        ["heal", name] => world.heal(name),
+        ["break", name] => world.break_link(name),
+        ["goodbye", name] => world.forge(name, Report::Goodbye),
+        ["forge", name] => world.forge(name, serde_json::from_str(body).unwrap()),
+        ["status"] => return status(world),
+        ["show", id] => return show(world, id.parse().unwrap()),
+        ["journal"] => return journal_lines(world.journal()),
+        ["agent-journal", name] => {
+            return world
+                .agent_journal(name)
+                .iter()
+                .map(|record| serde_json::to_string(record).unwrap())
+                .collect();
+        }
+        ["plan", targets @ ..] => return show_plan(world, targets),
+        _ => shown.push(format!("bad story: {line:?}")),
+    }
+    if !is_quiet {
+        world.deliver();
+    }
+    shown.extend(world.take_trace());
+    shown
+}
+
+/// `yes`, `no REASON`, `again`, `hang`, `out {json}`, `state S`, `takes MS`, `partial REASON` (a no after its effect).
+fn script(text: &str) -> Script {
+    let text = text.trim();
+    let (word, rest) = text.split_once(' ').unwrap_or((text, ""));
+    let base = Script::default();
+    let no = Script { answer: Answer::No, reason: Some(rest.to_owned()), has_effect: false, ..base.clone() };
+    match word {
+        "yes" => base,
+        "no" => no,
+        "partial" => Script { has_effect: true, ..no },
+        "again" => Script { answer: Answer::Again, has_effect: false, reason: Some(rest.to_owned()), ..base },
+        "hang" => Script { takes_ms: u64::MAX, has_effect: false, ..base },
+        "out" => Script { out: serde_json::from_str(rest).unwrap(), ..base },
+        "state" => Script { state: Some(rest.parse().unwrap()), ..base },
+        "takes" => Script { takes_ms: rest.parse().unwrap(), ..base },
+        _ => panic!("no answer {text:?}"),
+    }
+}
+
+fn request(words: &[&str]) -> Request {
+    let mut request = Request {
+        request_id: format!("r-{}", words.join(" ")),
+        principal: "operator".to_owned(),
+        targets: Vec::new(),
+        reason: None,
+        on_failure: None,
+        deadline_ms: None,
+        plan_hash: None,
+    };
+    for word in words {
+        if let Some(id) = word.strip_prefix("id=") {
+            request.request_id = id.to_owned();
+        } else if let Some(policy) = word.strip_prefix("on-failure=") {
+            request.on_failure = Some(serde_json::from_value(policy.into()).unwrap());
+        } else if let Some(ms) = word.strip_prefix("deadline=") {
+            request.deadline_ms = Some(ms.parse().unwrap());
+        } else if let Some(hash) = word.strip_prefix("hash=") {
+            request.plan_hash = Some(hash.to_owned());
+        } else if let Some((target, count)) = word.split_once('*') {
+            request.targets.extend(vec![target.parse::<Target>().unwrap(); count.parse().unwrap()]);
+        } else {
+            request.targets.push(word.replace('_', " ").parse().unwrap());
+        }
+    }
+    request
+}
+
+fn status(world: &World) -> Vec<String> {
+    let Some(server) = world.server() else { return vec!["no server".to_owned()] };
+    let cluster = server.acknowledged();
+    let name = |state: &Option<lockstep_core::id::StateName>| {
+        state.as_ref().map_or("?".to_owned(), ToString::to_string)
+    };
+    let mut lines = Vec::new();
+    for (host, known) in &cluster.hosts {
+        if known.liveness != Liveness::Alive {
+            lines.push(format!("{host} {}", known.liveness));
+        }
+    }
+    for (id, member) in &cluster.members {
+        let mut line = format!("{id} {}", name(&member.actual));
+        if member.goal != member.actual {
+            write!(line, " goal {}", name(&member.goal)).unwrap();
+        }
+        if let Some(transition) = member.transition {
+            write!(line, " in {transition}").unwrap();
+        }
+        if member.mark != lockstep_core::cluster::Mark::None {
+            write!(line, " {:?}", member.mark).unwrap();
+        }
+        if member.leaving {
+            line.push_str(" leaving");
+        }
+        let real = world.software().get(id).cloned();
+        if real.is_some() && real != member.actual {
+            write!(line, " (really {})", name(&real)).unwrap();
+        }
+        lines.push(line);
+    }
+    lines
+}
+
+fn show(world: &World, id: TransitionId) -> Vec<String> {
+    let Some(server) = world.server() else { return vec!["no server".to_owned()] };
+    let Some(transition) = server.acknowledged().transitions.get(&id) else {
+        return vec!["unknown".to_owned()];
+    };
+    let mut lines = vec![format!(
+        "{id} decision {:?} outcome {:?} token {:?}",
+        transition.decision, transition.outcome, transition.current_token
+    )];
+    lines.extend(transition.cause.iter().map(|cause| format!("{}: {}", cause.code, cause.message)));
+    for vote in &transition.votes {
+        lines.push(format!(
+            "{:?} {} {:?} as {} in {}",
+            vote.round, vote.member, vote.answer, vote.role, vote.run
+        ));
+    }
+    for (member, left) in &transition.left {
+        lines.push(format!("{member}: {}; {}", left.problem, left.next));
+    }
+    lines
+}
+
+fn show_plan(world: &World, targets: &[&str]) -> Vec<String> {
+    let Some(server) = world.server() else { return vec!["no server".to_owned()] };
+    let targets = request(targets).targets;
+    let plan = match plan::plan(server.acknowledged(), &targets, server.scores()) {
+        Ok(plan) => plan,
+        Err(rejection) => {
+            return vec![format!("rejected {}: {}; {}", rejection.code, rejection.message, rejection.help)];
+        }
+    };
+    let mut lines = Vec::new();
+    for step in &plan.steps {
+        let after: Vec<_> = step.after.iter().map(ToString::to_string).collect();
+        let mark = if plan.no_return.contains(&step.id) { " no-return" } else { "" };
+        lines.push(format!(
+            "{} {} {} -> {} after [{}]{mark}",
+            step.id,
+            step.member,
+            step.from,
+            step.to,
+            after.join(" ")
+        ));
+    }
+    lines.extend(
+        plan.barriers.iter().map(|barrier| format!("{} barrier after {:?}", barrier.id, barrier.after)),
+    );
+    let role = |role: Role| plan.with_role(role).map(MemberId::to_string).collect::<Vec<_>>().join(" ");
+    for each in [Role::Actor, Role::Voter, Role::Holder, Role::Observer] {
+        if !role(each).is_empty() {
+            lines.push(format!("{each}s: {}", role(each)));
+        }
+    }
+    if !plan.gaps.is_empty() {
+        lines.push(format!("gaps: {:?}", plan.gaps));
+    }
+    lines.push(format!("exclusive {:?} shared {:?}", plan.exclusive, plan.shared));
+    lines
+}
