@@ -347,9 +347,7 @@ impl<'a> Planner<'a> {
                     && after > max
                     && after > before.min(max)
                 {
-                    let message = format!("{after} members of {name} would be {state}, at most {max} may be");
-                    let help = format!("ask for fewer, or raise max in [groups.{name}.limits.{state}]");
-                    return Err(Rejection::new(Code::LimitBroken, message, help));
+                    return Err(self.too_many(name, state, after, max));
                 }
                 let declared = group.limits.get(state).and_then(|limit| limit.min);
                 let Some(min) = declared.map(|min| min.as_min(count)) else { continue };
@@ -364,6 +362,30 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Too many would be in a state: because of a member that may be there and cannot be moved away, if there is
+    /// one. Telling the operator to raise `max` would then be telling them to run two primaries.
+    fn too_many(&self, name: &GroupName, state: &StateName, after: usize, max: usize) -> Rejection {
+        let stays = |id: &&MemberId| {
+            !self.wanted.contains_key(*id) && self.cluster.may_be_in(id, state) && !self.cluster.can_act(id)
+        };
+        let Some(id) = self.cluster.members_of(name).find(stays) else {
+            let message = format!("{after} members of {name} would be {state}, at most {max} may be");
+            let help = format!("ask for fewer, or raise max in [groups.{name}.limits.{state}]");
+            return Rejection::new(Code::LimitBroken, message, help);
+        };
+        let host = &self.cluster.hosts[&id.host];
+        let (code, why) = if !host.is_reachable() {
+            (Code::HostLost, format!("its host is {}", host.liveness))
+        } else if self.cluster.members[id].is_in_doubt() {
+            (Code::MemberInDoubt, "it is in doubt since its last transition".to_owned())
+        } else {
+            (Code::ActualUnknown, "its state is not known".to_owned())
+        };
+        let message = format!("{id} may still be {state}, where at most {max} may be: {why}");
+        let help = "bring it back: its next status settles where it is; see `lockstep status`";
+        Rejection::new(code, message, help)
     }
 
     /// How many members are surely in a state, before or at the end.

@@ -522,11 +522,11 @@ fn what_is_lost_counts_where_it_may_be_and_cannot_be_moved() {
     check(
         &plan(SHOP, "db pg-a primary 0 lost, db pg-b standby", &["db@pg-b=primary"]),
         &expect![[r#"
-        exit 3
-        ! rejected: limit-broken
-        ! 2 members of db would be primary, at most 1 may be
-        ! help: ask for fewer, or raise max in [groups.db.limits.primary]
-    "#]],
+            exit 3
+            ! rejected: host-lost
+            ! db@pg-a may still be primary, where at most 1 may be: its host is lost
+            ! help: bring it back: its next status settles where it is; see `lockstep status`
+        "#]],
     );
     check(
         &plan(SHOP, "db pg-a primary, db pg-b standby 0 lost", &["db@pg-b=primary"]),
