@@ -1,0 +1,58 @@
+//! Every code that users can meet has a page in `docs/errors/`, and every page is of such a code.
+
+use lockstep::api::problem::HttpCode;
+use lockstep_core::request::Code;
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// Codes of features that do not exist yet; their pages come with them.
+const TO_COME: [Code; 4] = [Code::Excluded, Code::NoCandidate, Code::Frozen, Code::WindowClosed];
+
+const REJECTIONS: [Code; 21] = [
+    Code::SpecInvalid,
+    Code::Cycle,
+    Code::UnknownGroup,
+    Code::UnknownHost,
+    Code::UnknownMember,
+    Code::UnknownState,
+    Code::UnknownSetting,
+    Code::NoPath,
+    Code::LimitBroken,
+    Code::WouldBreakRequires,
+    Code::RequirementDown,
+    Code::ActualUnknown,
+    Code::MemberInDoubt,
+    Code::HostLost,
+    Code::Busy,
+    Code::PlanChanged,
+    Code::RequestConflict,
+    Code::NotAllowed,
+    Code::TooLarge,
+    Code::NotActive,
+    Code::StoreUnavailable,
+];
+
+const ABORTS: [&str; 6] =
+    ["vote-no", "vote-missing", "plan-stale", "operator", "new-reign", "hold-too-short"];
+
+#[test]
+fn each_code_has_a_page_and_each_page_a_code() {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../docs/errors");
+    let mut codes: BTreeSet<&str> = REJECTIONS.iter().map(|code| code.as_str()).collect();
+    codes.extend(ABORTS);
+    codes.extend(HttpCode::ALL.map(HttpCode::as_str));
+    codes.insert(lockstep::cli::offline::STATE_INVALID);
+    for code in &codes {
+        let page = std::fs::read_to_string(directory.join(format!("{code}.md")));
+        let page = page.unwrap_or_else(|error| panic!("no page of {code}: {error}"));
+        let parts: Vec<&str> = page.lines().filter(|line| line.starts_with('#')).collect();
+        let title = format!("# {code}");
+        assert_eq!(parts, [title.as_str(), "## What happened", "## As printed", "## What to do"], "{code}");
+    }
+    let to_come = TO_COME.map(Code::as_str);
+    for page in std::fs::read_dir(directory).unwrap() {
+        let name = page.unwrap().file_name().into_string().unwrap();
+        let code = name.strip_suffix(".md").unwrap();
+        assert!(codes.contains(code) || to_come.contains(&code), "{name} is of no code");
+    }
+}
