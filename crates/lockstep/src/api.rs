@@ -166,11 +166,19 @@ struct Wait {
     wait_ms: u64,
     /// The revision that the asker has seen.
     after: Option<u64>,
+    /// Nothing short of this is news.
+    until: Option<Until>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Until {
+    Outcome,
 }
 
 /// One transition; with `wait_ms`, as soon as it differs from what the asker has seen: the `ETag` in
-/// `If-None-Match`, or, less exactly, anything up to the revision in `after`. A transition that has ended is
-/// answered at once.
+/// `If-None-Match`, or, less exactly, anything up to the revision in `after`; with `until=outcome`, as soon as it has
+/// ended. A transition that has ended is answered at once.
 async fn transition(
     State(shared): Shares,
     path: Result<Path<String>, PathRejection>,
@@ -179,7 +187,7 @@ async fn transition(
 ) -> Result<Response, Problem> {
     let id = transition_id(path)?;
     let Query(wait) = Query::<Wait>::try_from_uri(&uri).map_err(|rejection| {
-        let help = "wait_ms and after are whole numbers from 0 on";
+        let help = "wait_ms and after are whole numbers from 0 on, until is outcome";
         Problem::http(HttpCode::BadRequest, rejection.body_text(), help)
     })?;
     let mut watch = shared.handle.watch();
@@ -189,8 +197,10 @@ async fn transition(
             let transition = view.cluster.transitions.get(&id)?;
             Some(etag(&mut Transition::of(view, id, transition)))
         };
-        let now = tag_of(&view);
+        let is_patient = wait.until == Some(Until::Outcome);
+        let now = if is_patient { None } else { tag_of(&view) };
         let seen = match (headers.get(header::IF_NONE_MATCH), wait.after) {
+            _ if is_patient => None,
             (Some(tag), _) => Some(tag.clone()),
             (None, Some(revision)) if revision < view.cluster.revision.0 => None,
             (None, _) => now.clone(),
@@ -202,7 +212,7 @@ async fn transition(
             let mut now = now;
             while !has_ended(&view) && now == seen && watch.changed().await.is_ok() {
                 view = watch.borrow_and_update().clone();
-                now = tag_of(&view);
+                now = if is_patient { seen.clone() } else { tag_of(&view) };
             }
         };
         // When the time is up it is answered as it is.

@@ -1,0 +1,140 @@
+//! Benchmarks, each beside its floor in the same run. A command (`cargo xtask bench`), never a timed test.
+//!
+//! - One transition over 100 hosts with `none` handlers, from the request to the outcome, against a server process on
+//!   a real disk. The agents are core's own, in this process, with journals in memory. Its floor is a bare TCP
+//!   exchange between two processes with the same connections, rounds, bytes each way, and synced writes.
+//! - Planning 10,000 members. Its floor is naming and hashing the same steps.
+
+mod floor;
+mod load;
+
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::{HostName, Index};
+use lockstep_core::plan::{self, Plan, Scores};
+use lockstep_core::record::{Body, HostChange, Record};
+use lockstep_core::spec::SpecFile;
+use lockstep_core::time::WallTime;
+use serde::Serialize;
+use sha2::{Digest, Sha256};
+use std::hint::black_box;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+/// One line of the table.
+#[derive(Serialize)]
+struct Line {
+    what: String,
+    ms: f64,
+    floor: String,
+    floor_ms: f64,
+    ratio: f64,
+    aim: String,
+    is_met: bool,
+}
+
+fn main() {
+    let args: Vec<String> = std::env::args().collect();
+    if let Some(at) = args.iter().position(|arg| arg == "--floor-server") {
+        return floor::serve(&args[at + 1]);
+    }
+    let json = args.iter().position(|arg| arg == "--json").map(|at| PathBuf::from(&args[at + 1]));
+    let rounds = args.iter().position(|arg| arg == "--rounds").map_or(60, |at| args[at + 1].parse().expect("a number"));
+    let lines = [transition(100, rounds), planning(10_000)];
+    println!("{:<52} {:>10} {:>10} {:>7}  aim", "", "ms", "floor ms", "ratio");
+    for line in &lines {
+        let verdict = if line.is_met { "met" } else { "MISSED" };
+        let Line { what, ms, floor_ms, ratio, aim, .. } = line;
+        println!("{what:<52} {ms:>10.3} {floor_ms:>10.3} {ratio:>7.2}  {aim}: {verdict}");
+        println!("    floor: {}", line.floor);
+    }
+    if let Some(path) = json {
+        std::fs::write(&path, serde_json::to_vec_pretty(&lines).expect("plain data")).expect("the file can be written");
+    }
+}
+
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort();
+    times[times.len() / 2].as_secs_f64() * 1000.0
+}
+
+fn transition(hosts: usize, rounds: usize) -> Line {
+    let measured = load::run(hosts, rounds);
+    let ms = median(measured.times);
+    let ratio = ms / median(measured.floor_times.clone());
+    Line {
+        what: format!("transition over {hosts} hosts, request to outcome"),
+        ms,
+        floor: measured.shape,
+        floor_ms: median(measured.floor_times),
+        ratio,
+        aim: "at most 2 times".to_owned(),
+        is_met: ratio <= 2.0,
+    }
+}
+
+fn planning(members: usize) -> Line {
+    let groups = 100;
+    let mut spec = String::from("{\"cluster\":\"bench\",\"groups\":{");
+    for group in 0..groups {
+        let comma = if group == 0 { "" } else { "," };
+        spec.push_str(&format!("{comma}\"g{group:03}\":{{\"select\":{{\"group\":\"g{group:03}\"}}}}"));
+    }
+    spec.push_str("},\"relations\":[");
+    for group in 0..groups - 3 {
+        for (place, to) in (1..=3).enumerate() {
+            let comma = if group == 0 && place == 0 { "" } else { "," };
+            let to = group + to;
+            spec.push_str(&format!("{comma}{{\"from\":\"g{group:03}\",\"to\":\"g{to:03}\",\"kind\":\"requires\"}}"));
+        }
+    }
+    spec.push_str("]}");
+    let spec: SpecFile = serde_json::from_str(&spec).expect("a valid spec");
+    let mut cluster = Cluster::default();
+    let mut apply = |body| {
+        let index = Index(cluster.revision.0 + 1);
+        cluster.apply(index, &Record { at: WallTime(0), body });
+    };
+    apply(Body::Spec { spec: Arc::new(spec), principal: "bench".to_owned() });
+    for host in 0..members {
+        let name = HostName::new(&format!("h{host:05}")).expect("a valid name");
+        let group = format!("g{:03}", host % groups);
+        let change = HostChange::Joined {
+            agent: "bench".parse().expect("a valid name"),
+            address: None,
+            labels: [("group".to_owned(), group.clone())].into(),
+        };
+        apply(Body::Host { host: name.clone(), change });
+        let member = format!("{group}@{name}").parse().expect("a valid member");
+        apply(Body::Report { member, actual: Some("offline".parse().expect("a valid name")) });
+    }
+    let targets: Vec<_> = (0..groups).map(|group| format!("g{group:03}=online").parse().expect("a target")).collect();
+    let scores = Scores::new();
+    let (mut times, mut floor_times) = (Vec::new(), Vec::new());
+    let mut steps = 0;
+    for _ in 0..15 {
+        let start = Instant::now();
+        let plan = plan::plan(&cluster, &targets, &scores).expect("it can be planned");
+        times.push(start.elapsed());
+        steps = plan.steps.len();
+        let start = Instant::now();
+        black_box(name_and_hash(&plan));
+        floor_times.push(start.elapsed());
+    }
+    assert_eq!(steps, members);
+    let (ms, floor_ms) = (median(times), median(floor_times));
+    Line {
+        what: format!("plan {members} members, {groups} groups, 291 relations"),
+        ms,
+        floor: "cloning, writing as JSON and hashing the same steps".to_owned(),
+        floor_ms,
+        ratio: ms / floor_ms,
+        aim: "under 250 ms".to_owned(),
+        is_met: ms < 250.0,
+    }
+}
+
+fn name_and_hash(plan: &Plan) -> impl Sized {
+    let steps = plan.steps.clone();
+    Sha256::digest(serde_json::to_vec(&steps).expect("plain data"))
+}
