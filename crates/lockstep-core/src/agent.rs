@@ -21,6 +21,9 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How many ended transitions are remembered, so that an order for one of them that comes late is refused.
 const CLOSED_MAX: usize = 1000;
+/// How many answers are remembered for when their question comes again. Transitions that ended while the server
+/// was away may leave some behind; a host takes part in few at a time.
+const ANSWERS_MAX: usize = 1000;
 /// How often a notice, a cancel or the agent's own release is tried again.
 const RETRIES_MAX: u32 = 10;
 /// The pause before that, in milliseconds.
@@ -75,6 +78,27 @@ pub enum AgentRecord {
         /// The token.
         token: Token,
     },
+    /// The members on this host, as the server last assigned them. A hold may have to be let go, and software
+    /// stopped, before the server is there to say whose handler that is.
+    Assigned {
+        /// All of them.
+        members: Vec<Assignment>,
+    },
+    /// The handler is about to be called for `prepare`: whatever comes of it, it has to be cancelled unless a
+    /// step follows.
+    Preparing {
+        /// In which transition.
+        transition: TransitionId,
+        /// Which member.
+        member: MemberId,
+    },
+    /// What was prepared has been forgotten.
+    Cancelled {
+        /// In which transition.
+        transition: TransitionId,
+        /// By which member.
+        member: MemberId,
+    },
     /// It has said yes.
     Voted {
         /// In which transition.
@@ -108,6 +132,8 @@ pub enum AgentRecord {
     Started {
         /// In which transition.
         transition: TransitionId,
+        /// Which member's.
+        member: MemberId,
         /// Which step.
         step: StepId,
         /// `commit` or `undo`.
@@ -156,6 +182,8 @@ pub struct AgentState {
     pub states: BTreeMap<MemberId, StateName>,
     /// The last notice taken.
     pub noticed: Index,
+    /// The members on this host, as the server last assigned them.
+    pub members: BTreeMap<MemberId, Assignment>,
     closed: BTreeSet<TransitionId>,
 }
 
@@ -164,10 +192,12 @@ pub struct AgentState {
 pub struct OpenTransition {
     /// What it has said yes to.
     pub votes: BTreeSet<(MemberId, Phase)>,
+    /// The members whose handlers may be prepared, and have not begun a step.
+    pub prepared: BTreeSet<MemberId>,
     /// Its holds.
     pub holds: BTreeMap<MemberId, HeldUntil>,
     /// Its steps; none: started, and not known to have ended.
-    pub steps: BTreeMap<(StepId, Phase), Option<Box<Done>>>,
+    pub steps: BTreeMap<(StepId, Phase), (MemberId, Option<Box<Done>>)>,
 }
 
 /// A hold, as its holder knows it.
@@ -190,6 +220,18 @@ impl AgentState {
             AgentRecord::Token { group, token } => {
                 self.tokens.insert(group.clone(), *token);
             }
+            AgentRecord::Assigned { members } => {
+                let members = members.iter();
+                self.members = members.map(|known| (known.member.clone(), known.clone())).collect();
+            }
+            AgentRecord::Preparing { transition, member } => {
+                self.open.entry(*transition).or_default().prepared.insert(member.clone());
+            }
+            AgentRecord::Cancelled { transition, member } => {
+                if let Some(open) = self.open.get_mut(transition) {
+                    open.prepared.remove(member);
+                }
+            }
             AgentRecord::Voted { transition, member, phase } => {
                 self.open.entry(*transition).or_default().votes.insert((member.clone(), *phase));
             }
@@ -205,15 +247,14 @@ impl AgentState {
                     None => {}
                 }
             }
-            AgentRecord::Started { transition, step, phase } => {
-                self.open.entry(*transition).or_default().steps.insert((*step, *phase), None);
+            AgentRecord::Started { transition, member, step, phase } => {
+                let open = self.open.entry(*transition).or_default();
+                open.prepared.remove(member);
+                open.steps.insert((*step, *phase), (member.clone(), None));
             }
             AgentRecord::Ended { transition, step, done } => {
-                self.open
-                    .entry(*transition)
-                    .or_default()
-                    .steps
-                    .insert((*step, done.phase), Some(done.clone()));
+                let open = self.open.entry(*transition).or_default();
+                open.steps.insert((*step, done.phase), (done.member.clone(), Some(done.clone())));
             }
             AgentRecord::State { member, state } => {
                 self.states.insert(member.clone(), state.clone());
@@ -242,10 +283,14 @@ impl AgentState {
             states.map(|(member, state)| AgentRecord::State { member: member.clone(), state: state.clone() }),
         );
         records.push(AgentRecord::Noticed { index: self.noticed });
+        records.push(AgentRecord::Assigned { members: self.members.values().cloned().collect() });
         records.extend(self.closed.iter().map(|transition| AgentRecord::Closed { transition: *transition }));
         for (&transition, open) in &self.open {
             for (member, phase) in &open.votes {
                 records.push(AgentRecord::Voted { transition, member: member.clone(), phase: *phase });
+            }
+            for member in &open.prepared {
+                records.push(AgentRecord::Preparing { transition, member: member.clone() });
             }
             for (member, hold) in &open.holds {
                 let HeldUntil { until, hold_ms, is_over } = *hold;
@@ -258,10 +303,13 @@ impl AgentState {
                     });
                 }
             }
-            for ((step, phase), done) in &open.steps {
+            for ((step, phase), (member, done)) in &open.steps {
                 records.push(match done {
                     Some(done) => AgentRecord::Ended { transition, step: *step, done: done.clone() },
-                    None => AgentRecord::Started { transition, step: *step, phase: *phase },
+                    None => {
+                        let (member, step, phase) = (member.clone(), *step, *phase);
+                        AgentRecord::Started { transition, member, step, phase }
+                    }
                 });
             }
         }
@@ -381,13 +429,13 @@ pub struct AgentEngine {
     is_welcome: bool,
     lease_ms: u64,
     renew_at: Time,
-    members: BTreeMap<MemberId, Assignment>,
     queues: BTreeMap<MemberId, Queue>,
     next_call: u64,
     /// The answers to what was asked in open transitions, for when the question comes again.
     answers: BTreeMap<(TransitionId, MemberId, Phase), Done>,
-    /// Outcomes that wait for cancels.
-    closing: BTreeSet<TransitionId>,
+    /// Transitions that have ended, and wait for handlers, holds and cancels. Lost when the agent ends: it then
+    /// asks for the outcome again with its `Hello`.
+    closing: BTreeMap<TransitionId, Outcome>,
     /// Notices whose calls have not all ended, oldest first.
     notices: VecDeque<(Index, usize)>,
 }
@@ -409,11 +457,10 @@ impl AgentEngine {
             is_welcome: false,
             lease_ms: 3000,
             renew_at: now,
-            members: BTreeMap::new(),
             queues: BTreeMap::new(),
             next_call: 0,
             answers: BTreeMap::new(),
-            closing: BTreeSet::new(),
+            closing: BTreeMap::new(),
             notices: VecDeque::new(),
             identity,
         };
@@ -471,7 +518,7 @@ impl AgentEngine {
             .filter(|(member, hold)| !hold.is_over && !self.is_releasing(member))
             .map(|(_, hold)| hold.until);
         let later = self.queues.values().flat_map(|queue| queue.later.iter().map(|(at, _)| *at));
-        let status = self.members.keys().filter(|member| self.polls_status(member));
+        let status = self.state.members.keys().filter(|member| self.polls_status(member));
         let status = status.map(|member| self.queues.get(member).map_or(self.now, |queue| queue.status_at));
         let renew = self.is_welcome.then_some(self.renew_at);
         holds.chain(later).chain(status).chain(renew).min()
@@ -552,14 +599,15 @@ impl AgentEngine {
     }
 
     fn assign(&mut self, members: Vec<Assignment>) {
-        self.members =
-            members.into_iter().map(|assignment| (assignment.member.clone(), assignment)).collect();
-        for member in self.members.keys() {
+        if !members.iter().eq(self.state.members.values()) {
+            self.record(AgentRecord::Assigned { members });
+        }
+        for member in self.state.members.keys() {
             let queue = self.queues.entry(member.clone()).or_default();
             queue.status_at = self.now;
         }
         self.queues
-            .retain(|member, queue| self.members.contains_key(member) || queue.jobs().next().is_some());
+            .retain(|member, queue| self.state.members.contains_key(member) || queue.jobs().next().is_some());
     }
 
     fn ordered(&mut self, call: Call) {
@@ -575,6 +623,7 @@ impl AgentEngine {
             let (a, b) = (&job.call, &call);
             job.why == Why::Ordered
                 && (a.transition, a.phase, a.step, a.attempt) == (b.transition, b.phase, b.step, b.attempt)
+                && a.plan == b.plan
         };
         if self.queues.get(&call.member).is_some_and(|queue| queue.jobs().any(is_same)) {
             return;
@@ -597,62 +646,64 @@ impl AgentEngine {
             return Some(Done { refused: Some(known), ..answer(call, Answer::No, Some(reason)) });
         }
         let is_closed = call.transition.is_some_and(|id| self.state.closed.contains(&id));
-        let is_final = call.phase == Phase::Release;
-        (is_closed && !is_final)
-            .then(|| answer(call, Answer::No, Some("the transition has ended here".to_owned())))
+        let is_ending = call.transition.is_some_and(|id| self.closing.contains_key(&id));
+        let is_refused = match call.phase {
+            Phase::Release => false,
+            // What waits in the queue when the outcome comes must not start, and what was prepared is cancelled.
+            Phase::Check | Phase::Prepare | Phase::Hold | Phase::Commit | Phase::Undo => {
+                is_closed || is_ending
+            }
+            Phase::Cancel | Phase::Stop | Phase::Status | Phase::Notice | Phase::Fence => is_closed,
+        };
+        is_refused.then(|| answer(call, Answer::No, Some("the transition has ended here".to_owned())))
     }
 
     /// The answer to a question that has been answered, when it comes again.
     fn answered(&self, call: &Call) -> Option<Done> {
         let id = call.transition?;
         let known = match call.step {
-            Some(step) => self.state.open.get(&id)?.steps.get(&(step, call.phase))?.as_deref()?,
+            Some(step) => self.state.open.get(&id)?.steps.get(&(step, call.phase))?.1.as_deref()?,
             None => self.answers.get(&(id, call.member.clone(), call.phase))?,
         };
+        // A server that has taken over plans anew, and asks the same question about another plan.
+        if known.plan != call.plan {
+            return None;
+        }
         // A step that was done is done whichever try asks; a failure answers the tries up to its own.
         let holds = known.attempt >= call.attempt || (call.step.is_some() && known.answer == Answer::Yes);
         holds.then(|| Done { attempt: call.attempt, ..known.clone() })
     }
 
     fn close(&mut self, id: TransitionId, outcome: Outcome) {
-        let Some(open) = self.state.open.get(&id) else {
-            // It said yes to nothing: there is nothing to take back or to remember.
-            return self.answers.retain(|(transition, ..), _| *transition != id);
-        };
-        let prepared =
-            open.votes.iter().filter(|(_, phase)| *phase == Phase::Prepare).map(|(member, _)| member.clone());
-        let mut uncancelled = Vec::new();
-        if outcome == Outcome::Aborted {
-            uncancelled.extend(prepared.filter(|member| {
-                let key = (id, member.clone(), Phase::Cancel);
-                self.answers.get(&key).is_none_or(|done| done.answer != Answer::Yes)
-            }));
-        }
-        for member in uncancelled {
-            let call = Call {
-                transition: Some(id),
-                decision: Some(Decision::Abort),
-                ..self.own_call(&member, Phase::Cancel)
-            };
-            self.enqueue_own(call, Why::Cancel);
-        }
-        self.closing.insert(id);
+        self.closing.insert(id, outcome);
         self.close_if_done(id);
     }
 
-    /// An ended transition is forgotten once nothing of it is left to do here.
+    /// An ended transition is forgotten once nothing of it is left to do here. Only then it is known who has to
+    /// be cancelled: a handler that is at work when the outcome comes may prepare something yet.
     fn close_if_done(&mut self, id: TransitionId) {
-        let is_busy = || {
-            let mut jobs = self.queues.values().flat_map(Queue::jobs);
-            jobs.any(|job| job.call.transition == Some(id) && job.call.phase != Phase::Notice)
-        };
-        let holds =
-            || self.state.open.get(&id).is_some_and(|open| open.holds.values().any(|hold| !hold.is_over));
-        if !self.closing.contains(&id) || is_busy() || holds() {
+        let Some(&outcome) = self.closing.get(&id) else { return };
+        let is_of_it = |job: &Job| job.call.transition == Some(id) && job.call.phase != Phase::Notice;
+        let is_busy = self.queues.values().flat_map(Queue::jobs).any(is_of_it);
+        let open = self.state.open.get(&id);
+        if is_busy || open.is_some_and(|open| open.holds.values().any(|hold| !hold.is_over)) {
+            return;
+        }
+        let prepared: Vec<_> = open.iter().flat_map(|open| open.prepared.iter().cloned()).collect();
+        for member in &prepared {
+            let decision = if outcome == Outcome::Aborted { Decision::Abort } else { Decision::Commit };
+            let own = self.own_call(member, Phase::Cancel);
+            self.enqueue_own(Call { transition: Some(id), decision: Some(decision), ..own }, Why::Cancel);
+        }
+        if !prepared.is_empty() {
             return;
         }
         self.closing.remove(&id);
         self.answers.retain(|(transition, ..), _| *transition != id);
+        if !self.state.open.contains_key(&id) {
+            // It said yes to nothing: there is nothing to remember.
+            return;
+        }
         self.record(AgentRecord::Closed { transition: id });
         // What it moved is told anew, whatever was said of it meanwhile.
         self.queues.values_mut().for_each(|queue| {
@@ -667,7 +718,7 @@ impl AgentEngine {
             return self.send(Report::Noticed { index: self.state.noticed });
         }
         let calls: Vec<_> =
-            notice.calls.into_iter().filter(|call| self.members.contains_key(&call.member)).collect();
+            notice.calls.into_iter().filter(|call| self.state.members.contains_key(&call.member)).collect();
         self.notices.push_back((notice.index, calls.len()));
         for call in calls {
             self.enqueue_own(call, Why::Notice(notice.index));
@@ -751,12 +802,15 @@ impl AgentEngine {
     }
 
     fn ask_status(&mut self) {
-        let members: Vec<_> = self.members.keys().cloned().collect();
+        let members: Vec<_> = self.state.members.keys().cloned().collect();
         for member in members {
             let is_due = self.queues.get(&member).is_none_or(|queue| queue.status_at <= self.now);
             if is_due && self.polls_status(&member) {
-                let rules =
-                    self.members.get(&member).and_then(|assignment| self.rules.get(&assignment.handler));
+                let rules = self
+                    .state
+                    .members
+                    .get(&member)
+                    .and_then(|assignment| self.rules.get(&assignment.handler));
                 let pause = rules.map_or(OWN_CALL_MS, |rules| rules.status_ms);
                 self.queues.entry(member.clone()).or_default().status_at = self.now.plus(pause);
                 let call = self.own_call(&member, Phase::Status);
@@ -772,8 +826,7 @@ impl AgentEngine {
             let now = self.now;
             let mut next = None;
             for (member, queue) in &mut self.queues {
-                let due = queue.later.iter().position(|(at, _)| *at <= now);
-                if let Some(place) = due {
+                while let Some(place) = queue.later.iter().position(|(at, _)| *at <= now) {
                     let (_, job) = queue.later.remove(place);
                     queue.waiting.push_back(job);
                 }
@@ -794,13 +847,14 @@ impl AgentEngine {
         if job.why == Why::Ordered
             && let Some(refusal) = self.refusal(&job.call)
         {
-            return self.send(Report::Done(refusal));
+            self.send(Report::Done(refusal));
+            return job.call.transition.into_iter().for_each(|id| self.close_if_done(id));
         }
         if job.deadline <= self.now && job.why == Why::Ordered {
             let reason = "its time was up before it could start: the member was busy".to_owned();
             return self.finish(job, Answer::No, Some(reason), Findings::default());
         }
-        let Some(assignment) = self.members.get(&job.call.member) else {
+        let Some(assignment) = self.state.members.get(&job.call.member) else {
             let reason = format!("{} is not a member here", job.call.member);
             return self.finish(job, Answer::No, Some(reason), Findings::default());
         };
@@ -816,7 +870,12 @@ impl AgentEngine {
             return self.without_call(job, &assignment.lowest.clone());
         }
         let timeout_ms = rules.timeout_ms.get(&job.call.phase).copied().unwrap_or(OWN_CALL_MS);
-        let timeout_ms = timeout_ms.min(job.deadline.since(self.now)).max(1);
+        // An order is worth nothing after its deadline. What the agent does of its own accord has to be done
+        // however late: a hold is let go also by the handler that had to wait for a long commit to end.
+        let timeout_ms = match job.why {
+            Why::Ordered => timeout_ms.min(job.deadline.since(self.now)).max(1),
+            Why::Status | Why::HoldEnd | Why::Cancel | Why::Notice(_) => timeout_ms,
+        };
         self.note_start(&job);
         let call = CallId(self.next_call);
         self.next_call += 1;
@@ -831,8 +890,9 @@ impl AgentEngine {
         let Call { transition: Some(transition), phase, member, .. } = job.call.clone() else { return };
         match (phase, job.call.step) {
             (Phase::Commit | Phase::Undo, Some(step)) => {
-                self.record(AgentRecord::Started { transition, step, phase });
+                self.record(AgentRecord::Started { transition, member, step, phase });
             }
+            (Phase::Prepare, _) => self.record(AgentRecord::Preparing { transition, member }),
             (Phase::Hold, _) => {
                 let hold_ms = job.call.hold_ms.unwrap_or(OWN_CALL_MS);
                 let until = self.now.plus(hold_ms);
@@ -844,12 +904,15 @@ impl AgentEngine {
 
     /// A call that needs no handler: it succeeds, unless success would be a lie.
     fn without_call(&mut self, job: Job, lowest: &StateName) {
-        let handler = &self.members[&job.call.member].handler;
+        let handler = &self.state.members[&job.call.member].handler;
         let is_real = handler.as_str() != HANDLER_NONE;
         let confirmed = self.state.states.get(&job.call.member).unwrap_or(lowest).clone();
         let (answer, reason) = match job.call.phase {
-            Phase::Undo if is_real => (Answer::No, Some(format!("handler {handler} has no undo phase"))),
-            Phase::Fence => (Answer::No, Some(format!("handler {handler} has no fence phase"))),
+            // Success would be evidence of where software is that was never asked.
+            Phase::Undo | Phase::Stop | Phase::Fence if is_real => {
+                (Answer::No, Some(format!("handler {handler} has no {} phase", job.call.phase)))
+            }
+            Phase::Fence => (Answer::No, Some("a member without a handler cannot fence".to_owned())),
             _ => (Answer::Yes, None),
         };
         let state = (job.call.phase == Phase::Status).then_some(confirmed);
@@ -887,7 +950,12 @@ impl AgentEngine {
                 });
                 self.send(Report::HoldEnded { transition: id, member });
             }
-            Why::Cancel => {}
+            // After so many failures it is reported, and not waited for any more.
+            Why::Cancel => {
+                let (member, transition) =
+                    (job.call.member.clone(), transition.expect("cancels are of transitions"));
+                self.record(AgentRecord::Cancelled { transition, member });
+            }
             Why::Notice(index) => {
                 if let Some((_, open)) = self.notices.iter_mut().find(|(notice, _)| *notice == index) {
                     *open -= 1;
@@ -926,11 +994,17 @@ impl AgentEngine {
                     });
                 }
             }
+            (Phase::Cancel, _) if given == Answer::Yes && self.state.open.contains_key(&id) => {
+                self.record(AgentRecord::Cancelled { transition: id, member: member.clone() });
+            }
             (Phase::Stop, _) => self.note_state(&done, call),
             _ => {}
         }
-        if call.step.is_none() {
+        if call.step.is_none() && !self.state.closed.contains(&id) {
             self.answers.insert((id, member, call.phase), done.clone());
+            while self.answers.len() > ANSWERS_MAX {
+                self.answers.pop_first();
+            }
         }
         self.send(Report::Done(done));
     }

@@ -437,7 +437,8 @@ impl Cluster {
                 Some(_) => Mark::Failed,
                 None => Mark::None,
             };
-            let known = self.member_mut(member);
+            // A member that has left its labels before the decision may be gone by the abort.
+            let Some(known) = self.members.get_mut(member).map(Arc::make_mut) else { continue };
             if known.transition == Some(id) {
                 known.transition = None;
                 known.mark = mark;
@@ -460,7 +461,7 @@ impl Cluster {
     }
 
     fn member_mut(&mut self, id: &MemberId) -> &mut Member {
-        Arc::make_mut(self.members.entry(id.clone()).or_default())
+        Arc::make_mut(self.members.get_mut(id).expect("records name members that are there"))
     }
 
     /// Whatever else is true, this is: called after every batch; a bug ends the process here rather than later.

@@ -415,12 +415,13 @@ impl Engine {
                 self.set_liveness(&host, Liveness::Left);
                 self.forget_session(session);
                 self.outbox.emit(Output::Close { session });
+                self.host_lost(&host);
             }
         }
     }
 
     fn hello(&mut self, session: SessionId, hello: Hello) {
-        if let Some(message) = self.refusal(&hello) {
+        if let Some(message) = self.refusal(session, &hello) {
             self.event(Event::Warning(format!("agent of host {} refused: {message}", hello.host)));
             self.outbox.emit(Output::Order { session, order: Order::Refused { message } });
             return self.outbox.emit(Output::Close { session });
@@ -461,7 +462,7 @@ impl Engine {
     }
 
     /// Why an agent's session is refused, if it is.
-    fn refusal(&self, hello: &Hello) -> Option<String> {
+    fn refusal(&self, session: SessionId, hello: &Hello) -> Option<String> {
         if hello.protocol != PROTOCOL {
             let theirs = hello.protocol;
             return Some(format!(
@@ -480,6 +481,10 @@ impl Engine {
             crate::spec::text_problem(key).is_some() || crate::spec::text_problem(value).is_some()
         }) {
             return Some("a label is not plain text of at most 255 bytes".to_owned());
+        }
+        let is_other = |host: &HostName| *host != hello.host;
+        if self.hosts_by_session.get(&session).is_some_and(is_other) {
+            return Some("one connection speaks for one host".to_owned());
         }
         match self.head.hosts.get(&hello.host) {
             Some(known) if known.agent != hello.agent => Some(format!(
@@ -508,6 +513,14 @@ impl Engine {
         None
     }
 
+    /// Closes a host's connection; its agent comes back with a new one.
+    pub(crate) fn drop_session(&mut self, host: &HostName) {
+        if let Some(session) = self.sessions.get(host).map(|session| session.id) {
+            self.forget_session(session);
+            self.outbox.emit(Output::Close { session });
+        }
+    }
+
     fn lease_ms(&self) -> u64 {
         self.head.spec.lease_ms.max(300)
     }
@@ -532,6 +545,9 @@ impl Engine {
             .collect();
         for host in due {
             self.set_liveness(&host, Liveness::Lost);
+            // Its connection may stand. It comes back as any other does, with a new one: what is still on its way
+            // on the old one was said before the host was given up, and would be taken for news.
+            self.drop_session(&host);
             self.host_lost(&host);
         }
     }
@@ -566,6 +582,16 @@ impl Engine {
         match score {
             Some(score) => self.scores.insert(id.clone(), score),
             None => self.scores.remove(id),
+        };
+        // A state that the lifecycle does not have is no answer: nothing could be planned from it.
+        let lifecycle = self.head.spec.groups.get(&id.group).map(|group| &group.lifecycle);
+        let is_known =
+            |state: &crate::id::StateName| lifecycle.is_some_and(|known| known.rank(state).is_some());
+        let (state, reason) = match state {
+            Some(state) if !is_known(&state) => {
+                (None, Some(format!("its handler reports {state}, which group {} does not have", id.group)))
+            }
+            state => (state, reason),
         };
         self.event(Event::Reported { member: id.clone(), score, facts, reason });
         let member = &self.head.members[id];

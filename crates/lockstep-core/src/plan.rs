@@ -170,10 +170,11 @@ impl<'a> Planner<'a> {
             Target::Group(group, state) => {
                 known_state(group, self.group(group)?, state)?;
                 self.whole.insert(group.clone());
-                for member in self.cluster.members_of(group) {
-                    self.want(member, state)?;
-                }
-                Ok(())
+                let is_lowest = self.group(group)?.lifecycle.lowest() == state;
+                // A member that has left the group's labels only ever goes down.
+                let stays = |id: &&MemberId| is_lowest || !self.cluster.members[*id].leaving;
+                let members: Vec<_> = self.cluster.members_of(group).filter(stays).collect();
+                members.into_iter().try_for_each(|member| self.want(member, state))
             }
             Target::Down(group) => {
                 let lowest = self.group(group)?.lifecycle.lowest();
@@ -221,15 +222,18 @@ impl<'a> Planner<'a> {
             let actual = self.cluster.members[id].actual.as_ref();
             actual.and_then(|state| lifecycle.rank(state)).unwrap_or(0)
         };
-        let mut members: Vec<_> =
-            self.cluster.members_of(name).filter(|id| self.cluster.can_act(id)).collect();
+        let can_rise = |id: &&MemberId| self.cluster.can_act(id) && !self.cluster.members[*id].leaving;
+        let mut members: Vec<_> = self.cluster.members_of(name).filter(can_rise).collect();
         let count = self.cluster.members_of(name).count();
         members.sort_by_key(|id| {
             (std::cmp::Reverse(rank(id)), std::cmp::Reverse(self.score(id)), (*id).clone())
         });
         let mut members = members.into_iter();
         for state in lifecycle.states.iter().rev() {
-            let room = group.max(state, count).unwrap_or(usize::MAX);
+            // Those that cannot be moved keep the places that they may have.
+            let others = self.cluster.members_of(name).filter(|id| !can_rise(id));
+            let taken = others.filter(|id| self.cluster.may_be_in(id, state)).count();
+            let room = group.max(state, count).map_or(usize::MAX, |max| max.saturating_sub(taken));
             for member in members.by_ref().take(room) {
                 self.want(member, state)?;
             }
@@ -319,7 +323,9 @@ impl<'a> Planner<'a> {
                 let help = "bring the host back, or ask for less";
                 return Err(Rejection::new(Code::HostLost, message, help));
             }
-            if moves && member.is_in_doubt() {
+            // Not only when it would have to move: it may be elsewhere, and a goal that it seems to have reached
+            // would take the doubt away without evidence.
+            if member.is_in_doubt() {
                 let message = format!("{id} is in doubt since its last transition");
                 let help = "it is settled when its status is reported: see `lockstep status`";
                 return Err(Rejection::new(Code::MemberInDoubt, message, help));
@@ -341,11 +347,16 @@ impl<'a> Planner<'a> {
             let count = self.cluster.members_of(name).count();
             for state in &group.lifecycle.states {
                 let after = self.count_at_end(name, state);
-                let before =
-                    self.cluster.members_of(name).filter(|id| self.cluster.may_be_in(id, state)).count();
+                // What is above its max already, because running software was adopted so, may stay so; nobody
+                // may join it.
+                let enters = |(id, wanted): (&MemberId, &StateName)| {
+                    id.group == *name
+                        && wanted == state
+                        && self.cluster.members[id].actual.as_ref() != Some(state)
+                };
                 if let Some(max) = group.max(state, count)
                     && after > max
-                    && after > before.min(max)
+                    && self.wanted.iter().any(enters)
                 {
                     return Err(self.too_many(name, state, after, max));
                 }
@@ -640,7 +651,9 @@ pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
             line.clear();
             let state = |state: &Option<StateName>| state.as_ref().map_or("?", StateName::as_str).to_owned();
             let (goal, actual) = (state(&member.goal), state(&member.actual));
-            writeln!(line, "{id} {goal} {actual} {:?} {reachable}", member.mark).expect("a String takes all");
+            let leaving = member.leaving;
+            writeln!(line, "{id} {goal} {actual} {:?} {reachable} {leaving}", member.mark)
+                .expect("a String takes all");
             digest.update(line.as_bytes());
         }
     }

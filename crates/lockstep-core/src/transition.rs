@@ -352,12 +352,14 @@ impl Engine {
             let reason = poll.ballot.vote(&member).and_then(|vote| vote.reason.clone()).unwrap_or_default();
             return Some(("vote-no", format!("{member} said no: {reason}"), Some(member)));
         }
-        let is_carried = poll.ballot.tally() == Tally::Carried;
         let is_late = poll.deadline <= self.now.time || run.decide_by.is_some_and(|by| by <= self.now.time);
-        if is_carried || !is_late {
+        if !is_late {
             return None;
         }
-        let member = poll.ballot.missing().next().cloned().expect("an open ballot misses somebody");
+        let Some(member) = poll.ballot.missing().next().cloned() else {
+            // The last yes came with the deadline: what follows would come after it.
+            return Some(("vote-missing", "it was not decided within its deadline".to_owned(), None));
+        };
         Some(match poll.ballot.vote(&member) {
             Some(Vote { reason, .. }) => {
                 let reason = reason.clone().unwrap_or_default();
@@ -540,9 +542,11 @@ impl Engine {
             call.to = run.plan.goals.get(member).cloned();
         }
         if poll.round == Round::Prepare {
-            let left = run.holds.values().map(|hold| hold.end.since(self.now.time)).min();
-            let own = run.holds.get(member).map(|hold| hold.hold_ms);
-            call.hold_ms = Some(own.or(left).unwrap_or_else(|| self.hold_ms(&member.group)));
+            // What is left of it, also when it is asked again: a hold's end does not move.
+            let left = |hold: &Hold| hold.end.since(self.now.time).max(1);
+            let own = run.holds.get(member).map(left);
+            let least = run.holds.values().map(left).min();
+            call.hold_ms = Some(own.or(least).unwrap_or_else(|| self.hold_ms(&member.group)));
         }
         self.send_call(call);
     }
@@ -577,13 +581,13 @@ impl Engine {
             run: session.run.clone(),
             out: done.findings.out,
         };
-        if vote.answer == Answer::Again {
-            asked.again(self.now.time);
-        }
         if let Some(score) = done.findings.score {
             self.scores.insert(vote.member.clone(), score);
         }
         if poll.ballot.cast(vote.clone()) {
+            if vote.answer == Answer::Again {
+                asked.again(self.now.time);
+            }
             self.event(Event::Voted { transition: id, vote });
         }
     }
@@ -609,7 +613,12 @@ impl Engine {
             self.end(id, run, Outcome::Aborted, BTreeMap::new());
             return Next::Ended;
         }
-        run.stage = self.abort_stage(&run.plan);
+        let mut stage = self.abort_stage(&run.plan);
+        if let (Stage::Abort { cancels }, Stage::Prepare { waves, .. }) = (&mut stage, &run.stage) {
+            // They were not asked to prepare yet.
+            waves.iter().flatten().for_each(|(member, _)| _ = cancels.remove(member));
+        }
+        run.stage = stage;
         Next::Again
     }
 
@@ -770,6 +779,8 @@ impl Engine {
             OnFailure::Undo if may_undo => {
                 self.propose(Body::Turn { transition: id, turn: Turn::Undo, member, reason });
                 course.back = Some(Flow::new(&run.plan, Direction::Back));
+                // Who was left out is taken back like everybody else; a stop after that would undo the undo.
+                course.stops.clear();
                 // What waits to be tried again has ended; what runs is waited for.
                 let ended: Vec<_> = course
                     .tries
@@ -804,9 +815,24 @@ impl Engine {
     /// Whether undo would lose something: a hold has been let go, or a limited serving state for which nobody
     /// holds has been entered.
     fn is_past_return(&self, transition: &Transition, run: &Run) -> bool {
+        let is_confirmed = |step: &StepId| transition.is_confirmed(*step, Direction::Forward);
+        // A hold that has ended by itself holds for nobody: what was entered since has clients.
+        let has_ended = transition.holds.values().any(|end| *end != HoldEnd::Released);
         run.holds.values().any(|hold| hold.release.is_some())
             || transition.holds.values().any(|end| *end == HoldEnd::Released)
-            || run.plan.no_return.iter().any(|step| transition.is_confirmed(*step, Direction::Forward))
+            || run.plan.no_return.iter().any(is_confirmed)
+            || (has_ended && self.limited_entries(&run.plan).any(|step| is_confirmed(&step)))
+    }
+
+    /// The steps that enter a serving state limited by `max`.
+    fn limited_entries(&self, plan: &Plan) -> impl Iterator<Item = StepId> {
+        let entries = plan.steps.iter().filter(|step| {
+            self.head.spec.groups.get(&step.member.group).is_some_and(|group| {
+                let has_max = group.limits.get(&step.to).is_some_and(|limit| limit.max.is_some());
+                has_max && group.lifecycle.serves(&step.to)
+            })
+        });
+        entries.map(|step| step.id)
     }
 
     fn stop_excluded(&mut self, id: TransitionId, run: &Run, course: &mut Course) {
@@ -951,7 +977,11 @@ impl Engine {
         member: &MemberId,
         state: &crate::id::StateName,
     ) -> bool {
-        if transition.stopped.contains(member) {
+        if !run.plan.goals.contains_key(member) {
+            return self.head.may_be_in(member, state);
+        }
+        let is_going_back = course.back.is_some();
+        if transition.stopped.contains(member) && !is_going_back {
             return self.head.members[member].actual.as_ref() == Some(state);
         }
         let is_open = |step: &plan::Step, direction| {
@@ -982,7 +1012,10 @@ impl Engine {
         call.attempt = tried.attempt;
         call.from = Some(from.clone());
         call.to = Some(to.clone());
-        call.within_ms = tried.deadline.since(self.now.time);
+        // The handler gets less time than the server waits, so that its end is heard of and the step can be taken
+        // back; were both the same, every handler that hangs would end as a step of unknown end.
+        let left = tried.deadline.since(self.now.time);
+        call.within_ms = left - left / 10;
         self.send_call(call);
     }
 
@@ -1067,33 +1100,40 @@ impl Engine {
         self.propose(Body::Step { transition: id, results: vec![result] });
     }
 
-    /// Whether the plan's end would break a limit or a relation without the excluded members.
+    /// Whether a limit that the plan would have kept is missed without the excluded members.
     fn would_break_limits(&self, transition: &Transition, plan: &Plan) -> bool {
         if transition.excluded.is_empty() || transition.undo.is_some() {
             return false;
         }
-        let end = |excluded: bool| {
-            let mut cluster = self.head.clone();
-            for (id, goal) in &plan.goals {
-                let Some(group) = cluster.spec.groups.get(&id.group) else { continue };
-                let is_out = excluded && transition.excluded.contains_key(id);
-                let state = if is_out { group.lifecycle.lowest().clone() } else { goal.clone() };
-                let member = Arc::make_mut(cluster.members.entry(id.clone()).or_default());
-                member.actual = Some(state);
-                member.transition = None;
-            }
-            cluster
-        };
-        let (planned, without) = (end(false), end(true));
-        let groups = plan.exclusive.iter().chain(&plan.shared);
-        groups.into_iter().any(|group| planned.serves(group) && !without.serves(group))
+        let groups: BTreeSet<&GroupName> = transition.excluded.keys().map(|member| &member.group).collect();
+        groups.into_iter().any(|name| {
+            let Some(group) = self.head.spec.groups.get(name) else { return true };
+            let count = self.head.members_of(name).count();
+            group.lifecycle.states.iter().any(|state| {
+                // Where members will be, whether or not their hosts are seen now.
+                let ends = |id: &MemberId| match plan.goals.get(id) {
+                    Some(goal) => goal == state,
+                    None => self.head.is_surely_in(id, state),
+                };
+                let planned = self.head.members_of(name).filter(|id| ends(id)).count();
+                let stays = |id: &&MemberId| !transition.excluded.contains_key(*id);
+                let without = self.head.members_of(name).filter(stays).filter(|id| ends(id)).count();
+                let is_lowest = state == group.lifecycle.lowest();
+                let min = group.min(state, count);
+                !is_lowest && planned >= min && without < min
+            })
+        })
     }
 
     /// The members that are not where they should be at the end, or of which nobody knows.
     fn left(&self, transition: &Transition, plan: &Plan) -> BTreeMap<MemberId, Left> {
         let mut left = BTreeMap::new();
         for (id, goal) in &plan.goals {
-            if transition.stopped.contains(id) {
+            if transition.stopped.contains(id) && transition.undo.is_none() {
+                if self.would_break_limits(transition, plan) {
+                    let problem = format!("it was stopped, and {} misses a limit without it", id.group);
+                    left.insert(id.clone(), Left { problem, next: next_action(id), in_doubt: false });
+                }
                 continue;
             }
             let steps = || plan.steps_of(id);
@@ -1130,9 +1170,7 @@ impl Engine {
                 (None, Some(_)) => continue,
                 (None, None) => "its state is not known".to_owned(),
             };
-            let next =
-                format!("see why on host {}, then ask for the state it should have: {id}=STATE", id.host);
-            left.insert(id.clone(), Left { problem, next, in_doubt });
+            left.insert(id.clone(), Left { problem, next: next_action(id), in_doubt });
         }
         left
     }
@@ -1205,6 +1243,10 @@ impl Engine {
     pub(crate) fn release_done(&mut self, done: Done) {
         let Some(id) = done.transition else { return };
         let hold = self.runs.get_mut(&id).and_then(|run| run.holds.get_mut(&done.member));
+        if hold.as_ref().is_some_and(|hold| hold.release.is_none()) {
+            // Nobody has ordered it; taken for a release it would let the decision go without this hold.
+            return;
+        }
         match (done.answer, hold) {
             (Answer::Yes, _) => {
                 if let Some(run) = self.runs.get_mut(&id) {
@@ -1245,7 +1287,7 @@ impl Engine {
     // ---- ends
 
     fn end(&mut self, id: TransitionId, run: &Run, outcome: Outcome, left: BTreeMap<MemberId, Left>) {
-        self.propose(Body::Outcome { transition: id, outcome, left });
+        self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
         let asked = run.plan.participants.iter().filter(|who| who.role != Role::Observer);
         let hosts: BTreeSet<_> = asked.map(|who| who.member.host.clone()).collect();
         for host in hosts {
@@ -1253,6 +1295,11 @@ impl Engine {
         }
         self.send_notices(id);
         self.reassign_after(run);
+        // What an agent said of a member before it got the order whose end is not known may still be on its way,
+        // and would settle the doubt with the state of before. What it says on a new connection is said after it.
+        let in_doubt = left.iter().filter(|(_, left)| left.in_doubt);
+        let hosts: BTreeSet<_> = in_doubt.map(|(member, _)| member.host.clone()).collect();
+        hosts.iter().for_each(|host| self.drop_session(host));
     }
 
     /// Members that had left their groups' labels may be gone for good now.
@@ -1311,7 +1358,8 @@ impl Engine {
                 Stage::Queued | Stage::Abort { .. } | Stage::Commit(_) => continue,
             };
             let voted = run.votes.iter().chain(poll.ballot.votes());
-            let stale = voted.filter(|vote| vote.member.host == *host && vote.run != *new);
+            let is_stale = |vote: &&Vote| vote.member.host == *host && vote.run != *new;
+            let stale = voted.filter(|vote| vote.answer == Answer::Yes).filter(is_stale);
             let asked =
                 poll.roles.keys().filter(|member| poll.round == Round::Prepare && member.host == *host);
             let member = stale.map(|vote| &vote.member).chain(asked).next().cloned();
@@ -1508,6 +1556,11 @@ impl Engine {
     fn commit_ms(&self, group: &GroupName) -> u64 {
         self.head.spec.groups.get(group).map_or(60_000, |group| group.deadlines.commit)
     }
+}
+
+/// What a person has to do about a member that was left somewhere.
+fn next_action(id: &MemberId) -> String {
+    format!("see why on host {}, then ask for the state it should have: {id}=STATE", id.host)
 }
 
 /// What is to be done about a step that may go.

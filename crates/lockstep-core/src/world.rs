@@ -91,6 +91,8 @@ pub struct World {
     processes: BTreeMap<String, Process>,
     scripts: BTreeMap<(MemberId, Phase), VecDeque<Script>>,
     software: BTreeMap<MemberId, StateName>,
+    /// What software has been asked to prepare or hold, and not to forget again.
+    promises: BTreeSet<(MemberId, Phase)>,
     answers: BTreeMap<ReplyId, Result<Accepted, Rejection>>,
     sessions: u64,
     replies: u64,
@@ -132,6 +134,11 @@ impl World {
     /// The states that the software is really in.
     pub fn software(&self) -> &BTreeMap<MemberId, StateName> {
         &self.software
+    }
+
+    /// The software that is prepared, or holds its clients.
+    pub fn promises(&self) -> &BTreeSet<(MemberId, Phase)> {
+        &self.promises
     }
 
     /// How many writes the server has begun.
@@ -346,6 +353,13 @@ impl World {
             self.deliver();
         }
         self.time = end;
+    }
+
+    /// Lets time pass until something is due, at most so long; what is due then is left to [`World::step`].
+    pub fn advance_to_next(&mut self, ms: u64) {
+        let end = self.time.plus(ms);
+        self.time = self.next_due().map_or(end, |next| next.min(end));
+        self.tick();
     }
 
     fn tick(&mut self) {
@@ -570,6 +584,17 @@ impl World {
         let moves = matches!(call.phase, Phase::Commit | Phase::Undo | Phase::Stop);
         if let (true, true, Some(to)) = (moves, script.has_effect, &call.to) {
             self.software.insert(call.member.clone(), to.clone());
+        }
+        let member = call.member.clone();
+        match call.phase {
+            Phase::Prepare | Phase::Hold => _ = self.promises.insert((member, call.phase)),
+            Phase::Commit | Phase::Undo | Phase::Cancel | Phase::Stop => {
+                self.promises.remove(&(member, Phase::Prepare));
+            }
+            Phase::Release if script.answer == Answer::Yes => {
+                self.promises.remove(&(member, Phase::Hold));
+            }
+            Phase::Check | Phase::Release | Phase::Status | Phase::Notice | Phase::Fence => {}
         }
         let own = (call.phase == Phase::Status).then(|| self.status(&call.member)).flatten();
         let state = script.state.or(own);
