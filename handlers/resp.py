@@ -12,16 +12,14 @@ class Connection:
 
     def __init__(self, address, timeout_s=2.0, username=None, password=None):
         """`address` is (host, port), or the path of a unix socket."""
-        if isinstance(address, str):
-            self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            self._socket.settimeout(timeout_s)
-            self._socket.connect(address)
-        else:
-            self._socket = socket.create_connection(address, timeout_s)
-            self._socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._socket = connected(address, timeout_s)
         self._reader = self._socket.makefile("rb")
         if password:
-            self.call("AUTH", *([username] if username else []), password)
+            try:
+                self.call("AUTH", *([username] if username else []), password)
+            except (OSError, ReplyError):
+                self.close()
+                raise
 
     def call(self, *words):
         return self.calls([words])[0]
@@ -72,6 +70,21 @@ class Connection:
         if len(data) != length + 2:
             raise ConnectionError("Redis closed the connection")
         return data[:-2].decode("utf-8", "replace")
+
+
+def connected(address, timeout_s):
+    if not isinstance(address, str):
+        made = socket.create_connection(address, timeout_s)
+        made.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        return made
+    made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        made.settimeout(timeout_s)
+        made.connect(address)
+    except OSError:
+        made.close()
+        raise
+    return made
 
 
 def encode(words):

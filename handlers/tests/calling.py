@@ -44,11 +44,12 @@ def redis_member(server, **settings):
 def haproxy_member(proxy, **settings):
     settings = {"HAPROXY_SOCKET": proxy.socket, "HAPROXY_FRONTEND": "redis", "HAPROXY_BACKEND": "cache",
                 "HAPROXY_SERVER": "primary", **settings}
-    return Member(f"edge@{proxy.name}", "haproxy", "127.0.0.1", settings)
+    return Member(f"edge@{proxy.name}", "haproxy", f"127.0.0.1:{proxy.port}", settings)
 
 
 def shown(members, goals, actuals=None, out=None, **more):
     """The context: what the agent knows of the members, by name."""
-    rows = [{"member": member.name, "address": member.address, "goal": goals.get(member.name),
-             "actual": (actuals or goals).get(member.name)} for member in members]
+    actuals = actuals or goals
+    rows = [{"member": member.name, "address": member.address, "from": actuals.get(member.name),
+             "goal": goals.get(member.name), "actual": actuals.get(member.name)} for member in members]
     return {"members": rows, "out": out or {}, **more}

@@ -188,7 +188,8 @@ class Relay:
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.port = self._listener.getsockname()[1]
         lab.on_close(self.close)
-        threading.Thread(target=self._accept, daemon=True).start()
+        self._accepting = threading.Thread(target=self._accept, daemon=True)
+        self._accepting.start()
 
     def stall(self):
         self._open.clear()
@@ -198,21 +199,25 @@ class Relay:
 
     def close(self):
         self._open.set()
+        cut(self._listener)
+        self._accepting.join()
         for one in [self._listener, *self._sockets]:
-            try:
-                one.shutdown(socket.SHUT_RDWR)  # wakes the thread that reads it, which a close alone does not
-            except OSError:
-                pass
+            cut(one)
             one.close()
 
     def _accept(self):
         while True:
             try:
                 near, _ = self._listener.accept()
+            except OSError:
+                return  # closed
+            self._sockets.append(near)
+            try:
                 far = socket.create_connection(("127.0.0.1", self._target_port))
             except OSError:
-                return
-            self._sockets += [near, far]
+                cut(near)
+                continue
+            self._sockets.append(far)
             for source, sink in ((near, far), (far, near)):
                 threading.Thread(target=self._pass, args=(source, sink), daemon=True).start()
 
@@ -227,11 +232,16 @@ class Relay:
                 sink.sendall(data)
         except OSError:
             pass
-        for one in (source, sink):
-            try:
-                one.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
+        cut(source)
+        cut(sink)
+
+
+def cut(one):
+    """Wakes the thread that reads it, which a close alone does not."""
+    try:
+        one.shutdown(socket.SHUT_RDWR)
+    except OSError:
+        pass  # it was never connected, or is already
 
 
 class Writers:

@@ -49,10 +49,14 @@ class RedisCase(unittest.TestCase):
         self.assertIn(text, answer.reason)
 
     def prepare_both(self, hold_ms=5000):
-        stop = self.yes(self.m1.call("prepare", self.context(), hold_ms=hold_ms, deadline_ms=5000, **DOWN))["out"]
+        stop = self.yes(self.m1.call("prepare", self.planned(), hold_ms=hold_ms, deadline_ms=5000, **DOWN))["out"]
         out = {"cache@r1": stop}
-        self.yes(self.m2.call("prepare", self.context(out=out), hold_ms=hold_ms, deadline_ms=5000, **UP))
+        self.yes(self.m2.call("prepare", self.context("r2", out, actual="r1"), hold_ms=hold_ms, deadline_ms=5000, **UP))
         return out
+
+    def planned(self):
+        """The context before the decision to move to r2: its goals are the plan's."""
+        return self.context("r2", actual="r1")
 
     def decided(self, out):
         """The context after the decision to move to r2: goals are new, actual states are still the old ones."""
@@ -95,16 +99,16 @@ class Check(RedisCase):
     SETTINGS = {"REDIS_MAX_LAG_BYTES": "50000"}
 
     def test_yes_from_both(self):
-        self.yes(self.m1.call("check", self.context(), **DOWN))
-        self.yes(self.m2.call("check", self.context(), **UP))
+        self.yes(self.m1.call("check", self.planned(), **DOWN))
+        self.yes(self.m2.call("check", self.planned(), **UP))
 
     def test_the_wrong_roles(self):
-        self.no(self.m2.call("check", self.context(), **DOWN), "not the primary")
-        self.no(self.m1.call("check", self.context(), **UP), "primary already")
+        self.no(self.m2.call("check", self.planned(), **DOWN), "not the primary")
+        self.no(self.m1.call("check", self.planned(), **UP), "primary already")
 
     def test_a_primary_that_would_write_as_a_replica(self):
         self.r1.call("CONFIG", "SET", "replica-read-only", "no")
-        self.no(self.m1.call("check", self.context(), **DOWN), "replica-read-only")
+        self.no(self.m1.call("check", self.planned(), **DOWN), "replica-read-only")
 
     def test_lag(self):
         relay = Relay(self.lab, self.r1.port)
@@ -112,21 +116,21 @@ class Check(RedisCase):
         relay.stall()
         for number in range(40):
             self.r1.call("SET", f"k:{number}", "x" * 5000)
-        answer = self.m2.call("check", self.context(), **UP)
+        answer = self.m2.call("check", self.planned(), **UP)
         self.no(answer, "bytes, at most 50000")
         self.assertRegex(answer.reason, r"^lag 20\d{4} bytes, at most 50000$")
         relay.go_on()
-        wait_until(lambda: self.m2.call("check", self.context(), **UP).code == 0, "yes once it has caught up")
+        wait_until(lambda: self.m2.call("check", self.planned(), **UP).code == 0, "yes once it has caught up")
 
     def test_link_down_and_another_history(self):
         relay = Relay(self.lab, self.r1.port)
         self.r2.follow(relay.port)
         relay.close()
         wait_until(lambda: self.r2.info()["master_link_status"] == "down", "the link is seen to be down")
-        self.no(self.m2.call("check", self.context(), **UP), "link to 127.0.0.1")
+        self.no(self.m2.call("check", self.planned(), **UP), "link to 127.0.0.1")
         other = Redis(self.lab, "other").start()
         self.r2.follow(other)
-        self.no(self.m2.call("check", self.context(), **UP), "another history")
+        self.no(self.m2.call("check", self.planned(), **UP), "another history")
 
     def test_without_a_primary_there_is_nobody_to_compare_with(self):
         self.r1.kill()
@@ -135,10 +139,10 @@ class Check(RedisCase):
         self.yes(self.m2.call("check", shown(self.members, goals), **UP))
 
     def test_offline_needs_its_commands(self):
-        self.no(self.m3.call("check", self.context(), from_="replica", to="offline"), "REDIS_STOP is not set")
-        self.no(self.m3.call("check", self.context(), from_="offline", to="replica"), "REDIS_START is not set")
+        self.no(self.m3.call("check", self.planned(), from_="replica", to="offline"), "REDIS_STOP is not set")
+        self.no(self.m3.call("check", self.planned(), from_="offline", to="replica"), "REDIS_START is not set")
         member = redis_member(self.r3, REDIS_STOP='"systemctl stop redis"')
-        self.no(member.call("check", self.context(), from_="replica", to="offline"), "JSON list")
+        self.no(member.call("check", self.planned(), from_="replica", to="offline"), "JSON list")
 
 
 class Prepare(RedisCase):
@@ -272,23 +276,23 @@ class Commit(RedisCase):
 class Others(RedisCase):
     def test_notice_repoints_the_third(self):
         out = self.prepare_both()
-        self.yes(self.m3.call("notice", self.context(), role="observer"))
-        self.assertEqual(self.r3.info()["master_port"], str(self.r1.port))
+        self.yes(self.m3.call("notice", self.planned(), role="observer"))
+        self.assertEqual(self.r3.info()["master_port"], str(self.r1.port), "an intent moved it")
         self.yes(self.m1.call("commit", self.decided(out), **DOWN))
-        self.again(self.m3.call("notice", self.decided(out), role="observer"), "not the primary yet")
+        self.again(self.m3.call("notice", self.decided(out), role="observer", decision="commit"), "not the primary yet")
         self.yes(self.m2.call("commit", self.decided(out), **UP))
         for _ in range(2):
-            self.yes(self.m3.call("notice", self.context("r2"), role="observer"))
+            self.yes(self.m3.call("notice", self.context("r2"), role="observer", decision="commit"))
         self.assertEqual(self.r3.info()["master_port"], str(self.r2.port))
         wait_until(lambda: self.r3.info()["master_link_status"] == "up", "r3 follows r2")
-        self.yes(self.m2.call("notice", self.context("r2"), role="observer"))
+        self.yes(self.m2.call("notice", self.context("r2"), role="observer", decision="commit"))
         self.assertTrue(self.r2.is_primary())
         self.assertEqual(self.r2.info()["sync_full"], "0", "a full copy was needed")
 
     def test_notice_leaves_a_relay_that_works_alone(self):
         relay = Relay(self.lab, self.r1.port)
         self.r3.follow(relay.port)
-        self.yes(self.m3.call("notice", self.context(), role="observer"))
+        self.yes(self.m3.call("notice", self.context(), role="observer", decision="commit"))
         self.assertEqual(self.r3.info()["master_port"], str(relay.port))
 
     def test_stop_with_and_without_a_primary_to_follow(self):
