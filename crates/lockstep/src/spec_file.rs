@@ -196,15 +196,19 @@ impl File {
             std::fs::File::open(path).and_then(|file| file.take(FILE_BYTES_MAX + 1).read_to_end(&mut bytes));
         read.map_err(|source| FileError::Read { path: path.to_owned(), source })?;
         let name = path.display().to_string();
-        Self::from_bytes(&name, Format::of(path), &bytes, code)
-            .map_err(|refused| FileError::Refused(Box::new(refused)))
+        Self::from_bytes(&name, Format::of(path), &bytes, code).map_err(FileError::Refused)
     }
 
     /// The same for bytes that are there already.
     ///
     /// # Errors
     /// If there are too many, or they are not UTF-8 without a byte order mark.
-    pub fn from_bytes(name: &str, format: Format, bytes: &[u8], code: &'static str) -> Result<Self, Refused> {
+    pub fn from_bytes(
+        name: &str,
+        format: Format,
+        bytes: &[u8],
+        code: &'static str,
+    ) -> Result<Self, Box<Refused>> {
         let file = |text: String| Self { name: name.to_owned(), format, text };
         if bytes.len() as u64 > FILE_BYTES_MAX {
             let problem = Problem::new(
@@ -212,14 +216,14 @@ impl File {
                 format!("the file has more than {FILE_BYTES_MAX} bytes"),
                 "split the cluster; or is it another file?",
             );
-            return Err(Refused::new(&file(String::new()), 0..0, problem));
+            return Err(Box::new(Refused::new(&file(String::new()), 0..0, problem)));
         }
         match json::text(bytes) {
             Ok(text) => Ok(file(text.to_owned())),
             Err(error) => {
                 let shown = file(String::from_utf8_lossy(&bytes[..error.offset]).into_owned());
                 let problem = Problem::new(code, error.message, "save the file as UTF-8 text");
-                Err(Refused::new(&shown, error.offset..error.offset, problem))
+                Err(Box::new(Refused::new(&shown, error.offset..error.offset, problem)))
             }
         }
     }

@@ -1,6 +1,8 @@
 //! The public API against bad input: a clear error, nothing lost, nothing half-applied. The router is the real one,
 //! the engine behind it a few lines that keep a journal in memory.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request as HttpRequest, StatusCode, header};

@@ -1,6 +1,8 @@
 //! `lockstep plan -f cluster.toml --state state.json`, with the real binary: what is planned, and how bad files are
 //! refused.
 
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
 use expect_test::{Expect, expect};
 use std::fmt::Write as _;
 use std::path::Path;

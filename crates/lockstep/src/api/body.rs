@@ -175,7 +175,7 @@ pub async fn read_spec(request: HttpRequest) -> Result<SpecFile, Problem> {
 fn check_spec(format: Format, bytes: &[u8]) -> Result<SpecFile, Problem> {
     let code = Code::SpecInvalid;
     let file = File::from_bytes("body", format, bytes, code.as_str());
-    let file = file.map_err(|refused| bad(format!("the body: {refused}"), refused.help))?;
+    let file = file.map_err(|refused| bad(format!("the body: {refused}"), refused.help.clone()))?;
     let written: Result<SpecFile, String> = match format {
         Format::Json => match json::parse_object(&file.text) {
             Err(error) if error.is_syntax => {

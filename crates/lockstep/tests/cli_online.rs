@@ -1,0 +1,254 @@
+//! The command line against a running server, both the real binary: what operators see, and how commands end.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+use expect_test::{Expect, expect};
+use serde_json::Value;
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, Command, Stdio};
+
+/// `lockstep dev`: a server, agents and pretended software.
+struct Dev {
+    child: Child,
+    address: String,
+    data: tempfile::TempDir,
+    /// Kept open: it goes on to tell of every change.
+    _told: BufReader<std::process::ChildStdout>,
+}
+
+impl Drop for Dev {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Dev {
+    fn start() -> Self {
+        let data = tempfile::tempdir().unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+            .args(["dev", "--listen", "127.0.0.1:0", "--data"])
+            .arg(data.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let mut told = BufReader::new(child.stdout.take().unwrap());
+        let mut address = String::new();
+        // It shows the members once each has said in which state it is.
+        loop {
+            let mut line = String::new();
+            assert!(told.read_line(&mut line).unwrap() > 0, "it ended");
+            if let Some(place) = line.strip_prefix("listening on ") {
+                address = place.trim().to_owned();
+            }
+            if line.starts_with("app:") {
+                return Self { child, address, data, _told: told };
+            }
+        }
+    }
+
+    fn command(&self, args: &[&str]) -> (i32, String, String) {
+        lockstep(&self.address, self.data.path(), args)
+    }
+
+    /// The exit code, standard output, and standard error with a mark, without what differs from run to run.
+    fn told(&self, args: &[&str]) -> String {
+        let (exit, out, err) = self.command(args);
+        let err: String = err.lines().map(|line| format!("! {line}\n")).collect();
+        format!("exit {exit}\n{}", steady(&format!("{out}{err}")))
+    }
+}
+
+fn lockstep(address: &str, dir: &Path, args: &[&str]) -> (i32, String, String) {
+    let output = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        .args(args)
+        .current_dir(dir)
+        .env("NO_COLOR", "1")
+        .env("LOCKSTEP_ADDR", address)
+        .output()
+        .unwrap();
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+/// Without the revision and the plan's hash, which rest on the order in which hosts have joined.
+fn steady(text: &str) -> String {
+    let line = |line: &str| {
+        for (before, length) in [("revision ", None), ("plan ", Some(8))] {
+            if let Some(rest) = line.strip_prefix(before) {
+                let end = length.or_else(|| rest.find(|c: char| !c.is_ascii_digit())).unwrap_or(rest.len());
+                return format!("{before}...{}\n", &rest[end..]);
+            }
+        }
+        format!("{}\n", line.trim_end())
+    };
+    text.lines().map(line).collect()
+}
+
+#[track_caller]
+fn check(text: &str, expected: &Expect) {
+    expected.assert_eq(text);
+}
+
+#[test]
+fn a_day_at_the_terminal() {
+    let dev = Dev::start();
+    check(&dev.told(&["status"]), &expect![[r#"
+        exit 0
+        revision ...   hosts: 5 alive
+
+        GROUP          MEMBERS
+        app    serves  app-1 online, app-2 online
+        db     serves  pg-a primary, pg-b standby, pg-c standby
+
+        nothing is wrong
+    "#]]);
+    check(&dev.told(&["plan", "db@pg-b=primary"]), &expect![[r#"
+        exit 0
+        plan ...  db: pg-a primary -> offline -> standby, pg-b standby -> primary   gap: db   holds: app@app-1 app@app-2   tells: db (1)
+
+        STEP  MEMBER   MOVE                AFTER
+        0     db@pg-a  primary -> offline
+        1     db@pg-a  offline -> standby  0 2
+        2     db@pg-b  standby -> primary  0
+    "#]]);
+    let (exit, out, err) = dev.command(&["run", "db@pg-b=primary", "--reason", "kernel update"]);
+    assert_eq!(exit, 0, "{err}");
+    assert!(out.starts_with("committed t"), "{out}");
+    // Which lines the steps fall into depends on when they were seen; these are there in any case, in this order.
+    let labels: Vec<&str> = err.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert_eq!(labels[..4], ["plan", "check", "prepare", "decided"], "{err}");
+    assert!(err.contains("pg-b primary") && err.contains("\nrelease   app-1  app-2 "), "{err}");
+    check(&dev.told(&["run", "db@pg-b=primary"]), &expect![[r#"
+        exit 0
+        nothing to do
+    "#]]);
+    check(&dev.told(&["run", "db=down"]), &expect![[r#"
+        exit 3
+        ! rejected: would-break-requires
+        ! app requires db, which would stop serving while app serves
+        ! help: take app down in the same request: app=down
+    "#]]);
+    let (exit, _, err) = dev.command(&["run", "db@pg-a=primary", "--plan", "deadbeef"]);
+    assert_eq!(exit, 3);
+    assert!(err.starts_with("rejected: plan-changed\n"), "{err}");
+    check(&dev.told(&["abort", "t999999"]), &expect![[r#"
+        exit 1
+        ! error: there is no transition t999999
+        ! help: `lockstep transition list` shows those that are kept
+    "#]]);
+    check(&dev.told(&["relation", "list"]), &expect![[r#"
+        exit 0
+        FROM  KIND      TO  ASK   ORIGIN
+        app   requires  db        capability
+        app   watches   db  hold  declared
+    "#]]);
+    check(&dev.told(&["host", "show", "pg-a", "--output", "yaml"]), &expect![[r#"
+        exit 0
+        address: "127.0.0.1"
+        in_detail:
+          - actual: standby
+            facts: {}
+            goal: standby
+            group: db
+            host: pg-a
+            leaving: false
+            mark: null
+            reason: null
+            score: null
+            settings: {}
+            transition: null
+        labels:
+          role: db
+        liveness: alive
+        name: pg-a
+    "#]]);
+
+    let (exit, out, _) = dev.command(&["run", "-o", "json", "db@pg-a=primary", "--request-id", "r1"]);
+    let first: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((exit, first["outcome"].as_str()), (0, Some("committed")));
+    let (exit, out, _) = dev.command(&["run", "db@pg-a=primary", "--request-id", "r1", "--output=json"]);
+    let again: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((exit, &again["id"]), (0, &first["id"]), "the same request, not a new one");
+    let (exit, _, err) = dev.command(&["run", "db@pg-b=primary", "--request-id", "r1"]);
+    assert_eq!(exit, 3);
+    assert!(err.starts_with("rejected: request-conflict\n"), "{err}");
+    let (exit, out, _) = dev.command(&["run", "db=down", "-o", "json"]);
+    let rejection: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((exit, rejection["rejection"]["code"].as_str()), (3, Some("would-break-requires")));
+
+    std::fs::write(dev.data.path().join("state/app-2.refuses"), "").unwrap();
+    let (exit, out, err) = dev.command(&["run", "db@pg-b=primary"]);
+    assert_eq!(exit, 4, "{err}");
+    assert!(out.starts_with("aborted t"), "{out}");
+    let end = "app@app-2 said no in check: the file app-2.refuses is there\naborted: vote-no\n\
+               help: mend what the member names, then run it again\n";
+    assert!(err.ends_with(end), "{err}");
+}
+
+#[test]
+fn a_spec_is_declared_and_said_to_differ() {
+    let dev = Dev::start();
+    let spec = "cluster = \"shop\"\n[groups.web]\nselect = { role = \"app\" }\nlimits = { online = { min = 2 } }\n\
+                [groups.cron]\nselect = { role = \"cron\" }\n";
+    std::fs::write(dev.data.path().join("shop.toml"), spec).unwrap();
+    std::fs::write(dev.data.path().join("bad.toml"), "cluster = \"shop\"\n[groups.web]\nhold_ms = 0\n")
+        .unwrap();
+    check(&dev.told(&["apply", "-f", "bad.toml"]), &expect![[r#"
+        exit 3
+        ! spec-invalid
+        !
+        !   × groups.web.hold_ms: 0 ms
+        !    ╭─[bad.toml:3:11]
+        !  2 │ [groups.web]
+        !  3 │ hold_ms = 0
+        !    ·           ┬
+        !    ·           ╰── here
+        !    ╰────
+        !   help: between 1 and 86400000 (a day)
+    "#]]);
+    check(
+        &dev.told(&["apply", "-f", "shop.toml", "--dry-run"]),
+        &expect![[r#"
+            exit 0
+            dry run: nothing was applied
+              ~ cluster: dev -> shop
+              - group app
+              + group cron
+              - group db
+              + group web
+              - relation app requires db
+              - relation app watches db
+              + member web@app-1
+              + member web@app-2
+              - member app@app-1
+              - member app@app-2
+              - member db@pg-a
+              - member db@pg-b
+              - member db@pg-c
+        "#]],
+    );
+    let (exit, _, _) = dev.command(&["group", "show", "web"]);
+    assert_eq!(exit, 1, "a dry run declares nothing");
+    let (exit, out, err) = dev.command(&["apply", "-f", "shop.toml"]);
+    assert_eq!((exit, err.as_str()), (0, ""));
+    assert!(out.starts_with("applied at revision "), "{out}");
+    let (exit, _, _) = dev.command(&["group", "show", "web"]);
+    assert_eq!(exit, 0);
+}
+
+#[test]
+fn without_a_server() {
+    let dir = tempfile::tempdir().unwrap();
+    // A port that was free a moment ago, and to which nobody listens.
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().to_string();
+    let (exit, out, err) = lockstep(&address, dir.path(), &["status"]);
+    assert_eq!((exit, out.as_str()), (1, ""));
+    let expected = format!("error: no server answers: http://{address}: Connection refused (os error 111)\n");
+    assert!(err.starts_with(&expected), "{err}");
+    let (exit, _, err) = lockstep(&address, dir.path(), &["run", "db=up", "--wait", "100ms"]);
+    assert_eq!(exit, 1);
+    assert!(err.contains("no server answers"), "{err}");
+}
