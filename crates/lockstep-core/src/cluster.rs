@@ -72,6 +72,8 @@ pub struct Member {
     pub transition: Option<TransitionId>,
     /// What its last transition left open.
     pub mark: Mark,
+    /// While it is in doubt: the states that its last transition may have left it in.
+    pub may_be: BTreeSet<StateName>,
     /// Its host no longer matches the group's labels; it counts until it is in the lowest state.
     pub leaving: bool,
 }
@@ -193,8 +195,12 @@ impl Cluster {
     pub fn may_be_in(&self, id: &MemberId, state: &StateName) -> bool {
         let member = &self.members[id];
         let Some(actual) = &member.actual else { return true };
-        let moves = member.transition.is_some() || member.is_in_doubt();
-        actual == state || (moves && member.goal.as_ref() == Some(state))
+        // Its goal does not tell: once its transition has turned back, that is where it was before.
+        let is_on_the_way = || {
+            let plan = member.transition.and_then(|id| self.transitions.get(&id)?.plan.as_ref());
+            plan.is_some_and(|plan| plan.steps_of(id).any(|step| step.from == *state || step.to == *state))
+        };
+        actual == state || (member.is_in_doubt() && member.may_be.contains(state)) || is_on_the_way()
     }
 
     /// Whether a member may be in a state, its goal left aside: for those who know what its steps have come to.
@@ -275,6 +281,7 @@ impl Cluster {
                         member.goal = Some(goal.clone());
                         member.transition = Some(*id);
                         member.mark = Mark::None;
+                        member.may_be.clear();
                     }
                 }
             }
@@ -308,6 +315,7 @@ impl Cluster {
                     member.actual = actual.clone();
                     if actual.is_some() {
                         member.mark = Mark::None;
+                        member.may_be.clear();
                         member.goal = member.goal.take().or(actual.clone());
                     }
                     self.drop_if_left(id);
@@ -377,7 +385,12 @@ impl Cluster {
             Some(group) => member.actual.as_ref() == Some(group.lifecycle.lowest()),
             None => true,
         };
-        if is_down {
+        // What it was asked to prepare it still has to be told to forget.
+        let is_asked = self
+            .open
+            .iter()
+            .any(|open| self.transitions[open].plan.as_ref().is_some_and(|plan| plan.goals.contains_key(id)));
+        if is_down && !is_asked {
             self.members.remove(id);
         }
     }
@@ -407,9 +420,9 @@ impl Cluster {
                 self.member_mut(member).actual = Some(lowest);
             }
             StepResult::HoldEnded { member, end } => {
-                // A release that is heard of late is still news; nothing undoes one.
+                // What is heard late of a hold whose end was presumed is still news; nothing undoes a release.
                 let known = transition.holds.entry(member.clone()).or_insert(*end);
-                if *end == HoldEnd::Released {
+                if *end == HoldEnd::Released || *known == HoldEnd::Presumed {
                     *known = *end;
                 }
             }
@@ -442,6 +455,10 @@ impl Cluster {
             if known.transition == Some(id) {
                 known.transition = None;
                 known.mark = mark;
+                if mark == Mark::InDoubt {
+                    let ends = plan.steps_of(member).flat_map(|step| [step.from.clone(), step.to.clone()]);
+                    known.may_be = ends.collect();
+                }
             }
             self.drop_if_left(member);
         }

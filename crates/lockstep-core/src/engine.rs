@@ -610,6 +610,15 @@ impl Engine {
             let message = format!("{} refused an order: it has seen token {token}", done.member);
             self.event(Event::Warning(message));
         }
+        // A handler that was at work when its transition ended: its agent has written the answer down, and waits
+        // for an outcome that it may have been told before.
+        let ended = done.transition.and_then(|id| self.head.transitions.get_key_value(&id));
+        if let Some((&transition, known)) = ended
+            && let outcome @ Some(_) = known.outcome
+            && done.phase != Phase::Release
+        {
+            self.order(host, Order::Outcome { transition, outcome });
+        }
         match done.phase {
             Phase::Check | Phase::Prepare | Phase::Hold => self.vote(done),
             Phase::Commit | Phase::Undo => self.step_done(done),

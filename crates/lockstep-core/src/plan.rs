@@ -11,7 +11,7 @@ use crate::id::{GroupName, MemberId, StateName, StepId};
 use crate::message::Role;
 use crate::relation::Relation;
 use crate::request::{Code, Rejection, TARGETS_MAX, Target};
-use crate::spec::{Ask, Group, Kind, OnFailure, list};
+use crate::spec::{Ask, Deadlines, Group, Kind, OnFailure, list};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::{BTreeMap, BTreeSet};
@@ -548,8 +548,10 @@ impl<'a> Planner<'a> {
             .map(|who| &who.member.group)
             .collect();
         let deadlines = || asked.iter().map(|group| self.cluster.spec.groups[*group].deadlines);
-        plan.check_ms = deadlines().map(|deadlines| deadlines.check).max().unwrap_or(0);
-        plan.prepare_ms = deadlines().map(|deadlines| deadlines.prepare).max().unwrap_or(0);
+        // With nobody to ask they bound nothing, and still must not have passed already.
+        let none = Deadlines::default();
+        plan.check_ms = deadlines().map(|deadlines| deadlines.check).max().unwrap_or(none.check);
+        plan.prepare_ms = deadlines().map(|deadlines| deadlines.prepare).max().unwrap_or(none.prepare);
     }
 
     /// The relations whose `from` is told when these groups move: all that lead to them directly, and along

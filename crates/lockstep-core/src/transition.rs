@@ -191,10 +191,9 @@ impl Engine {
 
     pub(crate) fn enqueue(&mut self, id: TransitionId) {
         let request = self.head.transitions[&id].request.clone();
-        let plan = plan::plan(&self.head, &request.targets, &self.scores).unwrap_or_else(|_| Plan {
-            exclusive: request.targets.iter().filter_map(|target| target.group().cloned()).collect(),
-            ..Plan::default()
-        });
+        let mut plan = plan::plan(&self.head, &request.targets, &self.scores).unwrap_or_default();
+        // Also when there is nothing to do for them now: whoever is before it may change that.
+        plan.exclusive.extend(request.targets.iter().filter_map(|target| target.group().cloned()));
         let decide_by = request.deadline_ms.map(|ms| self.now.time.plus(ms));
         self.runs.insert(id, Run::queued(Arc::new(plan), decide_by));
         self.event(Event::Phase { transition: id, phase: Some("queued") });
@@ -357,6 +356,13 @@ impl Engine {
             return None;
         }
         let Some(member) = poll.ballot.missing().next().cloned() else {
+            if let Some(member) = self.absent(run, poll) {
+                return Some((
+                    "vote-missing",
+                    format!("the agent of {member} did not come back in time"),
+                    Some(member),
+                ));
+            }
             // The last yes came with the deadline: what follows would come after it.
             return Some(("vote-missing", "it was not decided within its deadline".to_owned(), None));
         };
@@ -367,6 +373,12 @@ impl Engine {
             }
             None => ("vote-missing", format!("{member} did not answer in time"), Some(member)),
         })
+    }
+
+    /// A member that has said yes and whose agent is not connected now, if there is one.
+    fn absent(&self, run: &Run, poll: &Poll) -> Option<MemberId> {
+        let mut voters = run.votes.iter().chain(poll.ballot.votes()).map(|vote| &vote.member);
+        voters.find(|member| !self.sessions.contains_key(&member.host)).cloned()
     }
 
     fn begin(&mut self, id: TransitionId, run: &mut Run, poll: Poll) -> Next {
@@ -429,6 +441,12 @@ impl Engine {
         match poll.ballot.tally() {
             Tally::Open | Tally::Refused(_) => {
                 self.ask_again(id, run, &mut poll);
+                run.stage = Stage::Prepare { poll, waves };
+                Next::Wait
+            }
+            // A yes counts while the run that cast it keeps its session. One whose connection is gone may be dead,
+            // and what its yes promised with it: that shows when it comes back, or is lost.
+            Tally::Carried if waves.is_empty() && self.absent(run, &poll).is_some() => {
                 run.stage = Stage::Prepare { poll, waves };
                 Next::Wait
             }
@@ -1270,16 +1288,23 @@ impl Engine {
 
     /// A holder has let go by itself, at its hold's end or because its agent restarted.
     pub(crate) fn hold_ended(&mut self, id: TransitionId, member: &MemberId) {
-        let Some(run) = self.runs.get_mut(&id) else { return };
-        let Some(hold) = run.holds.get_mut(member) else { return };
-        hold.end = self.now.time;
-        if run.is_undecided() {
-            let message = format!("the hold of {member} ended before the decision");
-            self.abort(
-                id,
-                Cause { code: "hold-too-short".to_owned(), message, member: Some(member.clone()) },
-            );
-        } else if !self.head.transitions[&id].holds.contains_key(member) {
+        let Some(transition) = self.head.transitions.get(&id) else { return };
+        // One whose end was presumed is heard of after all, perhaps after the outcome.
+        let was_presumed = transition.holds.get(member) == Some(&HoldEnd::Presumed);
+        let is_unknown = !transition.holds.contains_key(member);
+        if let Some(run) = self.runs.get_mut(&id)
+            && let Some(hold) = run.holds.get_mut(member)
+            && is_unknown
+        {
+            hold.end = self.now.time;
+            if run.is_undecided() {
+                let message = format!("the hold of {member} ended before the decision");
+                let cause =
+                    Cause { code: "hold-too-short".to_owned(), message, member: Some(member.clone()) };
+                return self.abort(id, cause);
+            }
+            self.note_step(id, StepResult::HoldEnded { member: member.clone(), end: HoldEnd::Ended });
+        } else if was_presumed {
             self.note_step(id, StepResult::HoldEnded { member: member.clone(), end: HoldEnd::Ended });
         }
     }

@@ -62,6 +62,10 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
     let words: Vec<&str> = line.split_whitespace().collect();
     let mut shown = Vec::new();
     match words.as_slice() {
+        ["setup", members @ ..] => {
+            setup(world, body, members);
+            return shown;
+        }
         ["spec"] => match serde_json::from_str(body) {
             Ok(spec) => drop(world.apply(spec)),
             Err(error) => shown.push(format!("bad story: {error}")),
@@ -94,7 +98,7 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
         ["run", rest @ ..] => {
             world.run(request(rest));
         }
-        ["abort", id] => drop(world.abort(id.parse().unwrap())),
+        ["abort", id] => drop(world.abort(named(world, id))),
         ["deliver"] => world.deliver(),
         ["step", count, "messages"] => {
             (0..count.parse().unwrap()).for_each(|_| _ = world.step());
@@ -124,7 +128,7 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
         ["goodbye", name] => world.forge(name, Report::Goodbye),
         ["forge", name] => world.forge(name, serde_json::from_str(body).unwrap()),
         ["status"] => return status(world),
-        ["show", id] => return show(world, id.parse().unwrap()),
+        ["show", id] => return show(world, named(world, id)),
         ["journal"] => return journal_lines(world.journal()),
         ["agent-journal", name] => {
             return world
@@ -141,6 +145,31 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
     }
     shown.extend(world.take_trace());
     shown
+}
+
+/// A primary, its standby and a pooler that holds; members of a group have its name as a label.
+const SHOP: &str = r#"{"cluster":"shop","groups":{
+    "db":{"select":{"db":"y"},"lifecycle":"primary-standby","handler":"sim","retries":0},
+    "pool":{"select":{"pool":"y"},"handler":"sim"}},
+    "relations":[{"from":"pool","to":"db","kind":"requires","ask":"hold"}]}"#;
+
+/// Starts the server, applies a spec ([`SHOP`] when none is given) and joins hosts whose software is in the
+/// states that are named, all without a word.
+fn setup(world: &mut World, spec: &str, members: &[&str]) {
+    world.start_server();
+    world.apply(serde_json::from_str(if spec.is_empty() { SHOP } else { spec }).expect("a good spec"));
+    let mut hosts: BTreeMap<HostName, BTreeMap<String, String>> = BTreeMap::new();
+    for (member, state) in members.iter().map(|word| word.split_once('=').unwrap()) {
+        let id: MemberId = member.parse().unwrap();
+        world.set_software(&id, &state.parse().unwrap());
+        hosts.entry(id.host).or_default().insert(id.group.to_string(), "y".to_owned());
+    }
+    for (host, labels) in hosts {
+        world.join(host.as_str(), &host, labels, None);
+        world.deliver();
+    }
+    let rejected = world.take_trace().into_iter().find(|line| line.starts_with("rejected"));
+    assert_eq!(rejected, None);
 }
 
 /// `yes`, `no REASON`, `again`, `hang`, `out {json}`, `state S`, `takes MS`, `partial REASON` (a no after its effect).
@@ -190,6 +219,12 @@ fn request(words: &[&str]) -> Request {
     request
 }
 
+/// A transition by its id, or `last`.
+fn named(world: &World, id: &str) -> TransitionId {
+    let newest = || *world.server().unwrap().acknowledged().transitions.keys().next_back().unwrap();
+    if id == "last" { newest() } else { id.parse().unwrap() }
+}
+
 fn status(world: &World) -> Vec<String> {
     let Some(server) = world.server() else { return vec!["no server".to_owned()] };
     let cluster = server.acknowledged();
@@ -222,6 +257,14 @@ fn status(world: &World) -> Vec<String> {
         }
         lines.push(line);
     }
+    for host in cluster.hosts.keys() {
+        let open =
+            world.agent(host.as_str()).map(|agent| agent.state().open.keys().copied().collect::<Vec<_>>());
+        if let Some(open) = open.filter(|open| !open.is_empty()) {
+            lines.push(format!("{host} waits for {open:?}"));
+        }
+    }
+    lines.extend(world.promises().iter().map(|(member, phase)| format!("{member} is left in {phase}")));
     lines
 }
 
