@@ -10,31 +10,35 @@ use std::process::{Child, Command, Stdio};
 
 /// `lockstep dev`: a server, agents and pretended software.
 struct Dev {
-    child: Child,
+    _child: Running,
     address: String,
     data: tempfile::TempDir,
     /// Kept open: it goes on to tell of every change.
     _told: BufReader<std::process::ChildStdout>,
 }
 
-impl Drop for Dev {
+/// A process that ends with the test.
+struct Running(Child);
+
+impl Drop for Running {
     fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        let _ = self.0.kill();
+        let _ = self.0.wait();
     }
 }
 
 impl Dev {
     fn start() -> Self {
         let data = tempfile::tempdir().unwrap();
-        let mut child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+        let spawned = Command::new(env!("CARGO_BIN_EXE_lockstep"))
             .args(["dev", "--listen", "127.0.0.1:0", "--data"])
             .arg(data.path())
             .stdout(Stdio::piped())
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
-        let mut told = BufReader::new(child.stdout.take().unwrap());
+        let mut child = Running(spawned);
+        let mut told = BufReader::new(child.0.stdout.take().unwrap());
         let mut address = String::new();
         // It shows the members once each has said in which state it is.
         loop {
@@ -44,7 +48,7 @@ impl Dev {
                 address = place.trim().to_owned();
             }
             if line.starts_with("app:") {
-                return Self { child, address, data, _told: told };
+                return Self { _child: child, address, data, _told: told };
             }
         }
     }
@@ -95,7 +99,9 @@ fn check(text: &str, expected: &Expect) {
 #[test]
 fn a_day_at_the_terminal() {
     let dev = Dev::start();
-    check(&dev.told(&["status"]), &expect![[r#"
+    check(
+        &dev.told(&["status"]),
+        &expect![[r#"
         exit 0
         revision ...   hosts: 5 alive
 
@@ -104,8 +110,11 @@ fn a_day_at_the_terminal() {
         db     serves  pg-a primary, pg-b standby, pg-c standby
 
         nothing is wrong
-    "#]]);
-    check(&dev.told(&["plan", "db@pg-b=primary"]), &expect![[r#"
+    "#]],
+    );
+    check(
+        &dev.told(&["plan", "db@pg-b=primary"]),
+        &expect![[r#"
         exit 0
         plan ...  db: pg-a primary -> offline -> standby, pg-b standby -> primary   gap: db   holds: app@app-1 app@app-2   tells: db (1)
 
@@ -113,7 +122,8 @@ fn a_day_at_the_terminal() {
         0     db@pg-a  primary -> offline
         1     db@pg-a  offline -> standby  0 2
         2     db@pg-b  standby -> primary  0
-    "#]]);
+    "#]],
+    );
     let (exit, out, err) = dev.command(&["run", "db@pg-b=primary", "--reason", "kernel update"]);
     assert_eq!(exit, 0, "{err}");
     assert!(out.starts_with("committed t"), "{out}");
@@ -121,31 +131,45 @@ fn a_day_at_the_terminal() {
     let labels: Vec<&str> = err.lines().filter_map(|line| line.split(' ').next()).collect();
     assert_eq!(labels[..4], ["plan", "check", "prepare", "decided"], "{err}");
     assert!(err.contains("pg-b primary") && err.contains("\nrelease   app-1  app-2 "), "{err}");
-    check(&dev.told(&["run", "db@pg-b=primary"]), &expect![[r#"
+    check(
+        &dev.told(&["run", "db@pg-b=primary"]),
+        &expect![[r#"
         exit 0
         nothing to do
-    "#]]);
-    check(&dev.told(&["run", "db=down"]), &expect![[r#"
+    "#]],
+    );
+    check(
+        &dev.told(&["run", "db=down"]),
+        &expect![[r#"
         exit 3
         ! rejected: would-break-requires
         ! app requires db, which would stop serving while app serves
         ! help: take app down in the same request: app=down
-    "#]]);
+    "#]],
+    );
     let (exit, _, err) = dev.command(&["run", "db@pg-a=primary", "--plan", "deadbeef"]);
     assert_eq!(exit, 3);
     assert!(err.starts_with("rejected: plan-changed\n"), "{err}");
-    check(&dev.told(&["abort", "t999999"]), &expect![[r#"
+    check(
+        &dev.told(&["abort", "t999999"]),
+        &expect![[r#"
         exit 1
         ! error: there is no transition t999999
         ! help: `lockstep transition list` shows those that are kept
-    "#]]);
-    check(&dev.told(&["relation", "list"]), &expect![[r#"
+    "#]],
+    );
+    check(
+        &dev.told(&["relation", "list"]),
+        &expect![[r#"
         exit 0
         FROM  KIND      TO  ASK   ORIGIN
         app   requires  db        capability
         app   watches   db  hold  declared
-    "#]]);
-    check(&dev.told(&["host", "show", "pg-a", "--output", "yaml"]), &expect![[r#"
+    "#]],
+    );
+    check(
+        &dev.told(&["host", "show", "pg-a", "--output", "yaml"]),
+        &expect![[r#"
         exit 0
         address: "127.0.0.1"
         in_detail:
@@ -164,7 +188,8 @@ fn a_day_at_the_terminal() {
           role: db
         liveness: alive
         name: pg-a
-    "#]]);
+    "#]],
+    );
 
     let (exit, out, _) = dev.command(&["run", "-o", "json", "db@pg-a=primary", "--request-id", "r1"]);
     let first: Value = serde_json::from_str(&out).unwrap();
@@ -196,7 +221,9 @@ fn a_spec_is_declared_and_said_to_differ() {
     std::fs::write(dev.data.path().join("shop.toml"), spec).unwrap();
     std::fs::write(dev.data.path().join("bad.toml"), "cluster = \"shop\"\n[groups.web]\nhold_ms = 0\n")
         .unwrap();
-    check(&dev.told(&["apply", "-f", "bad.toml"]), &expect![[r#"
+    check(
+        &dev.told(&["apply", "-f", "bad.toml"]),
+        &expect![[r#"
         exit 3
         ! spec-invalid
         !
@@ -208,7 +235,8 @@ fn a_spec_is_declared_and_said_to_differ() {
         !    ·           ╰── here
         !    ╰────
         !   help: between 1 and 86400000 (a day)
-    "#]]);
+    "#]],
+    );
     check(
         &dev.told(&["apply", "-f", "shop.toml", "--dry-run"]),
         &expect![[r#"
