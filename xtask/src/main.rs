@@ -1,3 +1,133 @@
-//! The project's own commands.
+//! The project's own commands: `cargo xtask verify | fix | test | bench | soak`.
+//!
+//! Every command says what it runs, stops at the first failure, and ends with that command's own words.
 
-fn main() {}
+use std::env;
+use std::path::Path;
+use std::process::{Command, ExitCode};
+
+const HELP: &str = "\
+cargo xtask COMMAND
+
+  verify           formatting, lints, documentation and dependencies; changes nothing
+  fix              formats, and applies what the lints can mend
+  test [ARGS]      installs what the tests need (as root, on Debian), then runs all of them; ARGS go to the runner
+  bench [--json F] measures, each figure beside its floor in the same run
+  soak [RUNS]      the Redis switchover under load, 10 times unless RUNS says otherwise
+";
+
+/// What the tests run beside Rust: a program of each Debian package, and the package.
+const PACKAGES: [(&str, &str); 3] =
+    [("python3", "python3"), ("redis-server", "redis-server"), ("haproxy", "haproxy")];
+
+const SCENARIO: &str = "scenarios/redis-switchover/run";
+
+/// Why a command stopped.
+struct Stopped(String);
+
+type Done = Result<(), Stopped>;
+
+fn main() -> ExitCode {
+    let args: Vec<String> = env::args().skip(1).collect();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().expect("xtask is in the workspace");
+    if let Err(error) = env::set_current_dir(root) {
+        eprintln!("xtask: cannot go to {}: {error}", root.display());
+        return ExitCode::FAILURE;
+    }
+    let done = match args.first().map(String::as_str) {
+        Some("verify") => verify(),
+        Some("fix") => fix(),
+        Some("test") => test(&args[1..]),
+        Some("bench") => bench(&args[1..]),
+        Some("soak") => soak(args.get(1).map_or("10", String::as_str)),
+        Some(_) | None => Err(Stopped(HELP.to_owned())),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Stopped(why)) => {
+            eprintln!("xtask: {why}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn verify() -> Done {
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    run("cargo", &["doc", "--workspace", "--no-deps", "--locked", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
+    if !is_there("cargo-deny") {
+        eprintln!("xtask: cargo-deny is not installed: licences and sources were not checked");
+        return Ok(());
+    }
+    cargo(&["deny", "check", "licenses", "bans", "sources"])
+}
+
+fn fix() -> Done {
+    cargo(&["fmt", "--all"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"])
+}
+
+/// All tests, in one build. The runner comes last, so that its closing line is the last one.
+fn test(args: &[String]) -> Done {
+    install()?;
+    cargo(&["fmt", "--all", "--check"])?;
+    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    cargo(&["build", "--locked", "--package", "lockstep"])?;
+    run("python3", &["-m", "unittest", "discover", "--quiet", "handlers/tests"], &[])?;
+    run(SCENARIO, &["--all", "--runs", "1", "--lockstep", "target/debug/lockstep"], &[])?;
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    if is_there("cargo-nextest") {
+        return cargo(&[&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"], &args[..]].concat());
+    }
+    eprintln!("xtask: cargo-nextest is not installed: using cargo's own runner");
+    cargo(&[&["test", "--workspace", "--locked", "--no-fail-fast"], &args[..]].concat())
+}
+
+fn bench(args: &[String]) -> Done {
+    let args: Vec<&str> = args.iter().map(String::as_str).collect();
+    cargo(&[&["bench", "--locked", "--package", "lockstep", "--bench", "lockstep", "--"], &args[..]].concat())
+}
+
+fn soak(runs: &str) -> Done {
+    install()?;
+    cargo(&["build", "--release", "--locked", "--package", "lockstep"])?;
+    run(SCENARIO, &["--runs", runs, "--lockstep", "target/release/lockstep"], &[])
+}
+
+/// Installs the Debian packages that the tests need and this machine lacks.
+fn install() -> Done {
+    let missing: Vec<&str> =
+        PACKAGES.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
+    if missing.is_empty() {
+        return Ok(());
+    }
+    let wanted = missing.join(" ");
+    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
+    if !is_root || !is_there("apt-get") {
+        return Err(Stopped(format!("the tests need {wanted}; install them, on Debian: sudo apt-get install {wanted}")));
+    }
+    let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
+    run("apt-get", &["update", "--quiet"], &quiet)?;
+    run("apt-get", &[&["install", "--yes", "--quiet", "--no-install-recommends"], &missing[..]].concat(), &quiet)
+}
+
+/// Whether a program is on the path. Servers are in sbin, which an ordinary user's path may lack.
+fn is_there(program: &str) -> bool {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/sbin", "/sbin"].map(Into::into);
+    env::split_paths(&path).chain(sbin).any(|dir| dir.join(program).is_file())
+}
+
+fn cargo(args: &[&str]) -> Done {
+    run("cargo", args, &[])
+}
+
+fn run(program: &str, args: &[&str], vars: &[(&str, &str)]) -> Done {
+    let shown = format!("{program} {}", args.join(" "));
+    eprintln!("$ {shown}");
+    match Command::new(program).args(args).envs(vars.iter().copied()).status() {
+        Ok(status) if status.success() => Ok(()),
+        Ok(status) => Err(Stopped(format!("`{shown}` failed: {status}"))),
+        Err(error) => Err(Stopped(format!("cannot run `{shown}`: {error}"))),
+    }
+}

@@ -14,6 +14,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use tokio_tungstenite::tungstenite::Message;
+use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
 
 pub(crate) struct Measured {
     pub(crate) times: Vec<Duration>,
@@ -50,7 +51,7 @@ pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
     let url = line.trim().trim_start_matches("listening on ").to_owned();
     let server = Server(child);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
     let measured = runtime.block_on(measure(&url, hosts, rounds, &data, &dir));
     drop(server);
     measured
@@ -139,8 +140,10 @@ async fn agent(url: String, host: usize, traffic: Traffic, joined: Arc<AtomicUsi
         labels: [("role".to_owned(), "g".to_owned())].into(),
     };
     let address = url.replacen("http", "ws", 1) + "/v1/agent";
+    // The buffers of the real agent: the library's own are sized for a few large streams.
+    let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(4096);
     let (mut socket, _) =
-        tokio_tungstenite::connect_async_with_config(address, None, true).await.expect("the server");
+        tokio_tungstenite::connect_async_with_config(address, Some(config), true).await.expect("the server");
     let start = Instant::now();
     let now = || Time(start.elapsed().as_millis() as u64);
     let mut engine = AgentEngine::new(identity, BTreeMap::new(), AgentState::default(), now());
