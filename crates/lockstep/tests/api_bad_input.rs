@@ -496,7 +496,7 @@ async fn bad_paths_methods_and_types() {
         GET /v1/transitions/t1?wait_ms=1&wait_ms=2
             400 bad-request: Failed to deserialize query string: duplicate field `wait_ms`
         GET /v1/transitions/t1?wait=1
-            400 bad-request: Failed to deserialize query string: wait: unknown field `wait`, expected `wait_ms` or `after`
+            400 bad-request: Failed to deserialize query string: wait: unknown field `wait`, expected one of `wait_ms`, `after`, `until`
         POST /v1/transitions/t9/abort
             404 not-found: there is no transition t9
         POST /v1/transitions/x/abort

@@ -97,9 +97,10 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
         Ok(transition) => end(&transition, start.elapsed(), form),
         Err((last, why)) => {
             note(&format!("{} {why}; {id} goes on", painted("not waiting:", Colour::Yellow)));
-            note(&format!(
-                "help: `lockstep transition show {id}` tells how it ends; `lockstep abort {id}` stops it"
-            ));
+            // What is decided is carried out.
+            let is_decided = last.as_ref().is_some_and(|last| last.decision.is_some());
+            let stop = if is_decided { String::new() } else { format!("; `lockstep abort {id}` stops it") };
+            note(&format!("help: `lockstep transition show {id}` tells how it ends{stop}"));
             if form != Form::Table
                 && let Some(last) = last
             {
