@@ -171,6 +171,10 @@ backend cache
             connection.sendall(command.encode() + b"\n")
             return b"".join(iter(lambda: connection.recv(65536), b"")).decode()
 
+    def limit(self):
+        """How many connections the process takes at once."""
+        return int(self.ask("show info").split("\nMaxconn: ")[1].split()[0])
+
     def server_address(self):
         row = self.ask("show servers state cache").splitlines()[2].split()
         return f"{row[4]}:{row[18]}"
@@ -264,6 +268,10 @@ class Writers:
             thread.start()
         return self
 
+    def give_up(self):
+        """Without waiting for it: what they talk to may be gone."""
+        self._stop.set()
+
     def stop(self):
         self._stop.set()
         for thread in self._threads:
@@ -281,12 +289,13 @@ class Writers:
         times = times[bisect.bisect_left(times, since):bisect.bisect_right(times, until)]
         return max((after - before for before, after in zip(times, times[1:])), default=0) * 1000
 
-    def overlap_ms(self):
-        """For how long two servers acknowledged writes side by side, by the clients' own account."""
+    def overlap_ms(self, since=0.0, until=float("inf")):
+        """For how long two servers acknowledged writes side by side, by the clients' own account, around one move."""
         spans = {}
         for when, _, port in self.acknowledged:
-            first, last = spans.get(port, (when, when))
-            spans[port] = (min(first, when), max(last, when))
+            if since <= when < until:
+                first, last = spans.get(port, (when, when))
+                spans[port] = (min(first, when), max(last, when))
         ordered = sorted(spans.values())
         return max((max(0.0, before[1] - after[0]) for before, after in zip(ordered, ordered[1:])), default=0.0) * 1000
 
@@ -327,6 +336,9 @@ class RoleSampler:
     def start(self):
         self._thread.start()
         return self
+
+    def give_up(self):
+        self._stop.set()
 
     def stop(self):
         self._stop.set()

@@ -26,7 +26,7 @@ class EdgeCase(unittest.TestCase):
         self.caches = [redis_member(server) for server in self.servers]
         self.edges = [haproxy_member(proxy) for proxy in self.proxies]
         self.e1, self.edge = self.proxies[0], self.edges[0]
-        self.unheld = self.limit()
+        self.unheld = self.e1.limit()
 
     def close(self):
         outcome = getattr(self._outcome, "result", None)
@@ -55,9 +55,6 @@ class EdgeCase(unittest.TestCase):
         return (edge or self.edge).call("release", self.context(primary, decision=decision), subject="cache",
                                         role="holder", decision=decision)
 
-    def limit(self):
-        return self.e1.ask("show info").split("Maxconn: ")[1].split()[0]
-
     def is_held(self):
         return self.yes(self.edge.call("status"))["facts"]["held"]
 
@@ -75,7 +72,7 @@ class Holding(EdgeCase):
         before.close()
         with Connection(("127.0.0.1", self.e1.port), 5) as after:
             self.assertEqual(after.info()["tcp_port"], str(self.r2.port))
-        self.assertEqual((self.is_held(), self.limit()), (False, self.unheld))
+        self.assertEqual((self.is_held(), self.e1.limit()), (False, self.unheld))
 
     def test_what_waits_lands_on_the_new_primary(self):
         """Even when the old primary has closed every session, nobody gets through to it while held."""
@@ -117,7 +114,7 @@ class Holding(EdgeCase):
             self.hold()
             self.yes(self.release("r1", "abort"))
             self.assertEqual(redis.call("PING"), "PONG")
-        self.assertEqual((self.is_held(), self.limit()), (False, self.unheld))
+        self.assertEqual((self.is_held(), self.e1.limit()), (False, self.unheld))
         self.assertEqual(self.e1.server_address(), self.r1.address)
         self.yes(self.release("r1", "abort"))
 
@@ -129,9 +126,9 @@ class Holding(EdgeCase):
         wait_until(lambda: not self.is_held(), "the hold has ended", 5)
         self.assertGreater(time.monotonic() - began, 0.55)
         self.assertLess(time.monotonic() - began, 1.5)
-        self.assertEqual(self.limit(), "77")
+        self.assertEqual(self.e1.limit(), 77)
         self.yes(self.release("r2"))
-        self.assertEqual((self.e1.server_address(), self.limit()), (self.r2.address, "77"))
+        self.assertEqual((self.e1.server_address(), self.e1.limit()), (self.r2.address, 77))
 
     def test_the_end_of_an_earlier_hold_leaves_a_later_one_alone(self):
         self.hold(hold_ms=400)
@@ -140,7 +137,7 @@ class Holding(EdgeCase):
         while time.monotonic() < ends:
             self.assertTrue(self.is_held())
         self.yes(self.release("r1", "abort"))
-        self.assertEqual(self.limit(), self.unheld)
+        self.assertEqual(self.e1.limit(), self.unheld)
 
     def test_released_undecided_then_decided(self):
         self.hold()
