@@ -347,17 +347,20 @@ impl Cluster {
     fn select_members(&mut self, only: Option<&HostName>) {
         let mut leaving = Vec::new();
         let spec = self.spec.clone();
-        for (id, member) in &mut self.members {
-            if only.is_some_and(|host| *host != id.host) {
-                continue;
-            }
+        let known: Vec<MemberId> = match only {
+            // Not all members are looked at for one host: ten thousand hosts may join in a row.
+            Some(host) => spec.groups.keys().map(|group| MemberId::new(group, host)).collect(),
+            None => self.members.keys().cloned().collect(),
+        };
+        for id in known {
+            let Some(member) = self.members.get_mut(&id) else { continue };
             let labels = &self.hosts[&id.host].labels;
             let stays = spec.groups.get(&id.group).is_some_and(|group| group.selects(labels));
             if member.leaving == stays {
                 Arc::make_mut(member).leaving = !stays;
             }
             if !stays {
-                leaving.push(id.clone());
+                leaving.push(id);
             }
         }
         let mut join = |name: &HostName, host: &Host| {

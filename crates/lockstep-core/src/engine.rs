@@ -180,6 +180,12 @@ pub struct Engine {
     last_run: BTreeMap<HostName, RunId>,
     pub(crate) scores: Scores,
     pub(crate) runs: BTreeMap<TransitionId, Run>,
+    /// The transitions for which something may have become possible.
+    pub(crate) stirred: BTreeSet<TransitionId>,
+    /// When something is due in each open transition.
+    wakes: BTreeMap<TransitionId, Time>,
+    /// No host is lost before then. Renewals are what an engine hears most, and must not look at every host.
+    hosts_due: Option<Time>,
 }
 
 impl Engine {
@@ -198,12 +204,17 @@ impl Engine {
             last_run: BTreeMap::new(),
             scores: Scores::new(),
             runs: BTreeMap::new(),
+            stirred: BTreeSet::new(),
+            wakes: BTreeMap::new(),
+            hosts_due: Some(now.time),
         };
         for host in engine.head.hosts.keys() {
             engine.last_heard.insert(host.clone(), now.time);
         }
         engine.propose(Body::Reign { server: server.to_owned() });
         engine.resume();
+        engine.stir_all();
+        engine.watch_hosts();
         engine.settle();
         engine
     }
@@ -264,9 +275,7 @@ impl Engine {
 
     /// When [`Input::Tick`] is due at the latest; none when nothing waits for time.
     pub fn next_deadline(&self) -> Option<Time> {
-        let hosts = self.last_heard.iter().filter(|(host, _)| self.may_be_lost(host));
-        let hosts = hosts.map(|(_, heard)| heard.plus(self.lost_after_ms()));
-        self.runs.values().filter_map(Run::wake).chain(hosts).min()
+        self.wakes.values().copied().chain(self.hosts_due).min()
     }
 
     pub(crate) fn propose(&mut self, body: Body) -> Index {
@@ -380,6 +389,9 @@ impl Engine {
         }
         let index = self.propose(Body::Spec { spec: Arc::new(file), principal });
         self.assign_all();
+        self.stir_all();
+        // The lease may be another one.
+        self.hosts_due = Some(self.now.time);
         Ok(Accepted::Spec(index))
     }
 
@@ -453,6 +465,9 @@ impl Engine {
         self.sessions.insert(host.clone(), Session { id: session, run: hello.run.clone(), assigned });
         self.hosts_by_session.insert(session, host.clone());
         self.last_heard.insert(host.clone(), self.now.time);
+        let due = self.now.time.plus(self.lost_after_ms());
+        self.hosts_due = Some(self.hosts_due.map_or(due, |at| at.min(due)));
+        self.stir_all();
         let (reign, lease_ms) = (self.head.reign, self.lease_ms());
         self.order(&host, Order::Welcome { reign, lease_ms, members });
         if is_new_run {
@@ -506,6 +521,7 @@ impl Engine {
     /// Drops a session, unless a newer one has taken its place.
     fn forget_session(&mut self, session: SessionId) -> Option<HostName> {
         let host = self.hosts_by_session.remove(&session)?;
+        self.stir_all();
         if self.sessions.get(&host).is_some_and(|known| known.id == session) {
             self.sessions.remove(&host);
             return Some(host);
@@ -535,6 +551,9 @@ impl Engine {
     }
 
     fn watch_hosts(&mut self) {
+        if self.hosts_due.is_none_or(|due| due > self.now.time) {
+            return;
+        }
         let after = self.lost_after_ms();
         let is_due = |heard: &Time| heard.plus(after) <= self.now.time;
         let due: Vec<_> = self
@@ -550,11 +569,14 @@ impl Engine {
             self.drop_session(&host);
             self.host_lost(&host);
         }
+        let watched = self.last_heard.iter().filter(|(host, _)| self.may_be_lost(host));
+        self.hosts_due = watched.map(|(_, heard)| heard.plus(after)).min();
     }
 
     fn set_liveness(&mut self, host: &HostName, liveness: Liveness) {
         if self.head.hosts.get(host).is_some_and(|known| known.liveness != liveness) {
             self.propose(Body::Host { host: host.clone(), change: HostChange::Liveness { liveness } });
+            self.stir_all();
         }
     }
 
@@ -599,6 +621,7 @@ impl Engine {
         let is_news = member.actual != state || (member.is_in_doubt() && state.is_some());
         if member.transition.is_none() && is_news {
             self.propose(Body::Report { member: id.clone(), actual: state });
+            self.stir_all();
         }
     }
 
@@ -610,6 +633,7 @@ impl Engine {
             let message = format!("{} refused an order: it has seen token {token}", done.member);
             self.event(Event::Warning(message));
         }
+        self.stirred.extend(done.transition.filter(|id| self.runs.contains_key(id)));
         // A handler that was at work when its transition ended: its agent has written the answer down, and waits
         // for an outcome that it may have been told before.
         let ended = done.transition.and_then(|id| self.head.transitions.get_key_value(&id));
@@ -629,15 +653,21 @@ impl Engine {
         }
     }
 
+    /// Something that every open transition may wait for has changed.
+    fn stir_all(&mut self) {
+        self.stirred.extend(self.runs.keys());
+    }
+
     /// Does whatever has become possible, until nothing more is.
     fn settle(&mut self) {
-        let mut due: BTreeSet<TransitionId> = self.runs.keys().copied().collect();
-        while let Some(id) = due.pop_first() {
+        let now = self.now.time;
+        self.stirred.extend(self.wakes.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id));
+        while let Some(id) = self.stirred.pop_first() {
             self.advance(id);
-            if !self.runs.contains_key(&id) {
-                // It has ended: others may have waited for its groups.
-                due = self.runs.keys().copied().collect();
-            }
+            match self.runs.get(&id).and_then(Run::wake) {
+                Some(wake) => self.wakes.insert(id, wake),
+                None => self.wakes.remove(&id),
+            };
         }
     }
 

@@ -257,9 +257,12 @@ impl<'a> Planner<'a> {
         let groups: BTreeSet<_> = self.wanted.keys().map(|member| member.group.clone()).collect();
         for name in groups {
             let group = self.group(&name)?;
+            let states = &group.lifecycle.states;
             let count = self.cluster.members_of(&name).count();
+            let mut counts: BTreeMap<&StateName, usize> =
+                states.iter().map(|state| (state, self.count_at_end(&name, state))).collect();
             // From the highest state down: who is displaced from one may fill up the next.
-            for state in group.lifecycle.states.iter().rev() {
+            for state in states.iter().rev() {
                 let Some(max) = group.max(state, count) else { continue };
                 let mut free: Vec<_> = self
                     .cluster
@@ -270,35 +273,24 @@ impl<'a> Planner<'a> {
                     .cloned()
                     .collect();
                 free.sort_by_key(|id| (std::cmp::Reverse(self.score(id)), id.clone()));
-                while self.count_at_end(&name, state) > max
+                while counts[state] > max
                     && let Some(member) = free.pop()
                 {
-                    let refuge = self.refuge(&name, group, state, count).ok_or_else(|| {
+                    let refuge = refuge(group, state, count, &counts).ok_or_else(|| {
                         let message =
                             format!("{member} would have to leave {state}, and no other state has room");
-                        Rejection::new(
-                            Code::LimitBroken,
-                            message,
-                            format!("raise a max in [groups.{name}.limits]"),
-                        )
+                        let help = format!("raise a max in [groups.{name}.limits]");
+                        Rejection::new(Code::LimitBroken, message, help)
                     })?;
+                    for (other, counted) in &mut counts {
+                        *counted -= usize::from(self.cluster.may_be_in(&member, other));
+                        *counted += usize::from(**other == refuge);
+                    }
                     self.wanted.insert(member, refuge);
                 }
             }
         }
         Ok(())
-    }
-
-    fn refuge(&self, name: &GroupName, group: &Group, from: &StateName, count: usize) -> Option<StateName> {
-        let lifecycle = &group.lifecycle;
-        let rank = lifecycle.rank(from)?;
-        let mut others: Vec<_> =
-            lifecycle.states.iter().enumerate().filter(|(other, _)| *other != rank).collect();
-        others.sort_by_key(|(other, _)| (other.abs_diff(rank), std::cmp::Reverse(*other)));
-        let has_room = |state: &StateName| {
-            group.max(state, count).is_none_or(|max| self.count_at_end(name, state) < max)
-        };
-        others.into_iter().map(|(_, state)| state).find(|state| has_room(state)).cloned()
     }
 
     /// How many members may be in a state at the end, those counted that may be anywhere.
@@ -423,18 +415,23 @@ impl<'a> Planner<'a> {
 
     fn check_requires(&self) -> Result<(), Rejection> {
         let moved: BTreeSet<_> = self.wanted.keys().map(|member| &member.group).collect();
+        // Many relations may lead to one large group.
+        let mut known: BTreeMap<(&GroupName, bool), bool> = BTreeMap::new();
+        let mut serves = |name: &'a GroupName, at_end: bool| {
+            *known.entry((name, at_end)).or_insert_with(|| self.serves(name, at_end))
+        };
         for relation in &self.cluster.spec.relations {
             let Relation { from, to, kind, .. } = relation;
             let concerned = moved.contains(from) || moved.contains(to);
-            if *kind != Kind::Requires || !concerned || !self.serves(from, true) || self.serves(to, true) {
+            if *kind != Kind::Requires || !concerned || !serves(from, true) || serves(to, true) {
                 continue;
             }
-            if self.serves(to, false) {
+            if serves(to, false) {
                 let message = format!("{from} requires {to}, which would stop serving while {from} serves");
                 let help = format!("take {from} down in the same request: {from}=down");
                 return Err(Rejection::new(Code::WouldBreakRequires, message, help));
             }
-            if !self.serves(from, false) {
+            if !serves(from, false) {
                 let message = format!("{from} requires {to}, which does not serve");
                 let help = format!("bring {to} up first, or in the same request: {to}=up");
                 return Err(Rejection::new(Code::RequirementDown, message, help));
@@ -532,13 +529,11 @@ impl<'a> Planner<'a> {
             .filter(|who| who.role != Role::Voter || !holders.contains(&who.member))
             .collect();
         plan.exclusive.extend(holders.iter().map(|member| member.group.clone()));
-        for relation in &self.cluster.spec.relations {
-            let concerned = moving.contains(&relation.from) || moving.contains(&relation.to);
-            if concerned && !plan.relations.contains(relation) {
-                plan.relations.push(relation.clone());
-            }
-        }
+        let concerns =
+            |relation: &&Relation| moving.contains(&relation.from) || moving.contains(&relation.to);
+        plan.relations.extend(self.cluster.spec.relations.iter().filter(concerns).cloned());
         plan.relations.sort();
+        plan.relations.dedup();
         let related = plan.relations.iter().flat_map(|relation| [&relation.from, &relation.to]);
         plan.shared = related.filter(|group| !plan.exclusive.contains(*group)).cloned().collect();
         let asked: BTreeSet<&GroupName> = plan
@@ -557,27 +552,24 @@ impl<'a> Planner<'a> {
     /// The relations whose `from` is told when these groups move: all that lead to them directly, and along
     /// `requires` those that lead to their dependants.
     fn told(&self, moving: &BTreeSet<GroupName>) -> Vec<&'a Relation> {
-        let mut told = Vec::new();
+        let mut leading: BTreeMap<&GroupName, Vec<&'a Relation>> = BTreeMap::new();
+        for relation in &self.cluster.spec.relations {
+            leading.entry(&relation.to).or_default().push(relation);
+        }
+        let mut told: BTreeSet<&Relation> = BTreeSet::new();
         let mut seen: BTreeSet<&GroupName> = moving.iter().collect();
-        let mut frontier = seen.clone();
-        let mut first = true;
-        while !frontier.is_empty() {
-            let mut next = BTreeSet::new();
-            for relation in &self.cluster.spec.relations {
-                let follows = frontier.contains(&relation.to) && (first || relation.kind == Kind::Requires);
-                if follows {
-                    told.push(relation);
-                    if relation.kind == Kind::Requires && seen.insert(&relation.from) {
-                        next.insert(&relation.from);
-                    }
+        let mut frontier: Vec<&GroupName> = moving.iter().collect();
+        while let Some(group) = frontier.pop() {
+            let is_direct = moving.contains(group);
+            let follows = |relation: &&&'a Relation| is_direct || relation.kind == Kind::Requires;
+            for relation in leading.get(group).into_iter().flatten().filter(follows) {
+                told.insert(relation);
+                if relation.kind == Kind::Requires && seen.insert(&relation.from) {
+                    frontier.push(&relation.from);
                 }
             }
-            frontier = next;
-            first = false;
         }
-        told.sort();
-        told.dedup();
-        told
+        told.into_iter().collect()
     }
 
     fn add_gaps(&self, plan: &mut Plan, dips: &order::Dips) {
@@ -613,6 +605,22 @@ impl<'a> Planner<'a> {
         let no_return = no_return.map(|step| step.id).collect();
         plan.no_return = no_return;
     }
+}
+
+/// The nearest state with room, ties to the higher rank.
+fn refuge(
+    group: &Group,
+    from: &StateName,
+    count: usize,
+    counts: &BTreeMap<&StateName, usize>,
+) -> Option<StateName> {
+    let lifecycle = &group.lifecycle;
+    let rank = lifecycle.rank(from)?;
+    let mut others: Vec<_> =
+        lifecycle.states.iter().enumerate().filter(|(other, _)| *other != rank).collect();
+    others.sort_by_key(|(other, _)| (other.abs_diff(rank), std::cmp::Reverse(*other)));
+    let has_room = |state: &&StateName| group.max(state, count).is_none_or(|max| counts[*state] < max);
+    others.into_iter().map(|(_, state)| state).find(has_room).cloned()
 }
 
 fn known_state(name: &GroupName, group: &Group, state: &StateName) -> Result<(), Rejection> {

@@ -196,6 +196,7 @@ impl Engine {
         plan.exclusive.extend(request.targets.iter().filter_map(|target| target.group().cloned()));
         let decide_by = request.deadline_ms.map(|ms| self.now.time.plus(ms));
         self.runs.insert(id, Run::queued(Arc::new(plan), decide_by));
+        self.stirred.insert(id);
         self.event(Event::Phase { transition: id, phase: Some("queued") });
     }
 
@@ -272,7 +273,7 @@ impl Engine {
                 Stage::Commit(_) => self.advance_commit(id, &mut run),
             };
             match next {
-                Next::Ended => return self.event(Event::Phase { transition: id, phase: None }),
+                Next::Ended => return self.over(id, &run),
                 Next::Again | Next::Wait => {
                     if run.phase() != before {
                         self.event(Event::Phase { transition: id, phase: Some(run.phase()) });
@@ -284,6 +285,20 @@ impl Engine {
                 return;
             }
         }
+    }
+
+    /// It has ended: others may have waited for its groups.
+    fn over(&mut self, id: TransitionId, run: &Run) {
+        self.stirred.insert(id);
+        self.stir_queued(run);
+        self.event(Event::Phase { transition: id, phase: None });
+    }
+
+    /// Those that may have waited for what a transition claimed, or queued for, until now.
+    fn stir_queued(&mut self, run: &Run) {
+        let queued = self.runs.iter().filter(|(_, theirs)| matches!(theirs.stage, Stage::Queued));
+        let waited = queued.filter(|(_, theirs)| theirs.conflicts_with(run));
+        self.stirred.extend(waited.map(|(id, _)| *id));
     }
 
     fn advance_queued(&mut self, id: TransitionId, run: &mut Run) -> Next {
@@ -310,6 +325,8 @@ impl Engine {
             let message = format!("the plan is {} now, not {wanted}", plan.hash);
             return self.give_up(id, run, "plan-changed", &message, None);
         }
+        // Planned anew it may claim less than it queued for.
+        self.stir_queued(run);
         run.plan = plan.clone();
         // Its footprint may have grown with the new plan.
         let claimed = |theirs: &Run| !matches!(theirs.stage, Stage::Queued) && run.conflicts_with(theirs);
@@ -405,8 +422,9 @@ impl Engine {
     /// Who prepares when: holders, outermost dependants first; members that leave a state; those that enter one.
     fn waves(&self, plan: &Plan) -> Vec<Vec<(MemberId, Role)>> {
         let mut holders: BTreeMap<std::cmp::Reverse<usize>, Vec<(MemberId, Role)>> = BTreeMap::new();
+        let mut depths = BTreeMap::new();
         for member in plan.with_role(Role::Holder) {
-            let depth = std::cmp::Reverse(self.depth(plan, &member.group));
+            let depth = std::cmp::Reverse(depth(plan, &member.group, &mut depths));
             holders.entry(depth).or_default().push((member.clone(), Role::Holder));
         }
         let (mut leaving, mut entering) = (Vec::new(), Vec::new());
@@ -419,15 +437,6 @@ impl Engine {
             wave.push((step.member.clone(), Role::Actor));
         }
         holders.into_values().chain([leaving, entering]).filter(|wave| !wave.is_empty()).collect()
-    }
-
-    /// How many ordering relations lead from a group down to one that nothing of the plan lies below.
-    fn depth(&self, plan: &Plan, group: &GroupName) -> usize {
-        let below = plan
-            .relations
-            .iter()
-            .filter(|relation| relation.from == *group && crate::relation::orders(relation));
-        below.map(|relation| 1 + self.depth(plan, &relation.to)).max().unwrap_or(0)
     }
 
     fn advance_prepare(&mut self, id: TransitionId, run: &mut Run) -> Next {
@@ -646,8 +655,9 @@ impl Engine {
         debug_assert!(run.is_undecided(), "{id} is decided");
         let next = self.give_up(id, &mut run, &cause.code, &cause.message, cause.member);
         match next {
-            Next::Ended => self.event(Event::Phase { transition: id, phase: None }),
+            Next::Ended => self.over(id, &run),
             Next::Again | Next::Wait => {
+                self.stirred.insert(id);
                 self.event(Event::Phase { transition: id, phase: Some(run.phase()) });
                 self.runs.insert(id, run);
             }
@@ -1297,6 +1307,7 @@ impl Engine {
             && is_unknown
         {
             hold.end = self.now.time;
+            self.stirred.insert(id);
             if run.is_undecided() {
                 let message = format!("the hold of {member} ended before the decision");
                 let cause =
@@ -1581,6 +1592,19 @@ impl Engine {
     fn commit_ms(&self, group: &GroupName) -> u64 {
         self.head.spec.groups.get(group).map_or(60_000, |group| group.deadlines.commit)
     }
+}
+
+/// How many ordering relations lead from a group down to one that nothing of the plan lies below. Each group is
+/// looked at once: the ways down may be many more than the groups.
+fn depth<'a>(plan: &'a Plan, group: &'a GroupName, known: &mut BTreeMap<&'a GroupName, usize>) -> usize {
+    if let Some(depth) = known.get(group) {
+        return *depth;
+    }
+    let orders = |relation: &&crate::relation::Relation| crate::relation::orders(relation);
+    let below = plan.relations.iter().filter(|relation| relation.from == *group).filter(orders);
+    let depth = below.map(|relation| 1 + depth(plan, &relation.to, known)).max().unwrap_or(0);
+    known.insert(group, depth);
+    depth
 }
 
 /// What a person has to do about a member that was left somewhere.

@@ -7,10 +7,10 @@
 
 use super::{BARRIER_FIRST, Barrier, Plan};
 use crate::cluster::Cluster;
-use crate::id::{GroupName, StateName, StepId};
+use crate::id::{GroupName, MemberId, StateName, StepId};
 use crate::relation::orders;
 use crate::request::{Code, Rejection};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// By how many members a state may fall below its count at the start, on the way.
 pub(super) type Dips = BTreeMap<(GroupName, StateName), usize>;
@@ -92,13 +92,13 @@ fn states(
             places.iter().copied().filter(|&p| plan.steps[p].from == *state).collect();
         // Members that only pass through come first among those that enter and last among those that leave, in
         // the same order: each one's entry then waits for earlier leaves only, never for its own.
-        let passes = |place: usize, by: &[usize]| {
-            by.iter().any(|&other| plan.steps[other].member == plan.steps[place].member)
+        let members = |places: &[usize]| -> BTreeSet<&MemberId> {
+            places.iter().map(|&place| &plan.steps[place].member).collect()
         };
         if group.limits.contains_key(state) || group.lifecycle.serves(state) {
-            entries.sort_by_cached_key(|&place| (!passes(place, &leaves), place));
-            let entered = entries.clone();
-            leaves.sort_by_cached_key(|&place| (passes(place, &entered), place));
+            let (enter, leave) = (members(&entries), members(&leaves));
+            entries.sort_by_key(|&place| (!leave.contains(&plan.steps[place].member), place));
+            leaves.sort_by_key(|&place| (enter.contains(&plan.steps[place].member), place));
         }
         let now = cluster.members_of(name).filter(|id| cluster.may_be_in(id, state)).count();
         let room = group.max(state, count).map_or(usize::MAX, |max| max.saturating_sub(now));
@@ -170,16 +170,34 @@ fn settle(steps: usize, rules: Vec<Rule>, dips: &mut Dips) -> Result<Graph, Reje
         let help = "ask for it in two requests, the first of which makes room";
         return Err(Rejection::new(Code::LimitBroken, message, help));
     }
-    for rule in soft {
-        let mut with = graph.clone();
-        with.add(&rule);
-        if with.is_acyclic() {
-            graph = with;
-        } else if let Some((group, state, dip)) = rule.keeps {
-            dips.insert((group, state), dip);
-        }
-    }
+    let mut tries = TRIES_MAX;
+    keep(&mut graph, &soft, &mut tries, dips);
     Ok(graph)
+}
+
+/// How many times the graph is searched for the soft rules that cannot be kept. Halving finds one among thousands
+/// in a dozen searches; what is still together then is dropped together.
+const TRIES_MAX: usize = 64;
+
+/// Adds as many of these rules as leave the graph without a cycle.
+fn keep(graph: &mut Graph, rules: &[Rule], tries: &mut usize, dips: &mut Dips) {
+    if rules.is_empty() {
+        return;
+    }
+    let before = graph.clone();
+    rules.iter().for_each(|rule| graph.add(rule));
+    if *tries > 0 && graph.is_acyclic() {
+        return;
+    }
+    *graph = before;
+    if rules.len() == 1 || *tries == 0 {
+        let dropped = rules.iter().filter_map(|rule| rule.keeps.clone());
+        return dropped.for_each(|(group, state, dip)| _ = dips.insert((group, state), dip));
+    }
+    *tries -= 1;
+    let (first, second) = rules.split_at(rules.len() / 2);
+    keep(graph, first, tries, dips);
+    keep(graph, second, tries, dips);
 }
 
 /// What comes directly before each node: steps first, then barriers.
@@ -207,11 +225,7 @@ impl Graph {
             return;
         }
         for &after in &rule.after {
-            for &before in &rule.before {
-                if !self.before[after].contains(&before) {
-                    self.before[after].push(before);
-                }
-            }
+            self.before[after].extend(&rule.before);
         }
     }
 
@@ -244,6 +258,7 @@ impl Graph {
         for (node, before) in self.before.iter().enumerate() {
             let mut after: Vec<_> = before.iter().map(|&other| id(other)).collect();
             after.sort();
+            after.dedup();
             if node < self.steps {
                 plan.steps[node].after = after;
             } else {
