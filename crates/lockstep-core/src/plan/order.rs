@@ -101,8 +101,13 @@ fn states(
             leaves.sort_by_key(|&place| (enter.contains(&plan.steps[place].member), place));
         }
         let now = cluster.members_of(name).filter(|id| cluster.may_be_in(id, state)).count();
-        let room = group.max(state, count).map_or(usize::MAX, |max| max.saturating_sub(now));
-        for (entry, leave) in entries.iter().skip(room).zip(&leaves) {
+        let max = group.max(state, count).unwrap_or(usize::MAX);
+        let (room, excess) = (max.saturating_sub(now), now.saturating_sub(max));
+        // Running software that was adopted beyond the limit has to leave before anybody enters.
+        rules.push(hard(leaves[..excess.min(leaves.len())].to_vec(), entries.clone()));
+        for (turn, entry) in entries.iter().skip(room).enumerate() {
+            // With nobody left to take the place of, no order is right: a step cannot come before itself.
+            let leave = leaves.get(turn + excess).unwrap_or(entry);
             rules.push(hard(vec![*leave], vec![*entry]));
         }
         if !group.lifecycle.serves(state) || leaves.is_empty() {
