@@ -51,7 +51,7 @@ pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
     let url = line.trim().trim_start_matches("listening on ").to_owned();
     let server = Server(child);
-    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().expect("a runtime");
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
     let measured = runtime.block_on(measure(&url, hosts, rounds, &data, &dir));
     drop(server);
     measured
