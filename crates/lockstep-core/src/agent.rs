@@ -24,10 +24,11 @@ const CLOSED_MAX: usize = 1000;
 /// How many answers are remembered for when their question comes again. Transitions that ended while the server
 /// was away may leave some behind; a host takes part in few at a time.
 const ANSWERS_MAX: usize = 1000;
-/// How often a notice, a cancel or the agent's own release is tried again.
+/// How often a notice or a cancel is tried again. The release of a hold that has reached its end is tried until it
+/// succeeds, since clients wait for it and nobody else is going to; after so many tries somebody is told.
 const RETRIES_MAX: u32 = 10;
-/// The pause before that, in milliseconds.
-const RETRY_MS: u64 = 500;
+/// The pause before that in milliseconds, doubled each time: the first one and the last.
+const RETRY_MS: (u64, u64) = (500, 30_000);
 /// How long a handler may take that is called without an order, in milliseconds, unless it has its own bound.
 const OWN_CALL_MS: u64 = 60_000;
 
@@ -794,10 +795,12 @@ impl AgentEngine {
 
     /// Whether a member's status is asked now and then: not while a transition drives it.
     fn polls_status(&self, member: &MemberId) -> bool {
-        let is_driven = self.state.open.values().any(|open| {
-            open.votes.iter().any(|(voter, _)| voter == member) || open.holds.contains_key(member)
-        });
-        let is_busy = self.queues.get(member).is_some_and(|queue| queue.jobs().next().is_some());
+        let is_driven =
+            self.state.open.iter().filter(|(id, _)| !self.closing.contains_key(*id)).any(|(_, open)| {
+                open.votes.iter().any(|(voter, _)| voter == member) || open.holds.contains_key(member)
+            });
+        let is_busy =
+            self.queues.get(member).is_some_and(|queue| queue.running.is_some() || !queue.waiting.is_empty());
         self.is_welcome && !is_driven && !is_busy
     }
 
@@ -935,11 +938,16 @@ impl AgentEngine {
             Why::Ordered => self.answer(&job.call, given, reason, findings),
             Why::Status => self.report_state(&job.call.member, given, reason, findings),
             Why::HoldEnd | Why::Cancel | Why::Notice(_)
-                if given != Answer::Yes && job.tries < RETRIES_MAX =>
+                if given != Answer::Yes && (job.tries < RETRIES_MAX || job.why == Why::HoldEnd) =>
             {
+                let (first, last) = RETRY_MS;
+                let at = self.now.plus((first << job.tries.min(RETRIES_MAX)).min(last));
                 job.tries += 1;
-                let queue = self.queues.entry(job.call.member.clone()).or_default();
-                return queue.later.push((self.now.plus(RETRY_MS), job));
+                if job.tries == RETRIES_MAX && job.why == Why::HoldEnd {
+                    let reason = reason.unwrap_or_default();
+                    self.warn(format!("{} still holds, its release fails: {reason}", job.call.member));
+                }
+                return self.queues.entry(job.call.member.clone()).or_default().later.push((at, job));
             }
             Why::HoldEnd => {
                 let (member, id) = (job.call.member.clone(), transition.expect("holds are of transitions"));

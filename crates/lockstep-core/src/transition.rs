@@ -109,6 +109,13 @@ struct Hold {
     is_over: bool,
 }
 
+impl Hold {
+    /// From then on less than half of it is left.
+    fn too_short_at(&self) -> Time {
+        Time((self.end.0 + 1).saturating_sub(self.hold_ms.div_ceil(2)))
+    }
+}
+
 /// A decided transition under way.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Course {
@@ -149,8 +156,10 @@ impl Run {
     /// When something is due at the latest.
     pub(crate) fn wake(&self) -> Option<Time> {
         let holds = self.holds.values().filter(|hold| !hold.is_over);
-        let holds =
-            holds.flat_map(|hold| [Some(hold.end), hold.release.and_then(|release| release.again_at)]);
+        let holds = holds.flat_map(|hold| {
+            let end = if self.is_undecided() { hold.too_short_at() } else { hold.end };
+            [Some(end), hold.release.and_then(|release| release.again_at)]
+        });
         let poll = |poll: &Poll| {
             let tries = poll.tries.values().map(Try::wake);
             tries.chain([poll.deadline]).min()
@@ -392,6 +401,15 @@ impl Engine {
         })
     }
 
+    /// A hold of which less than half is left: it might run out before the steps are taken, and let clients in
+    /// between two states. No decision can follow any more, so nobody is kept waiting for one.
+    fn short_hold(&self, run: &Run) -> Option<(&'static str, String, Option<MemberId>)> {
+        let (member, hold) = run.holds.iter().find(|(_, hold)| hold.too_short_at() <= self.now.time)?;
+        let left = hold.end.since(self.now.time);
+        let message = format!("the hold of {member} has {left} ms left of {}", hold.hold_ms);
+        Some(("hold-too-short", message, Some(member.clone())))
+    }
+
     /// A member that has said yes and whose agent is not connected now, if there is one.
     fn absent(&self, run: &Run, poll: &Poll) -> Option<MemberId> {
         let mut voters = run.votes.iter().chain(poll.ballot.votes()).map(|vote| &vote.member);
@@ -443,7 +461,8 @@ impl Engine {
         let Stage::Prepare { mut poll, mut waves } = std::mem::replace(&mut run.stage, Stage::Queued) else {
             unreachable!("advance dispatches by stage")
         };
-        if let Some((code, message, member)) = self.refused(run, &poll) {
+        let refused = self.refused(run, &poll).or_else(|| self.short_hold(run));
+        if let Some((code, message, member)) = refused {
             run.stage = Stage::Prepare { poll, waves };
             return self.give_up(id, run, code, &message, member);
         }
@@ -490,14 +509,6 @@ impl Engine {
         let plan = run.plan.clone();
         if plan::digest(&self.head, &plan) != plan.digest {
             return self.give_up(id, run, "plan-stale", "something that the plan rests on has changed", None);
-        }
-        // A hold that runs out before the steps are taken would let clients in between two states.
-        let short = run.holds.iter().find(|(_, hold)| hold.end.since(self.now.time) * 2 < hold.hold_ms);
-        if let Some((member, hold)) = short {
-            let left = hold.end.since(self.now.time);
-            let message = format!("the hold of {member} has {left} ms left of {}", hold.hold_ms);
-            let member = member.clone();
-            return self.give_up(id, run, "hold-too-short", &message, Some(member));
         }
         let votes = std::mem::take(&mut run.votes);
         self.propose(Body::Decision {
