@@ -197,8 +197,17 @@ pub struct OpenTransition {
     pub prepared: BTreeSet<MemberId>,
     /// Its holds.
     pub holds: BTreeMap<MemberId, HeldUntil>,
-    /// Its steps; none: started, and not known to have ended.
-    pub steps: BTreeMap<(StepId, Phase), (MemberId, Option<Box<Done>>)>,
+    /// Its steps.
+    pub steps: BTreeMap<(StepId, Phase), TakenStep>,
+}
+
+/// A step that was started.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct TakenStep {
+    /// Whose.
+    pub member: MemberId,
+    /// What was answered; none: it is not known to have ended.
+    pub done: Option<Box<Done>>,
 }
 
 /// A hold, as its holder knows it.
@@ -251,11 +260,13 @@ impl AgentState {
             AgentRecord::Started { transition, member, step, phase } => {
                 let open = self.open.entry(*transition).or_default();
                 open.prepared.remove(member);
-                open.steps.insert((*step, *phase), (member.clone(), None));
+                let taken = TakenStep { member: member.clone(), done: None };
+                open.steps.insert((*step, *phase), taken);
             }
             AgentRecord::Ended { transition, step, done } => {
                 let open = self.open.entry(*transition).or_default();
-                open.steps.insert((*step, done.phase), (done.member.clone(), Some(done.clone())));
+                let taken = TakenStep { member: done.member.clone(), done: Some(done.clone()) };
+                open.steps.insert((*step, done.phase), taken);
             }
             AgentRecord::State { member, state } => {
                 self.states.insert(member.clone(), state.clone());
@@ -304,7 +315,7 @@ impl AgentState {
                     });
                 }
             }
-            for ((step, phase), (member, done)) in &open.steps {
+            for ((step, phase), TakenStep { member, done }) in &open.steps {
                 records.push(match done {
                     Some(done) => AgentRecord::Ended { transition, step: *step, done: done.clone() },
                     None => {
@@ -350,6 +361,7 @@ pub enum AgentInput {
 
 /// What an agent wants done.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[expect(clippy::large_enum_variant, reason = "reports are what an agent sends most, one at a time")]
 pub enum AgentOutput {
     /// Make these records durable and say [`AgentInput::Appended`].
     Append(Vec<AgentRecord>),
@@ -663,7 +675,7 @@ impl AgentEngine {
     fn answered(&self, call: &Call) -> Option<Done> {
         let id = call.transition?;
         let known = match call.step {
-            Some(step) => self.state.open.get(&id)?.steps.get(&(step, call.phase))?.1.as_deref()?,
+            Some(step) => self.state.open.get(&id)?.steps.get(&(step, call.phase))?.done.as_deref()?,
             None => self.answers.get(&(id, call.member.clone(), call.phase))?,
         };
         // A server that has taken over plans anew, and asks the same question about another plan.

@@ -270,6 +270,7 @@ pub struct Notice {
 /// Server to agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "kebab-case")]
+#[expect(clippy::large_enum_variant, reason = "calls are what a server orders most")]
 pub enum Order {
     /// The session stands.
     Welcome {

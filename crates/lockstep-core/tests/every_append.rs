@@ -1,6 +1,8 @@
 //! The server and each agent are killed at every single write, with the write lost and with its acknowledgement
 //! lost. Whatever the moment, everything settles, and nothing that was promised is broken on the way.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::engine::Accepted;
 use lockstep_core::id::{HostName, MemberId, TransitionId};

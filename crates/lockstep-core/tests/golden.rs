@@ -5,6 +5,8 @@
 //! them: a spec, of which half a reading would be another cluster, and findings, where a misspelt key of a
 //! handler is to be noticed; a new key of either needs a new version of the protocol.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::message::{Order, Report};
 use lockstep_core::record::{Body, Record};

@@ -1,6 +1,13 @@
 //! Large clusters: that they work at all, and, with `cargo test --release --test large -- --nocapture`, how long
 //! they take. Nothing is asserted about time: it is not this machine that counts.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+#![allow(
+    clippy::disallowed_types,
+    clippy::disallowed_methods,
+    reason = "the time that planning takes is shown"
+)]
+
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::{Accepted, Engine, Input, Output, ReplyId, SessionId};
 use lockstep_core::id::{AgentId, HostName, Index, RunId, StateName};

@@ -4,6 +4,8 @@
 //! the outputs: read the diff. A command lets everything happen afterwards that needs no time, unless its line
 //! ends with `...`.
 
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
 use lockstep_core::id::{HostName, MemberId, TransitionId};
 use lockstep_core::message::{Report, Role};
 use lockstep_core::plan;
