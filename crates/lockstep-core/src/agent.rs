@@ -1075,3 +1075,48 @@ fn answer(call: &Call, given: Answer, reason: Option<String>) -> Done {
         findings: Findings::default(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An agent that starts at `now`, over a hold that was to last from 100 s for 5 s.
+    fn releases(now: Time) -> bool {
+        let member: MemberId = "pool@p".parse().unwrap();
+        let transition = TransitionId(7);
+        let handler = HandlerName::new("sim").unwrap();
+        let assignment = Assignment {
+            member: member.clone(),
+            handler: handler.clone(),
+            lowest: StateName::new("offline").unwrap(),
+        };
+        let mut state = AgentState::default();
+        for record in [
+            AgentRecord::Identity { agent: AgentId::new("id").unwrap() },
+            AgentRecord::Assigned { members: vec![assignment] },
+            AgentRecord::Held { transition, member, until: Time(105_000), hold_ms: 5000 },
+        ] {
+            state.apply(&record);
+        }
+        let identity = Identity {
+            host: HostName::new("p").unwrap(),
+            agent: AgentId::new("id").unwrap(),
+            run: RunId::new("run").unwrap(),
+            address: None,
+            labels: BTreeMap::new(),
+        };
+        let rules = HandlerRules { phases: Phase::ALL.into(), timeout_ms: BTreeMap::new(), status_ms: 1000 };
+        let mut engine = AgentEngine::new(identity, BTreeMap::from([(handler, rules)]), state, now);
+        engine.handle(now, AgentInput::Tick);
+        std::iter::from_fn(|| engine.poll_output())
+            .any(|output| matches!(output, AgentOutput::Run { order, .. } if order.phase == Phase::Release))
+    }
+
+    #[test]
+    fn an_overdue_hold_is_let_go_at_the_start_without_a_server() {
+        assert!(!releases(Time(100_000)), "it has just begun");
+        assert!(!releases(Time(104_999)), "it is not over yet");
+        assert!(releases(Time(105_000)), "it is over");
+        assert!(releases(Time(90_000)), "the host has booted since: its clock is void");
+    }
+}

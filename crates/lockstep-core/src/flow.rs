@@ -95,3 +95,80 @@ impl Flow {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::id::StateName;
+    use crate::plan::{BARRIER_FIRST, Barrier, Step};
+
+    fn plan(steps: &[&[u32]], barriers: &[&[u32]]) -> Plan {
+        let ids = |after: &[u32]| after.iter().map(|id| StepId(*id)).collect();
+        let (from, to) = (StateName::new("offline").unwrap(), StateName::new("online").unwrap());
+        let step = |(id, after): (usize, &&[u32])| Step {
+            id: StepId(u32::try_from(id).unwrap()),
+            member: format!("db@h{id}").parse().unwrap(),
+            from: from.clone(),
+            to: to.clone(),
+            after: ids(after),
+        };
+        let barrier = |(place, after): (usize, &&[u32])| Barrier {
+            id: StepId(BARRIER_FIRST + u32::try_from(place).unwrap()),
+            after: ids(after),
+        };
+        Plan {
+            steps: steps.iter().enumerate().map(step).collect(),
+            barriers: barriers.iter().enumerate().map(barrier).collect(),
+            ..Plan::default()
+        }
+    }
+
+    fn ready(flow: &Flow) -> Vec<u32> {
+        flow.ready().iter().map(|step| step.0).collect()
+    }
+
+    /// Finishes all that may go, round by round.
+    fn rounds(mut flow: Flow) -> Vec<Vec<u32>> {
+        let mut rounds = Vec::new();
+        while !flow.ready().is_empty() {
+            rounds.push(ready(&flow));
+            for step in flow.ready().clone() {
+                flow.take(step);
+                flow.finish(step);
+                flow.finish(step);
+            }
+        }
+        rounds
+    }
+
+    #[test]
+    fn steps_go_in_the_order_of_the_graph_and_back_in_the_reverse() {
+        let b = BARRIER_FIRST;
+        for (steps, barriers, forward, back) in [
+            (&[][..], &[][..], vec![], vec![]),
+            (&[&[][..], &[0], &[0]], &[], vec![vec![0], vec![1, 2]], vec![vec![1, 2], vec![0]]),
+            (&[&[], &[0], &[1]], &[], vec![vec![0], vec![1], vec![2]], vec![vec![2], vec![1], vec![0]]),
+            (
+                &[&[b], &[b], &[], &[]],
+                &[&[2, 3][..]],
+                vec![vec![2, 3], vec![0, 1]],
+                vec![vec![0, 1], vec![2, 3]],
+            ),
+            (&[&[b + 1], &[]], &[&[1], &[b]], vec![vec![1], vec![0]], vec![vec![0], vec![1]]),
+        ] {
+            let plan = plan(steps, barriers);
+            assert_eq!(rounds(Flow::new(&plan, Direction::Forward)), forward, "{steps:?}");
+            assert_eq!(rounds(Flow::new(&plan, Direction::Back)), back, "{steps:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_known_may_be_told_in_any_order() {
+        let plan = plan(&[&[], &[0], &[1], &[2]], &[]);
+        let mut flow = Flow::new(&plan, Direction::Forward);
+        for step in [2, 1, 0] {
+            flow.finish_when_ready(StepId(step));
+        }
+        assert_eq!(ready(&flow), [3]);
+    }
+}

@@ -121,7 +121,8 @@ fn settle(engine: &mut Engine, now: Now) -> usize {
 
 #[test]
 fn a_thousand_members_are_moved() {
-    const HOSTS: usize = 1000;
+    // Unoptimised it is slow, and shows the same.
+    const HOSTS: usize = if cfg!(debug_assertions) { 100 } else { 1000 };
     for handler in ["none", "sim"] {
         let groups = format!(r#"{{"db":{{"select":{{"db":"y"}},"handler":"{handler}"}}}}"#);
         let now = Now { time: Time(1000), wall: WallTime(0) };
