@@ -23,6 +23,8 @@ use std::sync::Arc;
 /// The wait before something is tried again: doubled each time, from the first to the last of these.
 const BACKOFF_MS: (u64, u64) = (50, 5000);
 
+const STALE: &str = "something that the plan rests on has changed";
+
 /// What this reign knows of an open transition beside the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Run {
@@ -417,8 +419,13 @@ impl Engine {
     }
 
     fn begin(&mut self, id: TransitionId, run: &mut Run, poll: Poll) -> Next {
-        run.votes.extend(poll.ballot.votes().cloned());
         let plan = run.plan.clone();
+        if plan::digest(&self.head, &plan) != plan.digest {
+            // The decision would find it out, when clients have been waiting.
+            run.stage = Stage::Check(poll);
+            return self.give_up(id, run, "plan-stale", STALE, None);
+        }
+        run.votes.extend(poll.ballot.votes().cloned());
         self.propose(Body::Begin { transition: id, plan: plan.clone() });
         self.send_notices(id);
         let deadline = self.now.time.plus(plan.prepare_ms);
@@ -508,7 +515,7 @@ impl Engine {
     fn decide(&mut self, id: TransitionId, run: &mut Run) -> Next {
         let plan = run.plan.clone();
         if plan::digest(&self.head, &plan) != plan.digest {
-            return self.give_up(id, run, "plan-stale", "something that the plan rests on has changed", None);
+            return self.give_up(id, run, "plan-stale", STALE, None);
         }
         let votes = std::mem::take(&mut run.votes);
         self.propose(Body::Decision {
