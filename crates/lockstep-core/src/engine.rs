@@ -8,8 +8,8 @@
 //! This file is sessions, hosts and requests; `transition.rs` drives what was requested.
 
 use crate::cluster::{Cluster, Host};
-use crate::id::{HostName, Index, MemberId, RunId, TransitionId};
-use crate::message::{Call, Done, Hello, Order, PROTOCOL, Phase, Report};
+use crate::id::{GroupName, HostName, Index, MemberId, RunId, TransitionId};
+use crate::message::{Call, ContextMember, Done, Hello, Order, PROTOCOL, Phase, Report};
 use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Scores};
 use crate::record::{Body, Cause, HostChange, Liveness, Record};
@@ -164,6 +164,9 @@ pub(crate) struct Session {
     assigned: Vec<crate::message::Assignment>,
 }
 
+/// For which transition, group and revision, and what.
+pub(crate) type Told = ((TransitionId, GroupName, Index), Arc<Vec<ContextMember>>);
+
 /// The server's deciding half.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Engine {
@@ -184,6 +187,9 @@ pub struct Engine {
     pub(crate) stirred: BTreeSet<TransitionId>,
     /// When something is due in each open transition.
     wakes: BTreeMap<TransitionId, Time>,
+    /// What handlers of one group were last told of the members around them, at which revision: a thousand calls of
+    /// one wave share it.
+    pub(crate) told: Option<Told>,
     /// No host is lost before then. Renewals are what an engine hears most, and must not look at every host.
     hosts_due: Option<Time>,
 }
@@ -206,6 +212,7 @@ impl Engine {
             runs: BTreeMap::new(),
             stirred: BTreeSet::new(),
             wakes: BTreeMap::new(),
+            told: None,
             hosts_due: Some(now.time),
         };
         for host in engine.head.hosts.keys() {

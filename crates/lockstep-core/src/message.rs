@@ -13,6 +13,7 @@ use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::str::FromStr;
+use std::sync::Arc;
 
 /// What a handler is called for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -187,7 +188,7 @@ pub struct Context {
     #[serde(default)]
     pub was: BTreeMap<SettingKey, SettingValue>,
     /// The members of its own and of related groups.
-    pub members: Vec<ContextMember>,
+    pub members: Arc<Vec<ContextMember>>,
     /// What earlier calls handed on.
     #[serde(default)]
     pub out: BTreeMap<MemberId, Map<String, Value>>,

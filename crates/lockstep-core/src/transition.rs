@@ -1263,7 +1263,7 @@ impl Engine {
         }
     }
 
-    fn release_call(&self, id: TransitionId, run: &Run, holder: &MemberId, release: &Try) -> Call {
+    fn release_call(&mut self, id: TransitionId, run: &Run, holder: &MemberId, release: &Try) -> Call {
         let mut call = self.call(id, run, holder, Phase::Release, Role::Holder);
         call.attempt = release.attempt;
         call.within_ms = release.deadline.since(self.now.time).max(1);
@@ -1527,7 +1527,8 @@ impl Engine {
 
     // ---- calls
 
-    fn call(&self, id: TransitionId, run: &Run, member: &MemberId, phase: Phase, role: Role) -> Call {
+    fn call(&mut self, id: TransitionId, run: &Run, member: &MemberId, phase: Phase, role: Role) -> Call {
+        let context = self.context(id, run, member);
         let transition = &self.head.transitions[&id];
         let ask = match role {
             Role::Holder => Some(Ask::Hold),
@@ -1553,23 +1554,46 @@ impl Engine {
             decision: transition.decision,
             within_ms: 0,
             hold_ms: None,
-            context: self.context(transition, run, member),
+            context,
         }
     }
 
     /// What a handler is told; nothing when there is none to tell.
-    fn context(&self, transition: &Transition, run: &Run, member: &MemberId) -> Option<Context> {
+    fn context(&mut self, id: TransitionId, run: &Run, member: &MemberId) -> Option<Context> {
         let group = self.head.spec.groups.get(&member.group)?;
         if group.handler.as_str() == crate::spec::HANDLER_NONE {
             return None;
         }
-        let plan = &run.plan;
+        let key = (id, member.group.clone(), self.head.revision);
+        let members = match &self.told {
+            Some((known, members)) if *known == key => members.clone(),
+            Some(_) | None => {
+                let members = Arc::new(self.context_members(id, &run.plan, &member.group));
+                self.told = Some((key, members.clone()));
+                members
+            }
+        };
+        let open = match &run.stage {
+            Stage::Check(poll) | Stage::Prepare { poll, .. } => Some(&poll.ballot),
+            Stage::Queued | Stage::Abort { .. } | Stage::Commit(_) => None,
+        };
+        let transition = &self.head.transitions[&id];
+        let votes = transition.votes.iter().chain(&run.votes).chain(open.into_iter().flat_map(Ballot::votes));
+        let out =
+            votes.filter(|vote| !vote.out.is_empty()).map(|vote| (vote.member.clone(), vote.out.clone()));
+        let settings = self.head.settings(&member.group);
+        Some(Context { was: settings.clone(), settings, members, out: out.collect() })
+    }
+
+    /// The members of the groups that move, of `group`, and of those that are related to it.
+    fn context_members(&self, id: TransitionId, plan: &Plan, group: &GroupName) -> Vec<ContextMember> {
+        let transition = &self.head.transitions[&id];
         let mut groups: BTreeSet<&GroupName> = plan.moving();
-        groups.insert(&member.group);
+        groups.insert(group);
         for relation in &plan.relations {
-            if relation.from == member.group {
+            if relation.from == *group {
                 groups.insert(&relation.to);
-            } else if relation.to == member.group {
+            } else if relation.to == *group {
                 groups.insert(&relation.from);
             }
         }
@@ -1588,15 +1612,7 @@ impl Engine {
                 actual: known.actual.clone(),
             }
         });
-        let open = match &run.stage {
-            Stage::Check(poll) | Stage::Prepare { poll, .. } => Some(&poll.ballot),
-            Stage::Queued | Stage::Abort { .. } | Stage::Commit(_) => None,
-        };
-        let votes = transition.votes.iter().chain(&run.votes).chain(open.into_iter().flat_map(Ballot::votes));
-        let out =
-            votes.filter(|vote| !vote.out.is_empty()).map(|vote| (vote.member.clone(), vote.out.clone()));
-        let settings = self.head.settings(&member.group);
-        Some(Context { was: settings.clone(), settings, members: members.collect(), out: out.collect() })
+        members.collect()
     }
 
     fn is_reachable(&self, host: &HostName) -> bool {
