@@ -130,8 +130,7 @@ def main(phases):
         phase = sys.argv[-1] if len(sys.argv) > 1 else ""
         if phase not in phases:
             raise No(f"this handler has no phase {phase!r}, only {', '.join(sorted(phases))}")
-        text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
-        answer = phases[phase](Call(phase, os.environ, json.loads(text or "{}")))
+        answer = phases[phase](Call(phase, os.environ, json.loads(context_text(phase))))
         if answer:
             print(json.dumps(answer))
         sys.stdout.flush()
@@ -142,6 +141,16 @@ def main(phases):
     except Exception as error:  # the agent shows one line, so a trace would hide the reason
         leave(1, f"{type(error).__name__}: {error}")
     sys.exit(0)
+
+
+def context_text(phase):
+    """An agent that is killed as it starts us leaves an empty or cut context, and does not know of us when it starts
+    again: then nothing may be done. A person at a terminal gives none either, and may ask for the status.
+    """
+    text = "" if sys.stdin is None or sys.stdin.isatty() else sys.stdin.read()
+    if not text and phase != "status":
+        raise No("there is no context on stdin: the agent ended before it had given one")
+    return text or "{}"
 
 
 def leave(code, reason):

@@ -28,12 +28,16 @@ class Member:
 
     def call(self, phase, context=None, **lockstep):
         """`lockstep` gives LOCKSTEP_* by their lower-case names, `from_` for LOCKSTEP_FROM."""
+        return self.call_with(json.dumps({"me": self.name, "phase": phase, **(context or {})}), phase, **lockstep)
+
+    def call_with(self, text, phase, **lockstep):
+        """With anything on stdin."""
         group, host = self.name.split("@")
         env = {"LOCKSTEP_MEMBER": self.name, "LOCKSTEP_GROUP": group, "LOCKSTEP_HOST": host, **self._settings}
         env.update({f"LOCKSTEP_{key.strip('_').upper()}": str(value) for key, value in lockstep.items()})
         began = time.monotonic()
-        done = subprocess.run([*self._argv, phase], input=json.dumps({"me": self.name, "phase": phase, **(context or {})}),
-                              env=env, capture_output=True, text=True, timeout=30, check=False)
+        done = subprocess.run([*self._argv, phase], input=text, env=env, capture_output=True, text=True, timeout=30,
+                              check=False)
         return Answer(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 

@@ -162,6 +162,14 @@ class Holding(EdgeCase):
         with Connection(("127.0.0.1", self.e1.port), 5) as redis:
             self.assertEqual(redis.info()["tcp_port"], str(self.r2.port))
 
+    def test_a_call_whose_agent_died_in_it_does_nothing(self):
+        self.hold()
+        release = {"subject": "cache", "role": "holder", "decision": "commit"}
+        self.no(self.edge.call_with("", "release", **release), "no context")
+        self.assertEqual(self.edge.call_with('{"me":"edge@e1","members":[', "release", **release).code, 1)
+        self.assertTrue(self.is_held())
+        self.yes(self.release("r2"))
+
     def test_maxconn_where_it_is_safe(self):
         # With nobody waiting the old deadlock cannot happen, so the commands can be seen on any version.
         self.edge = haproxy_member(self.e1, HAPROXY_HOLD="maxconn")
