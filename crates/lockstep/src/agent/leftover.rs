@@ -83,9 +83,29 @@ fn remove(path: &Path) {
 /// A process's start, in clock ticks since boot: with its id, it names the process for good.
 fn start_of(pid: Pid) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    // pid (name, which may hold anything) state ppid ... start is the 22nd field, the 20th after the name.
-    let (_, after_name) = stat.rsplit_once(')')?;
-    after_name.split_ascii_whitespace().nth(19).map(str::to_owned)
+    after_name(&stat)?.nth(19).map(str::to_owned)
+}
+
+/// The fields of a `/proc/PID/stat` from its third, the state, on: pid (name, which may hold anything) state ppid
+/// pgrp ... start is the 22nd, the 20th after the name.
+fn after_name(stat: &str) -> Option<impl Iterator<Item = &str>> {
+    stat.rsplit_once(')').map(|(_, after_name)| after_name.split_ascii_whitespace())
+}
+
+/// Whether nothing of a group can act any more. Its dead may lie around: their parent was the killed agent, and in
+/// many a container the first process buries others late or never.
+fn is_gone(group: Pid) -> bool {
+    if test_kill_process_group(group) == Err(Errno::SRCH) {
+        return true;
+    }
+    let group = group.as_raw_nonzero().to_string();
+    let lives = |stat: String| {
+        let Some(mut fields) = after_name(&stat) else { return false };
+        let is_dead = matches!(fields.next(), Some("Z" | "X"));
+        !is_dead && fields.nth(1) == Some(group.as_str())
+    };
+    let Ok(processes) = fs::read_dir("/proc") else { return false };
+    !processes.flatten().filter_map(|process| fs::read_to_string(process.path().join("stat")).ok()).any(lives)
 }
 
 async fn end_group(group: Pid, started: &str) {
@@ -101,10 +121,29 @@ async fn end_group(group: Pid, started: &str) {
                 "ended a handler that outlived an earlier run of this agent"
             );
         }
-        if test_kill_process_group(group) == Err(Errno::SRCH) {
+        if is_gone(group) {
             return;
         }
         tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
     }
     warn!(group = group.as_raw_nonzero(), "a killed handler is still there: it hangs in the kernel");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::process::CommandExt;
+    use std::process::Command;
+
+    #[tokio::test]
+    async fn a_group_whose_dead_nobody_has_buried_is_gone() {
+        let mut child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
+        let group = Pid::from_child(&child);
+        assert!(!is_gone(group), "it lives");
+        end_group(group, &start_of(group).unwrap()).await;
+        assert!(is_gone(group), "it is dead");
+        assert!(start_of(group).is_some(), "it was not to be buried yet");
+        child.wait().unwrap();
+        assert!(is_gone(group), "it is buried");
+    }
 }
