@@ -1,8 +1,9 @@
 //! The server: one task owns the engine ([`driver`]); sessions with agents ([`session`]) and the public API
-//! ([`crate::api`]) send it inputs and carry out its outputs.
+//! ([`crate::api`]) send it inputs and carry out its outputs, over connections that [`serve`] bounds.
 
 mod driver;
 pub mod handle;
+mod serve;
 mod session;
 
 use crate::api::{self, ServerInfo};
@@ -10,7 +11,6 @@ use crate::cli::option::ServerOptions;
 use crate::store::{self, Embedded, Store};
 use axum::Router;
 use axum::routing::get;
-use axum::serve::ListenerExt;
 use driver::{COMMANDS_MAX, Driver};
 use handle::{Handle, View};
 use lockstep_core::cluster::Cluster;
@@ -18,8 +18,9 @@ use lockstep_core::engine::Engine;
 use lockstep_core::id::Index;
 use lockstep_core::record::Record;
 use lockstep_core::time::{Now, Time, WallTime};
+use serve::Limits;
 use session::Sessions;
-use std::io;
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
@@ -78,6 +79,7 @@ pub struct Server {
     pub handle: Handle,
     listener: TcpListener,
     router: Router,
+    limits: Limits,
     driver: tokio::task::JoinHandle<Result<(), ServerError>>,
 }
 
@@ -109,13 +111,14 @@ impl Server {
         let (commands, asked) = mpsc::channel(COMMANDS_MAX);
         let (publish, view) = watch::channel(View::default());
         let handle = Handle::new(commands, view);
-        let (sessions, said) = Sessions::new();
+        let limits = Limits::of_process();
+        let (sessions, said) = Sessions::new(limits.sessions);
         let driver = Driver::new(engine, store, reign, clock, sessions.clone(), publish);
         let driver = tokio::spawn(driver.drive(asked, said));
         let info = ServerInfo { name, version: env!("CARGO_PKG_VERSION") };
         let agents = Router::new().route("/v1/agent", get(session::accept)).with_state(sessions);
         let router = api::router(handle.clone(), info).merge(agents);
-        Ok(Self { address, handle, listener, router, driver })
+        Ok(Self { address, handle, listener, router, limits, driver })
     }
 
     /// Serves until the journal fails.
@@ -123,15 +126,8 @@ impl Server {
     /// # Errors
     /// The fault that stopped it. Nothing was acknowledged that is not durable.
     pub async fn serve(self) -> Result<(), ServerError> {
-        let listen = self.address;
-        let listener = self.listener.tap_io(|stream| {
-            // Orders and votes are small, and somebody waits for each. A socket that refuses this is still a socket.
-            let _ = stream.set_nodelay(true);
-        });
         tokio::select! {
-            served = axum::serve(listener, self.router) => {
-                served.map_err(|source| ServerError::Listen { listen, source })
-            }
+            () = serve::serve(self.listener, self.router, self.limits) => unreachable!("it accepts for ever"),
             stopped = self.driver => stopped.expect("a bug in the engine ends the process; its reign ends with it"),
         }
     }
@@ -143,7 +139,8 @@ impl Server {
 /// If it cannot start, or cannot write its journal any more.
 pub async fn run(options: ServerOptions) -> Result<(), ServerError> {
     let server = Server::start(&options).await?;
-    println!("listening on http://{}", server.address);
+    // Whoever started it may read no more of it; it serves all the same.
+    let _ = writeln!(io::stdout(), "listening on http://{}", server.address);
     server.serve().await
 }
 

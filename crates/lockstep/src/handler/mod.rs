@@ -9,3 +9,4 @@ pub mod exec;
 mod reason;
 
 pub use exec::{Call, CallEnd, Program, User, run};
+pub(crate) use reason::printable;

@@ -20,7 +20,7 @@ pub(super) fn last_line(output: &[u8]) -> Option<String> {
 
 /// `text` with every character that could change how the rest is shown written as `\u{...}`, cut to
 /// [`REASON_CHARS_MAX`] characters. A cut one ends in `…`.
-pub(super) fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     let mut shown = String::new();
     for char in text.chars().take(REASON_CHARS_MAX + 1) {
         if char == '\t' {

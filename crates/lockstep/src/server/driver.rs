@@ -23,6 +23,12 @@ pub(super) use super::handle::COMMANDS_MAX;
 
 /// A snapshot is published at most this often while only steps and reports come in, in milliseconds.
 const PUBLISH_MS: u64 = 50;
+/// The most reports that are heard in one go: somebody waits for what the first ones lead to, and an agent that
+/// never stops must not keep everybody else waiting.
+const HEARD_MAX: usize = 1024;
+/// The most bytes of records in one call of the store, unless one record alone has more. Far below what a store
+/// takes, since records are as large as agents and operators make them.
+const APPEND_BYTES_MAX: usize = 8 << 20;
 /// The pause before a write that found no room is tried again.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 /// The pause before the store is asked what became of a write that it did not answer.
@@ -46,6 +52,8 @@ pub(super) struct Driver<S> {
     replies: HashMap<ReplyId, Waiting>,
     next_reply: u64,
     append: Option<Append>,
+    /// What there is to publish once the batch in flight is durable.
+    appended: News,
     publish: watch::Sender<View>,
     view: View,
     published: Time,
@@ -78,6 +86,7 @@ impl<S: Store> Driver<S> {
             replies: HashMap::new(),
             next_reply: 0,
             append: None,
+            appended: News::None,
             publish,
             view: View::default(),
             published: Time::default(),
@@ -102,12 +111,15 @@ impl<S: Store> Driver<S> {
                     self.append = None;
                     done?;
                     self.engine.handle(self.clock.now(), Input::Appended);
-                    self.news = self.news.max(News::Small);
+                    self.news = self.news.max(self.appended);
+                    // Before anybody is told of it: who then asks is shown it.
+                    self.publish();
                 }
                 Some(first) = said.recv() => {
                     self.hear(first);
                     // Everything that has arrived goes into one write.
-                    while let Ok(next) = said.try_recv() {
+                    for _ in 1..HEARD_MAX {
+                        let Ok(next) = said.try_recv() else { break };
                         self.hear(next);
                     }
                 }
@@ -135,7 +147,10 @@ impl<S: Store> Driver<S> {
             Command::Plan { targets, reply } => {
                 // From a snapshot, beside the engine: a large plan holds nobody up.
                 let (cluster, scores) = (self.engine.acknowledged().clone(), self.engine.scores().clone());
-                tokio::task::spawn_blocking(move || reply.send(plan::plan(&cluster, &targets, &scores)));
+                tokio::task::spawn_blocking(move || {
+                    // Whoever asked may have gone.
+                    let _ = reply.send(plan::plan(&cluster, &targets, &scores));
+                });
                 return;
             }
             Command::Run { request, reply: waiting } => {
@@ -167,14 +182,21 @@ impl<S: Store> Driver<S> {
     }
 
     fn append(&mut self, first: Index, records: &[Record]) {
-        for record in records {
-            self.news = self.news.max(awaited(&record.body));
-        }
+        self.appended = records.iter().map(|record| awaited(&record.body)).fold(News::Small, News::max);
         let batch: Vec<_> = records
             .iter()
             .map(|record| serde_json::to_vec(record).expect("records are plain data"))
             .collect();
-        self.append = Some(Box::pin(append(self.store.clone(), self.reign, first, batch)));
+        let (store, reign) = (self.store.clone(), self.reign);
+        self.append = Some(Box::pin(async move {
+            let mut first = first;
+            for batch in portions(batch) {
+                let count = batch.len() as u64;
+                append(&store, reign, first, batch).await?;
+                first = Index(first.0 + count);
+            }
+            Ok(())
+        }));
     }
 
     fn reply(&mut self, reply: ReplyId, answer: Result<Accepted, Rejection>) {
@@ -262,10 +284,26 @@ async fn wait(ms: Option<u64>) {
     }
 }
 
+/// Cuts a batch into what the store takes at once. A crash in between keeps the first records and not the last:
+/// none of them has been acknowledged yet.
+fn portions(records: Vec<Vec<u8>>) -> Vec<Vec<Vec<u8>>> {
+    let mut portions = vec![Vec::new()];
+    let mut bytes = 0;
+    for record in records {
+        if bytes > 0 && bytes + record.len() > APPEND_BYTES_MAX {
+            portions.push(Vec::new());
+            bytes = 0;
+        }
+        bytes += record.len();
+        portions.last_mut().expect("it begins with one").push(record);
+    }
+    portions
+}
+
 /// Appends one batch, until it is safe or the reign has ended. A write that was not answered is looked for before
 /// it is tried again: nothing else may take its place.
 async fn append<S: Store>(
-    store: S,
+    store: &S,
     reign: Reign,
     first: Index,
     batch: Vec<Vec<u8>>,
@@ -292,5 +330,22 @@ async fn append<S: Store>(
             }
             Err(fault) => return Err(fault.into()),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_batch_is_cut_where_it_grows_too_large() {
+        let cut = |lens: &[usize]| {
+            let records = lens.iter().map(|len| vec![0; *len]).collect();
+            portions(records).iter().map(Vec::len).collect::<Vec<_>>()
+        };
+        let all = APPEND_BYTES_MAX;
+        assert_eq!(cut(&[1, 1, 1]), [3]);
+        assert_eq!(cut(&[all, 1, all - 1, 1]), [1, 2, 1]);
+        assert_eq!(cut(&[all + 1, all + 1]), [1, 1]);
     }
 }
