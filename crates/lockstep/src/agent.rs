@@ -16,6 +16,7 @@ use lockstep_core::message::{Call, Order, Report};
 use lockstep_core::time::Time;
 use std::collections::BTreeMap;
 use std::future::pending;
+use std::io::{self, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -179,7 +180,8 @@ impl Driver {
                 () = wait(tick) => Heard::Engine(AgentInput::Tick),
             };
             self.take(input)?;
-            while let Ok(input) = heard.try_recv() {
+            for _ in 1..INPUTS_MAX {
+                let Ok(input) = heard.try_recv() else { break };
                 self.take(input)?;
             }
             self.perform().await;
@@ -210,7 +212,10 @@ impl Driver {
                 AgentOutput::Run { call, handler, order, timeout_ms } => {
                     self.run(call, &handler, *order, timeout_ms);
                 }
-                AgentOutput::Joined => println!("joined as {}", self.name),
+                AgentOutput::Joined => {
+                    // Whoever started it may read no more of it; the session stands all the same.
+                    let _ = writeln!(io::stdout(), "joined as {}", self.name);
+                }
                 AgentOutput::Disconnect(reason) => {
                     warn!(%reason, "the server refused the session; trying again");
                     self.link = None;

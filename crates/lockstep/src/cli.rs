@@ -343,7 +343,9 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
 /// nothing else was said. `log` is what it logs unless `RUST_LOG` says otherwise.
 fn staying(log: &str, command: impl Future<Output = Result<(), Failure>>) -> Result<Exit, Failure> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // Whoever reads the log may go, as journald does when it is restarted: that must not end us.
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    log.log_internal_errors(false).init();
     let failed = |error: std::io::Error| Failure::error(format!("cannot start: {error}"));
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
     runtime.block_on(async {

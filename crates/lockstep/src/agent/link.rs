@@ -4,7 +4,7 @@ use super::{Heard, random, read_order};
 use futures_util::{SinkExt, StreamExt};
 use lockstep_core::agent::AgentInput;
 use lockstep_core::message::Report;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio::time::{sleep, timeout};
@@ -35,7 +35,10 @@ pub(super) async fn keep(servers: Vec<String>, inputs: mpsc::Sender<Heard>) {
             match timeout(CONNECT_MAX, dial(server)).await {
                 Ok(Ok(socket)) => {
                     info!(%server, "connected");
-                    if use_link(socket, &inputs).await {
+                    let began = Instant::now();
+                    use_link(socket, &inputs).await;
+                    // One that refuses us answers at once: it is asked again ever more seldom.
+                    if began.elapsed() >= Duration::from_millis(PAUSE_MS.1) {
                         pause_ms = PAUSE_MS.0;
                     }
                     if inputs.send(Heard::Engine(AgentInput::Disconnected)).await.is_err() {
@@ -63,13 +66,12 @@ async fn dial(server: &str) -> Result<Socket, Error> {
     Ok(socket)
 }
 
-/// Carries reports out and orders in, until either side ends it. Tells whether the server ever said anything.
-async fn use_link(mut socket: Socket, inputs: &mpsc::Sender<Heard>) -> bool {
+/// Carries reports out and orders in, until either side ends it.
+async fn use_link(mut socket: Socket, inputs: &mpsc::Sender<Heard>) {
     let (link, mut reports) = mpsc::channel(REPORTS_MAX);
     if inputs.send(Heard::Connected(link)).await.is_err() {
-        return false;
+        return;
     }
-    let mut has_heard = false;
     loop {
         tokio::select! {
             report = reports.recv() => {
@@ -95,7 +97,6 @@ async fn use_link(mut socket: Socket, inputs: &mpsc::Sender<Heard>) -> bool {
                 };
                 match read_order(&text) {
                     Ok(order) => {
-                        has_heard = true;
                         if inputs.send(Heard::Engine(AgentInput::Order(order))).await.is_err() {
                             break;
                         }
@@ -109,7 +110,6 @@ async fn use_link(mut socket: Socket, inputs: &mpsc::Sender<Heard>) -> bool {
         }
     }
     let _ = timeout(Duration::from_millis(200), socket.close(None)).await;
-    has_heard
 }
 
 fn message(report: &Report) -> Message {
