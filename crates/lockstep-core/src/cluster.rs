@@ -484,7 +484,7 @@ impl Cluster {
         Arc::make_mut(self.members.get_mut(id).expect("records name members that are there"))
     }
 
-    /// Whatever else is true, this is: called after every batch; a bug ends the process here rather than later.
+    /// Whatever else is true, this is. Debug builds call it after every batch.
     pub fn assert_invariants(&self) {
         for id in &self.open {
             assert!(self.transitions[id].outcome.is_none(), "{id} is open and has ended");

@@ -7,7 +7,7 @@
 use crate::cluster::{StepState, Transition};
 use crate::engine::{Engine, Event};
 use crate::flow::Flow;
-use crate::id::{GroupName, HostName, MemberId, RunId, StepId, TransitionId};
+use crate::id::{GroupName, HostName, Index, MemberId, RunId, StepId, TransitionId};
 use crate::message::{
     Call, Context, ContextMember, Decision, Done, Hello, Notice, Order, Outcome, Phase, Role,
 };
@@ -29,6 +29,8 @@ const STALE: &str = "something that the plan rests on has changed";
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Run {
     plan: Arc<Plan>,
+    /// The plan just made for it, and the revision that it is of.
+    fresh: Option<(Index, Arc<Plan>)>,
     stage: Stage,
     /// No decision by then aborts.
     decide_by: Option<Time>,
@@ -136,7 +138,7 @@ struct Course {
 
 impl Run {
     fn queued(plan: Arc<Plan>, decide_by: Option<Time>) -> Self {
-        Self { plan, stage: Stage::Queued, decide_by, votes: Vec::new(), holds: BTreeMap::new() }
+        Self { plan, fresh: None, stage: Stage::Queued, decide_by, votes: Vec::new(), holds: BTreeMap::new() }
     }
 
     /// Whether it has, or waits for, a claim on the group.
@@ -200,13 +202,15 @@ enum Next {
 impl Engine {
     // ---- beginnings
 
-    pub(crate) fn enqueue(&mut self, id: TransitionId) {
+    /// Puts a request in the queue, with the plan that was just made for it, if one could be made.
+    pub(crate) fn enqueue(&mut self, id: TransitionId, fresh: Option<Plan>) {
         let request = self.head.transitions[&id].request.clone();
-        let mut plan = plan::plan(&self.head, &request.targets, &self.scores).unwrap_or_default();
+        let mut plan = fresh.clone().unwrap_or_default();
         // Also when there is nothing to do for them now: whoever is before it may change that.
         plan.exclusive.extend(request.targets.iter().filter_map(|target| target.group().cloned()));
         let decide_by = request.deadline_ms.map(|ms| self.now.time.plus(ms));
-        self.runs.insert(id, Run::queued(Arc::new(plan), decide_by));
+        let fresh = fresh.map(|plan| (self.head.revision, Arc::new(plan)));
+        self.runs.insert(id, Run { fresh, ..Run::queued(Arc::new(plan), decide_by) });
         self.stirred.insert(id);
         self.event(Event::Phase { transition: id, phase: Some("queued") });
     }
@@ -218,7 +222,9 @@ impl Engine {
         for id in open {
             let transition = self.head.transitions[&id].clone();
             let Some(plan) = transition.plan.clone() else {
-                self.enqueue(id);
+                let request = &transition.request;
+                let plan = plan::plan(&self.head, &request.targets, &self.scores).ok();
+                self.enqueue(id, plan);
                 continue;
             };
             let mut run = Run::queued(plan.clone(), None);
@@ -324,11 +330,14 @@ impl Engine {
             return Next::Wait;
         }
         let request = self.head.transitions[&id].request.clone();
-        let plan = match plan::plan(&self.head, &request.targets, &self.scores) {
-            Ok(plan) => Arc::new(plan),
-            Err(Rejection { code, message, .. }) => {
-                return self.give_up(id, run, code.as_str(), &message, None);
-            }
+        let plan = match run.fresh.take() {
+            Some((at, plan)) if at == self.head.revision => plan,
+            Some(_) | None => match plan::plan(&self.head, &request.targets, &self.scores) {
+                Ok(plan) => Arc::new(plan),
+                Err(Rejection { code, message, .. }) => {
+                    return self.give_up(id, run, code.as_str(), &message, None);
+                }
+            },
         };
         if let Some(wanted) = &request.plan_hash
             && !plan::names(wanted, &plan.hash)
@@ -565,7 +574,6 @@ impl Engine {
         let due: Vec<_> = poll
             .tries
             .iter_mut()
-            .filter(|(member, _)| poll.ballot.awaits(member))
             .filter_map(|(member, again)| again.is_due(self.now.time).then(|| member.clone()))
             .collect();
         due.iter().for_each(|member| self.send_question(id, run, poll, member));

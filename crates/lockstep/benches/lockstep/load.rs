@@ -52,12 +52,10 @@ pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
     let url = line.trim().trim_start_matches("listening on ").to_owned();
     let server = Server(child);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    let measured = runtime.block_on(measure(&url, hosts, rounds, &data, &dir));
-    drop(server);
-    measured
+    runtime.block_on(measure(&url, hosts, rounds, server.0.id(), &data, &dir))
 }
 
-async fn measure(url: &str, hosts: usize, rounds: usize, data: &Path, dir: &Path) -> Measured {
+async fn measure(url: &str, hosts: usize, rounds: usize, server: u32, data: &Path, dir: &Path) -> Measured {
     let http = reqwest::Client::new();
     let spec = json!({"cluster": "bench", "groups": {"g": {"select": {"role": "g"}}}});
     let applied = http.put(format!("{url}/v1/spec")).json(&spec).send().await.expect("the server");
@@ -71,11 +69,12 @@ async fn measure(url: &str, hosts: usize, rounds: usize, data: &Path, dir: &Path
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
     let warm_up = 6;
-    let (mut times, mut before) = (Vec::new(), 0);
+    let (mut times, mut before, mut busy_before) = (Vec::new(), 0, 0.0);
     for round in 0..warm_up + rounds {
         if round == warm_up {
             traffic.lock().expect("no agent panics").clear();
             before = journal_bytes(data);
+            busy_before = cpu_ms(server);
         }
         let state = if round % 2 == 0 { "online" } else { "offline" };
         let start = Instant::now();
@@ -84,6 +83,7 @@ async fn measure(url: &str, hosts: usize, rounds: usize, data: &Path, dir: &Path
             times.push(start.elapsed());
         }
     }
+    let busy = (cpu_ms(server) - busy_before) / rounds as f64;
     let written = journal_bytes(data).saturating_sub(before) / rounds;
     let traffic = traffic.lock().expect("no agent panics").clone();
     let phases = [Phase::Check, Phase::Prepare, Phase::Commit];
@@ -96,10 +96,20 @@ async fn measure(url: &str, hosts: usize, rounds: usize, data: &Path, dir: &Path
     let mut floor = Floor::start(&shape, dir);
     let floor_times = (0..rounds).map(|_| floor.exchange()).collect();
     let shape = format!(
-        "{hosts} connections, rounds of {:?} bytes (order, answer), {} synced writes of {} bytes",
+        "{hosts} connections, rounds of {:?} bytes (order, answer), {} synced writes of {} bytes; \
+         the server is busy for {busy:.1} ms a transition",
         shape.rounds, shape.syncs, shape.sync_bytes
     );
     Measured { times, floor_times, shape }
+}
+
+/// The time that a process has kept processors busy, in milliseconds.
+fn cpu_ms(pid: u32) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
+    let (_, after_name) = stat.rsplit_once(')').expect("a name in brackets");
+    let ticks: Vec<f64> = after_name.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
+    // State is no number: utime and stime are the 11th and 12th field after it. A tick is 10 ms on Linux.
+    (ticks[10] + ticks[11]) * 10.0
 }
 
 /// The bytes that the journal holds, its preallocated room left aside.
