@@ -266,8 +266,9 @@ impl Driver {
         let (inputs, leftovers) = (self.inputs.clone(), self.leftovers.clone());
         tokio::spawn(async move {
             let program = &handlers[&handler].program;
-            let call = call::of(&order, timeout_ms);
-            let note = leftovers.note(id);
+            let note = leftovers.note();
+            let mut call = call::of(&order, timeout_ms);
+            call.vars.insert(leftover::CALL.to_owned(), note.name.clone());
             let end = handler::run(program, call, |pid| note.started(pid), pending()).await;
             drop(note);
             debug!(member = %order.member, phase = %order.phase, answer = ?end.answer, reason = end.reason, "handler ended");

@@ -1,8 +1,11 @@
 //! Handlers that outlived a killed agent. A step may be taken back only after its handler has ended, so the next
 //! run of the agent ends them before it says a word.
+//!
+//! Each call has a file, made before its handler starts and named after it; the handler's process id is written into
+//! it at once. An agent that is killed between the two leaves a file without one. Then the handler is found by the
+//! name of its call, which is in its environment.
 
 use crate::store::Error;
-use lockstep_core::agent::CallId;
 use rustix::io::Errno;
 use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
 use std::fs;
@@ -12,9 +15,12 @@ use std::sync::Arc;
 use std::time::Duration;
 use tracing::warn;
 
-/// How often, and how many times, to look whether a killed group is gone: for 2 s.
+/// How often to look whether a killed group is gone.
 const LOOK_MS: u64 = 10;
-const LOOKS_MAX: u32 = 200;
+/// After so many looks, 2 s, it is said that it takes long.
+const LOOKS_TOLD: u64 = 200;
+/// The variable that names a call in its handler's environment, without the prefix that all of them have.
+pub(super) const CALL: &str = "CALL";
 
 /// The directory in which each running handler has a file with its process group.
 #[derive(Debug, Clone)]
@@ -24,6 +30,8 @@ pub(super) struct Leftovers {
 
 /// A handler that is about to run; its file goes when this is dropped.
 pub(super) struct Note {
+    /// What its call is named, and no other ever.
+    pub(super) name: String,
     path: PathBuf,
 }
 
@@ -36,8 +44,12 @@ impl Leftovers {
         Ok(Self { dir: Arc::new(dir) })
     }
 
-    pub(super) fn note(&self, call: CallId) -> Note {
-        Note { path: self.dir.join(call.0.to_string()) }
+    /// Notes that a handler is about to start.
+    pub(super) fn note(&self) -> Note {
+        let name = super::random();
+        let note = Note { path: self.dir.join(&name), name };
+        note.write("");
+        note
     }
 
     /// Ends what an earlier run of this agent left, and waits until it is gone.
@@ -47,8 +59,14 @@ impl Leftovers {
             let text = fs::read_to_string(&path).unwrap_or_default();
             let mut words = text.split_ascii_whitespace();
             let group = words.next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
-            if let (Some(group), Some(started)) = (group, words.next()) {
-                end_group(group, started).await;
+            match (group, words.next()) {
+                (Some(group), Some(started)) => end_group(group, started).await,
+                (Some(_) | None, _) => {
+                    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+                    for (group, started) in groups_of_call(name) {
+                        end_group(group, &started).await;
+                    }
+                }
             }
             remove(&path);
         }
@@ -59,7 +77,11 @@ impl Note {
     /// The handler runs under this process id, which is its group's too.
     pub(super) fn started(&self, pid: u32) {
         let started = i32::try_from(pid).ok().and_then(Pid::from_raw).and_then(start_of).unwrap_or_default();
-        if let Err(error) = fs::write(&self.path, format!("{pid} {started}\n")) {
+        self.write(&format!("{pid} {started}\n"));
+    }
+
+    fn write(&self, text: &str) {
+        if let Err(error) = fs::write(&self.path, text) {
             warn!(%error, path = %self.path.display(), "cannot note a running handler");
         }
     }
@@ -114,26 +136,109 @@ async fn end_group(group: Pid, started: &str) {
     if start_of(group).is_some_and(|start| start != started) {
         return;
     }
-    for look in 0..LOOKS_MAX {
-        if look == 0 && kill_process_group(group, Signal::KILL).is_ok() {
-            warn!(
-                group = group.as_raw_nonzero(),
-                "ended a handler that outlived an earlier run of this agent"
-            );
-        }
+    if kill_process_group(group, Signal::KILL).is_ok() {
+        warn!(group = group.as_raw_nonzero(), "ended a handler that outlived an earlier run of this agent");
+    }
+    // However long it takes: what it is in the middle of must not meet what is ordered next.
+    for look in 1_u64.. {
         if is_gone(group) {
             return;
         }
+        if look % LOOKS_TOLD == 0 {
+            let group = group.as_raw_nonzero();
+            warn!(
+                group,
+                "a killed handler is still there, in the kernel's hands: the agent waits for its end"
+            );
+        }
         tokio::time::sleep(Duration::from_millis(LOOK_MS)).await;
     }
-    warn!(group = group.as_raw_nonzero(), "a killed handler is still there: it hangs in the kernel");
+}
+
+/// The process group of a call's handler, and its start. What the handler started in a session of its own has the
+/// same environment, and is meant to stay.
+fn groups_of_call(name: &str) -> Vec<(Pid, String)> {
+    let variable = format!("LOCKSTEP_{CALL}={name}");
+    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
+    let ids = processes.flatten().filter_map(|process| process.file_name().to_str()?.parse().ok());
+    ids.filter_map(Pid::from_raw)
+        .filter(|pid| {
+            let environ = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
+            environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+        })
+        .filter_map(|pid| {
+            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+            let mut fields = after_name(&stat)?.skip(2);
+            let (group, session) = (fields.next()?, fields.next()?);
+            let own = pid.as_raw_nonzero().to_string();
+            let leads = group == own && session != own;
+            leads.then(|| start_of(pid).map(|started| (pid, started))).flatten()
+        })
+        .collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::os::unix::process::CommandExt;
-    use std::process::Command;
+    use std::process::{Child, Command};
+
+    /// A process that ends with the test.
+    struct Sleeper(Child);
+
+    impl Sleeper {
+        fn start(name: &str) -> Self {
+            let mut command = Command::new("sleep");
+            command.arg("60").env(format!("LOCKSTEP_{CALL}"), name).process_group(0);
+            Self(command.spawn().unwrap())
+        }
+
+        fn has_ended(&mut self) -> bool {
+            self.0.try_wait().unwrap().is_some()
+        }
+    }
+
+    impl Drop for Sleeper {
+        fn drop(&mut self) {
+            // It may have ended.
+            let _ = self.0.kill();
+            let _ = self.0.wait();
+        }
+    }
+
+    /// A note that a killed agent did not remove.
+    fn leave(note: Note) {
+        std::mem::forget(note);
+    }
+
+    #[tokio::test]
+    async fn a_handler_is_ended_whether_its_id_was_noted_or_not() {
+        let data = tempfile::tempdir().unwrap();
+        let leftovers = Leftovers::open(data.path()).unwrap();
+        let (noted, begun, ended) = (leftovers.note(), leftovers.note(), leftovers.note());
+        let (mut first, mut second) = (Sleeper::start(&noted.name), Sleeper::start(&begun.name));
+        let mut others = [Sleeper::start(&ended.name), Sleeper::start("another's")];
+        noted.started(first.0.id());
+        drop(ended);
+        leave(noted);
+        leave(begun);
+        leftovers.end().await;
+        assert!(first.has_ended() && second.has_ended());
+        assert!(!others.iter_mut().any(Sleeper::has_ended), "nobody noted them");
+        assert_eq!(fs::read_dir(data.path().join("running")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_process_that_got_a_handlers_id_is_spared() {
+        let data = tempfile::tempdir().unwrap();
+        let leftovers = Leftovers::open(data.path()).unwrap();
+        let mut other = Sleeper::start("another's");
+        let note = leftovers.note();
+        note.write(&format!("{} 1\n", other.0.id()));
+        leave(note);
+        leftovers.end().await;
+        assert!(!other.has_ended());
+    }
 
     #[tokio::test]
     async fn a_group_whose_dead_nobody_has_buried_is_gone() {

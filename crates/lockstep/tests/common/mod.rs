@@ -124,6 +124,27 @@ impl Drop for Process {
     }
 }
 
+/// A directory with an agent.toml, whose one handler is `sh`.
+pub fn host() -> TempDir {
+    let temporary = tempfile::tempdir().unwrap();
+    let dir = temporary.path();
+    let handler = dir.join("handler");
+    fs::write(&handler, HANDLER).unwrap();
+    fs::set_permissions(&handler, fs::Permissions::from_mode(0o755)).unwrap();
+    let config = format!(
+        "[handlers.sh]\nexec = [{handler:?}]\nenv = {{ DIR = {dir:?} }}\nstatus_ms = 200\n\
+         timeout_ms = {{ default = 40000, commit = 40000 }}\n"
+    );
+    fs::write(dir.join("agent.toml"), config).unwrap();
+    temporary
+}
+
+/// The lines that a member's handler noted and that begin so.
+pub fn calls(dir: &Path, member: &str, beginning: &str) -> Vec<String> {
+    let calls = fs::read_to_string(dir.join(format!("{member}.calls"))).unwrap_or_default();
+    calls.lines().filter(|line| line.starts_with(beginning)).map(str::to_owned).collect()
+}
+
 /// A server and its agents.
 pub struct Cluster {
     pub dir: PathBuf,
@@ -138,16 +159,8 @@ pub struct Cluster {
 impl Cluster {
     /// A server over an empty journal.
     pub fn start() -> Self {
-        let temporary = tempfile::tempdir().unwrap();
+        let temporary = host();
         let dir = temporary.path().to_owned();
-        let handler = dir.join("handler");
-        fs::write(&handler, HANDLER).unwrap();
-        fs::set_permissions(&handler, fs::Permissions::from_mode(0o755)).unwrap();
-        let config = format!(
-            "[handlers.sh]\nexec = [{handler:?}]\nenv = {{ DIR = {dir:?} }}\nstatus_ms = 200\n\
-             timeout_ms = {{ default = 40000, commit = 40000 }}\n"
-        );
-        fs::write(dir.join("agent.toml"), config).unwrap();
         let server =
             Process::start(&dir, "server", &["server", "--data", "server", "--listen", "127.0.0.1:0"]);
         let mut cluster = Self {
@@ -269,8 +282,7 @@ impl Cluster {
 
     /// The lines of a member's handler that begin so.
     pub fn calls(&self, member: &str, beginning: &str) -> Vec<String> {
-        let calls = fs::read_to_string(self.dir.join(format!("{member}.calls"))).unwrap_or_default();
-        calls.lines().filter(|line| line.starts_with(beginning)).map(str::to_owned).collect()
+        calls(&self.dir, member, beginning)
     }
 
     pub fn touch(&self, name: &str) {
