@@ -718,11 +718,15 @@ impl AgentEngine {
             return;
         }
         self.record(AgentRecord::Closed { transition: id });
-        // What it moved is told anew, whatever was said of it meanwhile.
-        self.queues.values_mut().for_each(|queue| {
-            queue.reported = None;
-            queue.status_at = self.now;
-        });
+        // What it moved is told anew, whatever was said of it meanwhile. A member without a handler has no state
+        // but the one that its last step confirmed.
+        for (member, queue) in &mut self.queues {
+            let known = self.state.members.get(member);
+            if known.is_some_and(|assignment| assignment.handler.as_str() != HANDLER_NONE) {
+                queue.reported = None;
+                queue.status_at = self.now;
+            }
+        }
     }
 
     fn notice(&mut self, notice: Notice) {

@@ -14,6 +14,7 @@ use crate::request::{Code, Rejection, TARGETS_MAX, Target};
 use crate::spec::{Ask, Deadlines, Group, Kind, OnFailure, list};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
+use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
@@ -105,7 +106,10 @@ impl Plan {
 
     /// The groups that move.
     pub fn moving(&self) -> BTreeSet<&GroupName> {
-        self.goals.keys().map(|member| &member.group).collect()
+        // Members of a group stand side by side.
+        let mut groups: Vec<&GroupName> = self.goals.keys().map(|member| &member.group).collect();
+        groups.dedup();
+        groups.into_iter().collect()
     }
 
     /// The groups for which members of `group` are asked in this way.
@@ -442,19 +446,29 @@ impl<'a> Planner<'a> {
 
     fn finish(self) -> Result<Plan, Rejection> {
         let mut plan = Plan::default();
+        let mut paths: BTreeMap<(&GroupName, &StateName, &StateName), Vec<StateName>> = BTreeMap::new();
         for (id, to) in &self.wanted {
             let member = &self.cluster.members[id];
             let from = member.actual.as_ref().expect("check_members refuses unknown states");
             if from == to && member.goal.as_ref() == Some(to) {
                 continue;
             }
-            let lifecycle = &self.group(&id.group)?.lifecycle;
-            let path = lifecycle.path(from, to).ok_or_else(|| {
-                let message = format!("no edges lead {id} from {from} to {to}");
-                Rejection::new(Code::NoPath, message, "`lockstep group show` lists the lifecycle's edges")
-            })?;
+            let path = match paths.entry((&id.group, from, to)) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let path = self.group(&id.group)?.lifecycle.path(from, to).ok_or_else(|| {
+                        let message = format!("no edges lead {id} from {from} to {to}");
+                        Rejection::new(
+                            Code::NoPath,
+                            message,
+                            "`lockstep group show` lists the lifecycle's edges",
+                        )
+                    })?;
+                    place.insert(path)
+                }
+            };
             let mut from = from;
-            for to in &path {
+            for to in path.iter() {
                 let step = StepId(u32::try_from(plan.steps.len()).expect("STEPS_MAX fits"));
                 let after = Vec::new();
                 plan.steps.push(Step {
@@ -644,7 +658,7 @@ pub fn on_failure(cluster: &Cluster, asked: Option<OnFailure>, group: &GroupName
 /// journal's index are left out, so that it changes only with what matters.
 pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
     let mut digest = Sha256::new();
-    let mut line = String::new();
+    let mut line = Vec::new();
     for name in plan.exclusive.iter().chain(&plan.shared) {
         let Some(group) = cluster.spec.groups.get(name) else {
             digest.update(format!("{name} gone\n"));
@@ -658,13 +672,19 @@ pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
         for id in cluster.members_of(name) {
             let member = &cluster.members[id];
             let reachable = cluster.hosts[&id.host].is_reachable();
-            line.clear();
+            // Written out by hand: formatting took most of the time of a small plan. No name has a space in it.
             let state = |state: &Option<StateName>| state.as_ref().map_or("?", StateName::as_str).to_owned();
             let (goal, actual) = (state(&member.goal), state(&member.actual));
-            let leaving = member.leaving;
-            writeln!(line, "{id} {goal} {actual} {:?} {reachable} {leaving}", member.mark)
-                .expect("a String takes all");
-            digest.update(line.as_bytes());
+            let flags =
+                [b'0' + member.mark as u8, b'0' + u8::from(reachable), b'0' + u8::from(member.leaving)];
+            line.clear();
+            for word in [id.host.as_str(), &goal, &actual] {
+                line.extend_from_slice(word.as_bytes());
+                line.push(b' ');
+            }
+            line.extend_from_slice(&flags);
+            line.push(b'\n');
+            digest.update(&line);
         }
     }
     let footprint = |name: &GroupName| plan.exclusive.contains(name) || plan.shared.contains(name);

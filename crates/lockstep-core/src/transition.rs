@@ -29,6 +29,8 @@ const STALE: &str = "something that the plan rests on has changed";
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Run {
     plan: Arc<Plan>,
+    /// The groups that it moves.
+    moving: Vec<GroupName>,
     /// The plan just made for it, and the revision that it is of.
     fresh: Option<(Index, Arc<Plan>)>,
     stage: Stage,
@@ -138,7 +140,16 @@ struct Course {
 
 impl Run {
     fn queued(plan: Arc<Plan>, decide_by: Option<Time>) -> Self {
-        Self { plan, fresh: None, stage: Stage::Queued, decide_by, votes: Vec::new(), holds: BTreeMap::new() }
+        let moving = plan.moving().into_iter().cloned().collect();
+        Self {
+            plan,
+            moving,
+            fresh: None,
+            stage: Stage::Queued,
+            decide_by,
+            votes: Vec::new(),
+            holds: BTreeMap::new(),
+        }
     }
 
     /// Whether it has, or waits for, a claim on the group.
@@ -347,6 +358,7 @@ impl Engine {
         }
         // Planned anew it may claim less than it queued for.
         self.stir_queued(run);
+        run.moving = plan.moving().into_iter().cloned().collect();
         run.plan = plan.clone();
         // Its footprint may have grown with the new plan.
         let claimed = |theirs: &Run| !matches!(theirs.stage, Stage::Queued) && run.conflicts_with(theirs);
@@ -1545,7 +1557,7 @@ impl Engine {
         };
         let subject = match ask {
             Some(ask) => run.plan.asked_for(&member.group, ask),
-            None => run.plan.moving().into_iter().cloned().collect(),
+            None => run.moving.clone(),
         };
         Call {
             member: member.clone(),

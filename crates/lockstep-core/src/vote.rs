@@ -53,6 +53,10 @@ pub struct Vote {
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct Ballot {
     asked: BTreeMap<MemberId, Option<Vote>>,
+    /// How many have said yes, so that counting does not take longer the more are asked.
+    yes: usize,
+    /// Who said no first.
+    no: Option<MemberId>,
 }
 
 /// How a ballot stands.
@@ -69,7 +73,7 @@ pub enum Tally {
 impl Ballot {
     /// Asks these members; each of them must say yes.
     pub fn new(members: impl IntoIterator<Item = MemberId>) -> Self {
-        Self { asked: members.into_iter().map(|member| (member, None)).collect() }
+        Self { asked: members.into_iter().map(|member| (member, None)).collect(), yes: 0, no: None }
     }
 
     /// Counts a vote. One of a member that was not asked, or that has given its answer already, changes
@@ -78,6 +82,11 @@ impl Ballot {
     pub fn cast(&mut self, vote: Vote) -> bool {
         match self.asked.get_mut(&vote.member) {
             Some(place) if place.as_ref().is_none_or(|earlier| earlier.answer == Answer::Again) => {
+                match vote.answer {
+                    Answer::Yes => self.yes += 1,
+                    Answer::No => self.no = self.no.take().or(Some(vote.member.clone())),
+                    Answer::Again => {}
+                }
                 *place = Some(vote);
                 true
             }
@@ -87,15 +96,11 @@ impl Ballot {
 
     /// How it stands.
     pub fn tally(&self) -> Tally {
-        let mut open = false;
-        for (member, vote) in &self.asked {
-            match vote.as_ref().map(|vote| vote.answer) {
-                Some(Answer::No) => return Tally::Refused(member.clone()),
-                Some(Answer::Again) | None => open = true,
-                Some(Answer::Yes) => {}
-            }
+        match &self.no {
+            Some(member) => Tally::Refused(member.clone()),
+            None if self.yes == self.asked.len() => Tally::Carried,
+            None => Tally::Open,
         }
-        if open { Tally::Open } else { Tally::Carried }
     }
 
     /// Whether the member was asked and has given no final answer yet.
