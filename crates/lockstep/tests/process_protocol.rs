@@ -70,6 +70,9 @@ impl Agent {
     }
 }
 
+/// The agents of these tests renew no lease.
+const PATIENT: &str = "cluster = \"shop\"\nlease_ms = 60000\n";
+
 fn hello(host: &str) -> Value {
     json!({ "report": "hello", "protocol": 1, "host": host, "agent": format!("agent-{host}"), "run": "r", "reign": 0,
         "token": 0, "noticed": 0, "labels": { "role": "db" } })
@@ -94,6 +97,7 @@ fn all(cluster: &Cluster) -> Vec<Value> {
 #[test]
 fn a_session_begins_with_a_hello_that_is_right() {
     let mut cluster = Cluster::start();
+    cluster.apply(PATIENT);
     let _known = Agent::join(cluster.address, &hello("known"));
     let before = all(&cluster);
     assert_eq!(before[0][0]["name"], "known");
@@ -188,7 +192,10 @@ fn a_connection_may_end_at_every_byte() {
 
 /// Two hosts in one group that moves, the agents played by the test.
 fn pair(cluster: &Cluster) -> [Agent; 2] {
-    cluster.apply("cluster = \"shop\"\n[groups.db]\nselect = { role = \"db\" }\nhandler = \"sh\"\n");
+    cluster.apply(&format!(
+        "{PATIENT}[groups.db]\nselect = {{ role = \"db\" }}\nhandler = \"sh\"\n\
+         deadlines_ms = {{ check = 40000, prepare = 40000, commit = 60000 }}\n"
+    ));
     let agents = ["a", "b"].map(|host| {
         let mut agent = Agent::join(cluster.address, &hello(host));
         agent.say(&json!({ "report": "state", "member": format!("db@{host}"), "state": "offline" }));
@@ -356,6 +363,9 @@ fn an_agent_that_never_stops_talking_keeps_nobody_waiting() {
 
 #[test]
 fn sockets_that_say_nothing_are_closed_and_keep_nobody_out() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     let mut cluster = Cluster::start();
     let idle: Vec<_> = (0..1000).map(|_| TcpStream::connect(cluster.address).unwrap()).collect();
     let mut slow = TcpStream::connect(cluster.address).unwrap();

@@ -13,6 +13,7 @@ use std::fs;
 /// Two databases that stop, and a pooler that holds clients while they do.
 const SPEC: &str = r#"
 cluster = "shop"
+lease_ms = 10000
 [groups.db]
 select = { role = "db" }
 handler = "sh"
