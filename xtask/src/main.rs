@@ -54,7 +54,11 @@ fn main() -> ExitCode {
 fn verify() -> Done {
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
-    run("cargo", &["doc", "--workspace", "--no-deps", "--locked", "--quiet"], &[("RUSTDOCFLAGS", "-D warnings")])?;
+    run(
+        "cargo",
+        &["doc", "--workspace", "--no-deps", "--locked", "--quiet"],
+        &[("RUSTDOCFLAGS", "-D warnings")],
+    )?;
     if !is_there("cargo-deny") {
         eprintln!("xtask: cargo-deny is not installed: licences and sources were not checked");
         return Ok(());
@@ -77,7 +81,9 @@ fn test(args: &[String]) -> Done {
     run(SCENARIO, &["--all", "--runs", "1", "--lockstep", "target/debug/lockstep"], &[])?;
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     if is_there("cargo-nextest") {
-        return cargo(&[&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"], &args[..]].concat());
+        return cargo(
+            &[&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"], &args[..]].concat(),
+        );
     }
     eprintln!("xtask: cargo-nextest is not installed: using cargo's own runner");
     cargo(&[&["test", "--workspace", "--locked", "--no-fail-fast"], &args[..]].concat())
@@ -104,11 +110,17 @@ fn install() -> Done {
     let wanted = missing.join(" ");
     let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
     if !is_root || !is_there("apt-get") {
-        return Err(Stopped(format!("the tests need {wanted}; install them, on Debian: sudo apt-get install {wanted}")));
+        return Err(Stopped(format!(
+            "the tests need {wanted}; install them, on Debian: sudo apt-get install {wanted}"
+        )));
     }
     let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
     run("apt-get", &["update", "--quiet"], &quiet)?;
-    run("apt-get", &[&["install", "--yes", "--quiet", "--no-install-recommends"], &missing[..]].concat(), &quiet)
+    run(
+        "apt-get",
+        &[&["install", "--yes", "--quiet", "--no-install-recommends"], &missing[..]].concat(),
+        &quiet,
+    )
 }
 
 /// Whether a program is on the path. Servers are in sbin, which an ordinary user's path may lack.

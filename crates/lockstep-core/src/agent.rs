@@ -678,8 +678,9 @@ impl AgentEngine {
             Some(step) => self.state.open.get(&id)?.steps.get(&(step, call.phase))?.done.as_deref()?,
             None => self.answers.get(&(id, call.member.clone(), call.phase))?,
         };
-        // A server that has taken over plans anew, and asks the same question about another plan.
-        if known.plan != call.plan {
+        // A server that has taken over plans anew, and asks the same question about another plan. What one member
+        // did answers for no other, whatever a confused server calls its step.
+        if known.plan != call.plan || known.member != call.member {
             return None;
         }
         // A step that was done is done whichever try asks; a failure answers the tries up to its own.

@@ -23,6 +23,9 @@ pub const BARRIER_FIRST: u32 = 10_000;
 /// The most steps a plan may have.
 pub const STEPS_MAX: usize = 100_000;
 
+/// The largest plan, written out, in bytes. It is one record of the journal, and each has to fit with room.
+pub const PLAN_BYTES_MAX: usize = 8 << 20;
+
 /// How fit members are to be chosen; more is better, absent is 0.
 pub type Scores = BTreeMap<MemberId, i64>;
 
@@ -492,7 +495,13 @@ impl<'a> Planner<'a> {
         self.add_gaps(&mut plan, &dips);
         self.add_no_return(&mut plan);
         plan.digest = digest(self.cluster, &plan);
-        plan.hash = hash(&plan);
+        let written = serde_json::to_vec(&plan).expect("a plan is plain data");
+        if written.len() > PLAN_BYTES_MAX {
+            let message = format!("a plan of {} bytes, at most {PLAN_BYTES_MAX}", written.len());
+            return Err(Rejection::new(Code::TooLarge, message, "split the request"));
+        }
+        // Over all of the plan, its digest included.
+        plan.hash = hex(&Sha256::digest(&written));
         Ok(plan)
     }
 
@@ -694,12 +703,6 @@ pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
         }
     }
     hex(&digest.finalize())
-}
-
-/// The hash that names a plan: over all of it, its digest included.
-fn hash(plan: &Plan) -> String {
-    let unnamed = Plan { hash: String::new(), ..plan.clone() };
-    hex(&Sha256::digest(serde_json::to_vec(&unnamed).expect("a plan is plain data")))
 }
 
 /// The first 16 bytes in hexadecimal: far beyond chance and guessing, and still one line in a terminal.

@@ -14,7 +14,7 @@ use lockstep_core::id::{AgentId, HostName, Index, RunId, StateName};
 use lockstep_core::message::{Done, Findings, Hello, Order, PROTOCOL, Phase, Report};
 use lockstep_core::plan::{self, Scores};
 use lockstep_core::record::{Body, HostChange, Record};
-use lockstep_core::request::{Request, Target};
+use lockstep_core::request::{Code, Request, Target};
 use lockstep_core::time::{Now, Time, WallTime};
 use lockstep_core::vote::Answer;
 use std::collections::{BTreeMap, VecDeque};
@@ -212,4 +212,28 @@ fn a_thousand_transitions_wait_and_no_more() {
     }
     assert!(engine.acknowledged().open.is_empty(), "nobody answers, and nothing waits for ever");
     println!("1000 of them end: {:?}", begun.elapsed());
+}
+
+#[test]
+fn a_plan_that_would_not_fit_a_record_is_refused() {
+    // Long names make a plan of few steps large.
+    let group = "g".repeat(60);
+    let spec = format!(r#"{{"cluster":"c","groups":{{"{group}":{{"select":{{"role":"x"}}}}}}}}"#);
+    let mut cluster = Cluster::default();
+    let mut apply = |body| {
+        let index = Index(cluster.revision.0 + 1);
+        cluster.apply(index, &Record { at: WallTime(0), body });
+    };
+    apply(Body::Spec { spec: Arc::new(serde_json::from_str(&spec).unwrap()), principal: "test".to_owned() });
+    for host in 0..20_000 {
+        let name: HostName = format!("{}{host:05}", "h".repeat(55)).parse().unwrap();
+        let labels = [("role".to_owned(), "x".to_owned())].into();
+        let change = HostChange::Joined { agent: "a".parse().unwrap(), address: None, labels };
+        apply(Body::Host { host: name.clone(), change });
+        let member = format!("{group}@{name}").parse().unwrap();
+        apply(Body::Report { member, actual: Some("offline".parse().unwrap()) });
+    }
+    let targets = [format!("{group}=online").parse().unwrap()];
+    let rejection = plan::plan(&cluster, &targets, &Scores::new()).unwrap_err();
+    assert_eq!(rejection.code, Code::TooLarge, "{rejection}");
 }

@@ -97,33 +97,33 @@ fn what_a_group_requires_comes_up_first_and_goes_down_last() {
     check(
         &plan(SHOP, SHOP_DOWN, &["app=up", "db=up"]),
         &expect![[r#"
-        exit 0
-        plan 3ba97d0e  app: a1 offline -> online, a2 offline -> online
-                       db: pg-a offline -> standby -> primary, pg-b offline -> standby
-                       tells: mon (1) pool (1)
+            exit 0
+            plan cbb669e3  app: a1 offline -> online, a2 offline -> online
+                           db: pg-a offline -> standby -> primary, pg-b offline -> standby
+                           tells: mon (1) pool (1)
 
-        STEP  MEMBER   MOVE                AFTER
-        0     app@a1   offline -> online   2-4
-        1     app@a2   offline -> online   2-4
-        2     db@pg-a  offline -> standby
-        3     db@pg-a  standby -> primary  2
-        4     db@pg-b  offline -> standby  3
-    "#]],
+            STEP  MEMBER   MOVE                AFTER
+            0     app@a1   offline -> online   2-4
+            1     app@a2   offline -> online   2-4
+            2     db@pg-a  offline -> standby
+            3     db@pg-a  standby -> primary  2
+            4     db@pg-b  offline -> standby  3
+        "#]],
     );
     check(
         &plan(SHOP, SHOP_UP, &["app=down", "db=down"]),
         &expect![[r#"
-        exit 0
-        plan 36637775  app: a1 online -> offline, a2 online -> offline
-                       db: pg-a primary -> offline, pg-b standby -> offline
-                       holds: pool@p1 pool@p2   asks: mon@m1
+            exit 0
+            plan e83f0d0b  app: a1 online -> offline, a2 online -> offline
+                           db: pg-a primary -> offline, pg-b standby -> offline
+                           holds: pool@p1 pool@p2   asks: mon@m1
 
-        STEP  MEMBER   MOVE                AFTER
-        0     app@a1   online -> offline
-        1     app@a2   online -> offline
-        2     db@pg-a  primary -> offline  0 1
-        3     db@pg-b  standby -> offline  0 1
-    "#]],
+            STEP  MEMBER   MOVE                AFTER
+            0     app@a1   online -> offline
+            1     app@a2   online -> offline
+            2     db@pg-a  primary -> offline  0 1
+            3     db@pg-b  standby -> offline  0 1
+        "#]],
     );
     check(
         &plan(SHOP, SHOP_UP, &["db=down"]),
@@ -146,12 +146,12 @@ fn what_a_group_requires_comes_up_first_and_goes_down_last() {
     check(
         &plan(SHOP, SHOP_UP, &["app@a1=offline"]),
         &expect![[r#"
-        exit 0
-        plan a89ec467  app: a1 online -> offline   asks: mon@m1   tells: app (1)
+            exit 0
+            plan 677318e4  app: a1 online -> offline   asks: mon@m1   tells: app (1)
 
-        STEP  MEMBER  MOVE               AFTER
-        0     app@a1  online -> offline
-    "#]],
+            STEP  MEMBER  MOVE               AFTER
+            0     app@a1  online -> offline
+        "#]],
     );
 }
 
@@ -160,101 +160,101 @@ fn a_switchover_as_programs_read_it() {
     check(
         &plan(SHOP, SHOP_UP, &["db@pg-b=primary", "-o", "json"]),
         &expect![[r#"
-        exit 0
-        {
-          "hash": "691eb77f7e1f81520542d7e6b36d8fdb",
-          "steps": [
+            exit 0
             {
-              "id": 0,
-              "group": "db",
-              "host": "pg-a",
-              "from": "primary",
-              "to": "offline",
-              "after": []
-            },
-            {
-              "id": 1,
-              "group": "db",
-              "host": "pg-a",
-              "from": "offline",
-              "to": "standby",
-              "after": [
-                0,
-                2
+              "hash": "be03e215d3d5df2792422c02d5ac12a3",
+              "steps": [
+                {
+                  "id": 0,
+                  "group": "db",
+                  "host": "pg-a",
+                  "from": "primary",
+                  "to": "offline",
+                  "after": []
+                },
+                {
+                  "id": 1,
+                  "group": "db",
+                  "host": "pg-a",
+                  "from": "offline",
+                  "to": "standby",
+                  "after": [
+                    0,
+                    2
+                  ]
+                },
+                {
+                  "id": 2,
+                  "group": "db",
+                  "host": "pg-b",
+                  "from": "standby",
+                  "to": "primary",
+                  "after": [
+                    0
+                  ]
+                }
+              ],
+              "participants": [
+                {
+                  "group": "app",
+                  "host": "a1",
+                  "role": "observer"
+                },
+                {
+                  "group": "app",
+                  "host": "a2",
+                  "role": "observer"
+                },
+                {
+                  "group": "db",
+                  "host": "pg-a",
+                  "role": "actor"
+                },
+                {
+                  "group": "db",
+                  "host": "pg-b",
+                  "role": "actor"
+                },
+                {
+                  "group": "pool",
+                  "host": "p1",
+                  "role": "holder"
+                },
+                {
+                  "group": "pool",
+                  "host": "p1",
+                  "role": "observer"
+                },
+                {
+                  "group": "pool",
+                  "host": "p2",
+                  "role": "holder"
+                },
+                {
+                  "group": "pool",
+                  "host": "p2",
+                  "role": "observer"
+                }
+              ],
+              "relations": [
+                {
+                  "from": "app",
+                  "to": "db",
+                  "kind": "requires",
+                  "origin": "capability"
+                },
+                {
+                  "from": "pool",
+                  "to": "db",
+                  "kind": "watches",
+                  "origin": "declared"
+                }
+              ],
+              "gaps": [
+                "db"
               ]
-            },
-            {
-              "id": 2,
-              "group": "db",
-              "host": "pg-b",
-              "from": "standby",
-              "to": "primary",
-              "after": [
-                0
-              ]
             }
-          ],
-          "participants": [
-            {
-              "group": "app",
-              "host": "a1",
-              "role": "observer"
-            },
-            {
-              "group": "app",
-              "host": "a2",
-              "role": "observer"
-            },
-            {
-              "group": "db",
-              "host": "pg-a",
-              "role": "actor"
-            },
-            {
-              "group": "db",
-              "host": "pg-b",
-              "role": "actor"
-            },
-            {
-              "group": "pool",
-              "host": "p1",
-              "role": "holder"
-            },
-            {
-              "group": "pool",
-              "host": "p1",
-              "role": "observer"
-            },
-            {
-              "group": "pool",
-              "host": "p2",
-              "role": "holder"
-            },
-            {
-              "group": "pool",
-              "host": "p2",
-              "role": "observer"
-            }
-          ],
-          "relations": [
-            {
-              "from": "app",
-              "to": "db",
-              "kind": "requires",
-              "origin": "capability"
-            },
-            {
-              "from": "pool",
-              "to": "db",
-              "kind": "watches",
-              "origin": "declared"
-            }
-          ],
-          "gaps": [
-            "db"
-          ]
-        }
-    "#]],
+        "#]],
     );
 }
 
@@ -288,9 +288,9 @@ fn nothing_to_do_is_an_empty_plan() {
     check(
         &plan(SHOP, SHOP_UP, &["app=online"]),
         &expect![[r#"
-        exit 0
-        plan e3f03448  nothing to do
-    "#]],
+            exit 0
+            plan 984cd5af  nothing to do
+        "#]],
     );
     let text = plan(SHOP, SHOP_UP, &["app=online", "db=up", "-o", "json"]);
     let plan: serde_json::Value = serde_json::from_str(text.split_once('\n').unwrap().1).unwrap();
@@ -327,25 +327,25 @@ fn a_lifecycle_of_ones_own() {
     check(
         &plan(CACHE, up, &["c@c2=primary"]),
         &expect![[r#"
-        exit 0
-        plan e8b61229  c: c1 primary -> replica, c2 replica -> primary   gap: c   tells: c (1) web (1)
+            exit 0
+            plan f5bfa94d  c: c1 primary -> replica, c2 replica -> primary   gap: c   tells: c (1) web (1)
 
-        STEP  MEMBER  MOVE                AFTER
-        0     c@c1    primary -> replica
-        1     c@c2    replica -> primary  0
-    "#]],
+            STEP  MEMBER  MOVE                AFTER
+            0     c@c1    primary -> replica
+            1     c@c2    replica -> primary  0
+        "#]],
     );
     check(
         &plan(CACHE, up, &["c@c3=primary"]),
         &expect![[r#"
-        exit 0
-        plan f4fe5983  c: c1 primary -> replica, c3 offline -> replica -> primary   gap: c   tells: c (1) web (1)
+            exit 0
+            plan e4783176  c: c1 primary -> replica, c3 offline -> replica -> primary   gap: c   tells: c (1) web (1)
 
-        STEP  MEMBER  MOVE                AFTER
-        0     c@c1    primary -> replica
-        1     c@c3    offline -> replica
-        2     c@c3    replica -> primary  0 1
-    "#]],
+            STEP  MEMBER  MOVE                AFTER
+            0     c@c1    primary -> replica
+            1     c@c3    offline -> replica
+            2     c@c3    replica -> primary  0 1
+        "#]],
     );
     // `min` holds at the end, unless the whole group is named.
     check(
@@ -360,40 +360,40 @@ fn a_lifecycle_of_ones_own() {
     check(
         &plan(CACHE, up, &["c=down"]),
         &expect![[r#"
-        exit 0
-        plan 8e2ab006  c: c1 primary -> replica -> offline, c2 replica -> offline   tells: c (1) web (1)
+            exit 0
+            plan c6585e5a  c: c1 primary -> replica -> offline, c2 replica -> offline   tells: c (1) web (1)
 
-        STEP  MEMBER  MOVE                AFTER
-        0     c@c1    primary -> replica
-        1     c@c1    replica -> offline  0
-        2     c@c2    replica -> offline
-    "#]],
+            STEP  MEMBER  MOVE                AFTER
+            0     c@c1    primary -> replica
+            1     c@c1    replica -> offline  0
+            2     c@c2    replica -> offline
+        "#]],
     );
     // `after` orders, and demands nothing.
     check(
         &plan(CACHE, up, &["web=down", "c=down"]),
         &expect![[r#"
-        exit 0
-        plan 61a5d801  c: c1 primary -> replica -> offline, c2 replica -> offline
-                       web: w1 online -> offline
-                       tells: c (1)
+            exit 0
+            plan 27349c6b  c: c1 primary -> replica -> offline, c2 replica -> offline
+                           web: w1 online -> offline
+                           tells: c (1)
 
-        STEP  MEMBER  MOVE                AFTER
-        0     c@c1    primary -> replica  3
-        1     c@c1    replica -> offline  0 3
-        2     c@c2    replica -> offline  3
-        3     web@w1  online -> offline
-    "#]],
+            STEP  MEMBER  MOVE                AFTER
+            0     c@c1    primary -> replica  3
+            1     c@c1    replica -> offline  0 3
+            2     c@c2    replica -> offline  3
+            3     web@w1  online -> offline
+        "#]],
     );
     check(
         &plan(CACHE, "c c1 offline, web w1 offline", &["web=up"]),
         &expect![[r#"
-        exit 0
-        plan d18080b3  web: w1 offline -> online
+            exit 0
+            plan 9faaad9b  web: w1 offline -> online
 
-        STEP  MEMBER  MOVE               AFTER
-        0     web@w1  offline -> online
-    "#]],
+            STEP  MEMBER  MOVE               AFTER
+            0     web@w1  offline -> online
+        "#]],
     );
 }
 
@@ -402,26 +402,26 @@ fn who_is_promoted_is_chosen_by_score_then_by_name() {
     check(
         &plan(SHOP, "db pg-a offline 3, db pg-b offline 7, db pg-c offline 7", &["db=up"]),
         &expect![[r#"
-        exit 0
-        plan dfbe9ea0  db: pg-a offline -> standby, pg-b offline -> standby -> primary, pg-c offline -> standby
+            exit 0
+            plan d1092d94  db: pg-a offline -> standby, pg-b offline -> standby -> primary, pg-c offline -> standby
 
-        STEP  MEMBER   MOVE                AFTER
-        0     db@pg-a  offline -> standby  2
-        1     db@pg-b  offline -> standby
-        2     db@pg-b  standby -> primary  1
-        3     db@pg-c  offline -> standby  2
-    "#]],
+            STEP  MEMBER   MOVE                AFTER
+            0     db@pg-a  offline -> standby  2
+            1     db@pg-b  offline -> standby
+            2     db@pg-b  standby -> primary  1
+            3     db@pg-c  offline -> standby  2
+        "#]],
     );
     // A member that is there already stays.
     check(
         &plan(SHOP, "db pg-a primary 0, db pg-b standby 9, db pg-c offline 0", &["db=up"]),
         &expect![[r#"
-        exit 0
-        plan 144ba877  db: pg-c offline -> standby   tells: db (2)
+            exit 0
+            plan 4fb46783  db: pg-c offline -> standby   tells: db (2)
 
-        STEP  MEMBER   MOVE                AFTER
-        0     db@pg-c  offline -> standby
-    "#]],
+            STEP  MEMBER   MOVE                AFTER
+            0     db@pg-c  offline -> standby
+        "#]],
     );
 }
 
@@ -455,58 +455,58 @@ fn limits_hold() {
     check(
         &plan(WEB, four, &["web=up"]),
         &expect![[r#"
-        exit 0
-        plan e3f03448  nothing to do
-    "#]],
+            exit 0
+            plan 984cd5af  nothing to do
+        "#]],
     );
     check(
         &plan(WEB, four, &["web=down"]),
         &expect![[r#"
-        exit 0
-        plan fa1ef2d2  web: w1 online -> offline, w2 online -> offline, w3 online -> offline   tells: web (1)
+            exit 0
+            plan b4ec42f5  web: w1 online -> offline, w2 online -> offline, w3 online -> offline   tells: web (1)
 
-        STEP  MEMBER  MOVE               AFTER
-        0     web@w1  online -> offline
-        1     web@w2  online -> offline
-        2     web@w3  online -> offline
-    "#]],
+            STEP  MEMBER  MOVE               AFTER
+            0     web@w1  online -> offline
+            1     web@w2  online -> offline
+            2     web@w3  online -> offline
+        "#]],
     );
     // At `max`: w1 leaves before w4 enters.
     check(
         &plan(WEB, four, &["web@w1=offline", "web@w4=online"]),
         &expect![[r#"
-        exit 0
-        plan 78394817  web: w1 online -> offline, w4 offline -> online   gap: web   tells: web (2)
+            exit 0
+            plan 5fffe0eb  web: w1 online -> offline, w4 offline -> online   gap: web   tells: web (2)
 
-        STEP  MEMBER  MOVE               AFTER
-        0     web@w1  online -> offline
-        1     web@w4  offline -> online  0
-    "#]],
+            STEP  MEMBER  MOVE               AFTER
+            0     web@w1  online -> offline
+            1     web@w4  offline -> online  0
+        "#]],
     );
     // With room, entering comes first, so that the group serves throughout.
     let two = "web w1 online, web w2 online, web w3 offline";
     check(
         &plan(WEB, two, &["web@w1=offline", "web@w3=online"]),
         &expect![[r#"
-        exit 0
-        plan 3a791bbb  web: w1 online -> offline, w3 offline -> online   tells: web (1)
+            exit 0
+            plan 5066b6b3  web: w1 online -> offline, w3 offline -> online   tells: web (1)
 
-        STEP  MEMBER  MOVE               AFTER
-        0     web@w1  online -> offline  1
-        1     web@w3  offline -> online
-    "#]],
+            STEP  MEMBER  MOVE               AFTER
+            0     web@w1  online -> offline  1
+            1     web@w3  offline -> online
+        "#]],
     );
     // Asked for one more than fits: somebody who was not named makes room.
     check(
         &plan(WEB, four, &["web@w4=online"]),
         &expect![[r#"
-        exit 0
-        plan 04fd10b4  web: w3 online -> offline, w4 offline -> online   gap: web   tells: web (2)
+            exit 0
+            plan eb7f352c  web: w3 online -> offline, w4 offline -> online   gap: web   tells: web (2)
 
-        STEP  MEMBER  MOVE               AFTER
-        0     web@w3  online -> offline
-        1     web@w4  offline -> online  0
-    "#]],
+            STEP  MEMBER  MOVE               AFTER
+            0     web@w3  online -> offline
+            1     web@w4  offline -> online  0
+        "#]],
     );
     check(
         &plan(WEB, four, &["web@w4=online", "web@w4=offline"]),
@@ -542,13 +542,13 @@ fn what_is_lost_counts_where_it_may_be_and_cannot_be_moved() {
     check(
         &plan(SHOP, "db pg-a offline 0 suspect", &["db=up"]),
         &expect![[r#"
-        exit 0
-        plan 2c13df33  db: pg-a offline -> standby -> primary
+            exit 0
+            plan eaae769f  db: pg-a offline -> standby -> primary
 
-        STEP  MEMBER   MOVE                AFTER
-        0     db@pg-a  offline -> standby
-        1     db@pg-a  standby -> primary  0
-    "#]],
+            STEP  MEMBER   MOVE                AFTER
+            0     db@pg-a  offline -> standby
+            1     db@pg-a  standby -> primary  0
+        "#]],
     );
 }
 

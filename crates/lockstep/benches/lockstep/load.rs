@@ -36,7 +36,11 @@ impl Drop for Server {
 
 pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
     let dir = std::env::current_dir().expect("a directory").join("target").join("bench");
-    let dir = if dir.parent().is_some_and(Path::exists) { dir } else { std::env::temp_dir().join("lockstep-bench") };
+    let dir = if dir.parent().is_some_and(Path::exists) {
+        dir
+    } else {
+        std::env::temp_dir().join("lockstep-bench")
+    };
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).expect("a directory to work in");
     let data = dir.join("server");
@@ -89,7 +93,12 @@ async fn measure(url: &str, hosts: usize, rounds: usize, server: u32, data: &Pat
     let phases = [Phase::Check, Phase::Prepare, Phase::Commit];
     let shape = Shape {
         connections: hosts,
-        rounds: phases.map(|phase| { let [orders, out, answers, back] = traffic[&phase]; (out / orders, back / answers) }).into(),
+        rounds: phases
+            .map(|phase| {
+                let [orders, out, answers, back] = traffic[&phase];
+                (out / orders, back / answers)
+            })
+            .into(),
         syncs: 5,
         sync_bytes: (written / 5).max(1),
     };
@@ -107,7 +116,8 @@ async fn measure(url: &str, hosts: usize, rounds: usize, server: u32, data: &Pat
 fn cpu_ms(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
     let (_, after_name) = stat.rsplit_once(')').expect("a name in brackets");
-    let ticks: Vec<f64> = after_name.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
+    let ticks: Vec<f64> =
+        after_name.split_ascii_whitespace().filter_map(|field| field.parse().ok()).collect();
     // State is no number: utime and stime are the 11th and 12th field after it. A tick is 10 ms on Linux.
     (ticks[10] + ticks[11]) * 10.0
 }
@@ -115,10 +125,11 @@ fn cpu_ms(pid: u32) -> f64 {
 /// The bytes that the journal holds, its preallocated room left aside.
 fn journal_bytes(data: &Path) -> usize {
     let files = std::fs::read_dir(data).expect("the server's directory");
-    let sizes = files.flatten().filter(|file| file.file_name().to_string_lossy().starts_with("log")).map(|file| {
-        let bytes = std::fs::read(file.path()).unwrap_or_default();
-        bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
-    });
+    let sizes =
+        files.flatten().filter(|file| file.file_name().to_string_lossy().starts_with("log")).map(|file| {
+            let bytes = std::fs::read(file.path()).unwrap_or_default();
+            bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1)
+        });
     sizes.sum()
 }
 
@@ -185,7 +196,9 @@ async fn agent(url: String, host: usize, traffic: Traffic, joined: Arc<AtomicUsi
         if socket.flush().await.is_err() {
             return;
         }
-        let tick = engine.next_deadline().map_or(Duration::from_secs(60), |at| Duration::from_millis(at.since(now())));
+        let tick = engine
+            .next_deadline()
+            .map_or(Duration::from_secs(60), |at| Duration::from_millis(at.since(now())));
         tokio::select! {
             received = socket.next() => {
                 let Some(Ok(Message::Text(text))) = received else { return };

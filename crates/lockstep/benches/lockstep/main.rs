@@ -39,7 +39,10 @@ fn main() {
         return floor::serve(&args[at + 1]);
     }
     let json = args.iter().position(|arg| arg == "--json").map(|at| PathBuf::from(&args[at + 1]));
-    let rounds = args.iter().position(|arg| arg == "--rounds").map_or(60, |at| args[at + 1].parse().expect("a number"));
+    let rounds = args
+        .iter()
+        .position(|arg| arg == "--rounds")
+        .map_or(60, |at| args[at + 1].parse().expect("a number"));
     let lines = [transition(100, rounds), planning(10_000)];
     println!("{:<52} {:>10} {:>10} {:>7}  aim", "", "ms", "floor ms", "ratio");
     for line in &lines {
@@ -49,7 +52,8 @@ fn main() {
         println!("    floor: {}", line.floor);
     }
     if let Some(path) = json {
-        std::fs::write(&path, serde_json::to_vec_pretty(&lines).expect("plain data")).expect("the file can be written");
+        std::fs::write(&path, serde_json::to_vec_pretty(&lines).expect("plain data"))
+            .expect("the file can be written");
     }
 }
 
@@ -85,7 +89,9 @@ fn planning(members: usize) -> Line {
         for (place, to) in (1..=3).enumerate() {
             let comma = if group == 0 && place == 0 { "" } else { "," };
             let to = group + to;
-            spec.push_str(&format!("{comma}{{\"from\":\"g{group:03}\",\"to\":\"g{to:03}\",\"kind\":\"requires\"}}"));
+            spec.push_str(&format!(
+                "{comma}{{\"from\":\"g{group:03}\",\"to\":\"g{to:03}\",\"kind\":\"requires\"}}"
+            ));
         }
     }
     spec.push_str("]}");
@@ -108,7 +114,8 @@ fn planning(members: usize) -> Line {
         let member = format!("{group}@{name}").parse().expect("a valid member");
         apply(Body::Report { member, actual: Some("offline".parse().expect("a valid name")) });
     }
-    let targets: Vec<_> = (0..groups).map(|group| format!("g{group:03}=online").parse().expect("a target")).collect();
+    let targets: Vec<_> =
+        (0..groups).map(|group| format!("g{group:03}=online").parse().expect("a target")).collect();
     let scores = Scores::new();
     let (mut times, mut floor_times) = (Vec::new(), Vec::new());
     let mut steps = 0;
