@@ -1,0 +1,108 @@
+//! Calls: what an agent is ordered to run, and what its handler is told of the transition and the members around it.
+
+use super::{Run, Stage};
+use crate::engine::Engine;
+use crate::id::{GroupName, MemberId, TransitionId};
+use crate::message::{Call, Context, ContextMember, Phase, Role};
+use crate::plan::Plan;
+use crate::spec::Ask;
+use crate::vote::Ballot;
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+impl Engine {
+    pub(super) fn call(
+        &mut self,
+        id: TransitionId,
+        run: &Run,
+        member: &MemberId,
+        phase: Phase,
+        role: Role,
+    ) -> Call {
+        let context = self.context(id, run, member);
+        let transition = &self.head.transitions[&id];
+        let ask = match role {
+            Role::Holder => Some(Ask::Hold),
+            Role::Voter => Some(Ask::Vote),
+            Role::Actor | Role::Observer => None,
+        };
+        let subject = match ask {
+            Some(ask) => run.plan.asked_for(&member.group, ask),
+            None => run.moving.clone(),
+        };
+        Call {
+            member: member.clone(),
+            phase,
+            role,
+            transition: Some(id),
+            step: None,
+            attempt: 1,
+            token: transition.current_token,
+            plan: None,
+            subject,
+            from: None,
+            to: None,
+            decision: transition.decision,
+            within_ms: 0,
+            hold_ms: None,
+            context,
+        }
+    }
+
+    /// What a handler is told; nothing when there is none to tell.
+    fn context(&mut self, id: TransitionId, run: &Run, member: &MemberId) -> Option<Context> {
+        let group = self.head.spec.groups.get(&member.group)?;
+        if group.handler.as_str() == crate::spec::HANDLER_NONE {
+            return None;
+        }
+        let key = (id, member.group.clone(), self.head.revision);
+        let members = match &self.told {
+            Some((known, members)) if *known == key => members.clone(),
+            Some(_) | None => {
+                let members = Arc::new(self.context_members(id, &run.plan, &member.group));
+                self.told = Some((key, members.clone()));
+                members
+            }
+        };
+        let open = match &run.stage {
+            Stage::Check(poll) | Stage::Prepare { poll, .. } => Some(&poll.ballot),
+            Stage::Queued | Stage::Abort { .. } | Stage::Commit(_) => None,
+        };
+        let transition = &self.head.transitions[&id];
+        let votes = transition.votes.iter().chain(&run.votes).chain(open.into_iter().flat_map(Ballot::votes));
+        let out =
+            votes.filter(|vote| !vote.out.is_empty()).map(|vote| (vote.member.clone(), vote.out.clone()));
+        let settings = self.head.settings(&member.group);
+        Some(Context { was: settings.clone(), settings, members, out: out.collect() })
+    }
+
+    /// The members of the groups that move, of `group`, and of those that are related to it.
+    fn context_members(&self, id: TransitionId, plan: &Plan, group: &GroupName) -> Vec<ContextMember> {
+        let transition = &self.head.transitions[&id];
+        let mut groups: BTreeSet<&GroupName> = plan.moving();
+        groups.insert(group);
+        for relation in &plan.relations {
+            if relation.from == *group {
+                groups.insert(&relation.to);
+            } else if relation.to == *group {
+                groups.insert(&relation.from);
+            }
+        }
+        let befores: BTreeMap<_, _> =
+            plan.steps.iter().rev().map(|step| (&step.member, &step.from)).collect();
+        let members = groups.into_iter().flat_map(|group| self.head.members_of(group)).map(|id| {
+            let known = &self.head.members[id];
+            ContextMember {
+                member: id.clone(),
+                address: self.head.hosts[&id.host].address.clone(),
+                from: befores.get(id).map(|state| (*state).clone()).or_else(|| known.actual.clone()),
+                goal: match transition.decision {
+                    Some(_) => known.goal.clone(),
+                    None => plan.goals.get(id).cloned().or_else(|| known.goal.clone()),
+                },
+                actual: known.actual.clone(),
+            }
+        });
+        members.collect()
+    }
+}

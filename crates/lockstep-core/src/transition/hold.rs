@@ -1,0 +1,160 @@
+//! Holds: how long they may last, when they are let go, and how they end by themselves.
+
+use super::{Course, Hold, Run, Try};
+use crate::cluster::Transition;
+use crate::engine::Engine;
+use crate::id::{HostName, MemberId, TransitionId};
+use crate::message::{Call, Done, Phase, Role};
+use crate::record::{Cause, Direction, HoldEnd, StepResult};
+use crate::spec::Ask;
+use crate::vote::Answer;
+
+impl Engine {
+    /// A hold of which less than half is left: it might run out before the steps are taken, and let clients in
+    /// between two states. No decision can follow any more, so nobody is kept waiting for one.
+    pub(super) fn short_hold(&self, run: &Run) -> Option<(&'static str, String, Option<MemberId>)> {
+        let (member, hold) = run.holds.iter().find(|(_, hold)| hold.too_short_at() <= self.now.time)?;
+        let left = hold.end.since(self.now.time);
+        let message = format!("the hold of {member} has {left} ms left of {}", hold.hold_ms);
+        Some(("hold-too-short", message, Some(member.clone())))
+    }
+
+    /// Whether the groups that a holder holds for serve again, with nothing to come that could change that.
+    pub(super) fn may_release(
+        &self,
+        run: &Run,
+        course: &Course,
+        id: TransitionId,
+        holder: &MemberId,
+    ) -> bool {
+        if course.back.is_some() {
+            return false;
+        }
+        let transition = &self.head.transitions[&id];
+        run.plan.asked_for(&holder.group, Ask::Hold).iter().all(|group| {
+            let Some(declared) = self.head.spec.groups.get(group) else { return true };
+            let serves = |state| declared.lifecycle.serves(state);
+            let mut steps = run.plan.steps.iter().filter(|step| step.member.group == *group);
+            let is_through = steps.all(|step| {
+                !(serves(&step.from) || serves(&step.to))
+                    || transition.is_confirmed(step.id, Direction::Forward)
+                    || transition.stopped.contains(&step.member)
+            });
+            is_through && self.head.serves(group)
+        })
+    }
+
+    pub(super) fn release(&mut self, id: TransitionId, run: &mut Run, holders: &[MemberId]) {
+        let now = self.now.time;
+        let mut send = Vec::new();
+        for holder in holders {
+            let hold = run.holds.get_mut(holder).expect("only holders are released");
+            let release = hold.release.get_or_insert(Try {
+                attempt: 0,
+                failures: 0,
+                deadline: hold.end.max(now.plus(hold.hold_ms)),
+                again_at: Some(now),
+            });
+            if release.is_due(now) && !(hold.is_over && release.attempt > 1) {
+                send.push((holder.clone(), *release));
+            }
+        }
+        for (holder, release) in send {
+            let call = self.release_call(id, run, &holder, &release);
+            self.send_call(call);
+        }
+    }
+
+    pub(super) fn release_call(
+        &mut self,
+        id: TransitionId,
+        run: &Run,
+        holder: &MemberId,
+        release: &Try,
+    ) -> Call {
+        let mut call = self.call(id, run, holder, Phase::Release, Role::Holder);
+        call.attempt = release.attempt;
+        call.within_ms = release.deadline.since(self.now.time).max(1);
+        call
+    }
+
+    /// Whether the outcome has to wait: until each holder has let go, or its hold's end has come.
+    pub(super) fn waits_for_release(&mut self, id: TransitionId, run: &mut Run) -> bool {
+        for (member, hold) in &mut run.holds {
+            if hold.end <= self.now.time && !hold.is_over {
+                hold.is_over = true;
+                if !self.head.transitions[&id].holds.contains_key(member) {
+                    self.note_step(
+                        id,
+                        StepResult::HoldEnded { member: member.clone(), end: HoldEnd::Presumed },
+                    );
+                }
+            }
+        }
+        run.holds.values().any(|hold| !hold.is_over)
+    }
+
+    pub(crate) fn release_done(&mut self, done: Done) {
+        let Some(id) = done.transition else { return };
+        let hold = self.runs.get_mut(&id).and_then(|run| run.holds.get_mut(&done.member));
+        if hold.as_ref().is_some_and(|hold| hold.release.is_none()) {
+            // Nobody has ordered it; taken for a release it would let the decision go without this hold.
+            return;
+        }
+        match (done.answer, hold) {
+            (Answer::Yes, _) => {
+                if let Some(run) = self.runs.get_mut(&id) {
+                    run.holds.remove(&done.member);
+                }
+                let is_holder = self.head.transitions.get(&id).is_some_and(|transition| {
+                    let plan = transition.plan.as_ref();
+                    plan.is_some_and(|plan| plan.with_role(Role::Holder).any(|holder| *holder == done.member))
+                        && transition.holds.get(&done.member) != Some(&HoldEnd::Released)
+                });
+                if is_holder {
+                    self.note_step(id, StepResult::HoldEnded { member: done.member, end: HoldEnd::Released });
+                }
+            }
+            (Answer::No | Answer::Again, Some(Hold { release: Some(release), .. })) => {
+                release.again(self.now.time)
+            }
+            (Answer::No | Answer::Again, Some(_) | None) => {}
+        }
+    }
+
+    /// A holder has let go by itself, at its hold's end or because its agent restarted.
+    pub(crate) fn hold_ended(&mut self, id: TransitionId, member: &MemberId) {
+        let Some(transition) = self.head.transitions.get(&id) else { return };
+        // One whose end was presumed is heard of after all, perhaps after the outcome.
+        let was_presumed = transition.holds.get(member) == Some(&HoldEnd::Presumed);
+        let is_unknown = !transition.holds.contains_key(member);
+        if let Some(run) = self.runs.get_mut(&id)
+            && let Some(hold) = run.holds.get_mut(member)
+            && is_unknown
+        {
+            hold.end = self.now.time;
+            self.stirred.insert(id);
+            if run.is_undecided() {
+                let message = format!("the hold of {member} ended before the decision");
+                let cause =
+                    Cause { code: "hold-too-short".to_owned(), message, member: Some(member.clone()) };
+                return self.abort(id, cause);
+            }
+            self.note_step(id, StepResult::HoldEnded { member: member.clone(), end: HoldEnd::Ended });
+        } else if was_presumed {
+            self.note_step(id, StepResult::HoldEnded { member: member.clone(), end: HoldEnd::Ended });
+        }
+    }
+
+    /// A hold that ended by itself still gets its release: the holder has to learn where its group went.
+    pub(super) fn final_release(&mut self, id: TransitionId, transition: &Transition, host: &HostName) {
+        let Some(plan) = transition.plan.clone() else { return };
+        let run = Run::queued(plan.clone(), None);
+        let holders = plan.with_role(Role::Holder).filter(|member| member.host == *host);
+        for holder in holders.filter(|holder| transition.holds.get(*holder) != Some(&HoldEnd::Released)) {
+            let release = Try::first(self.now.time.plus(self.hold_ms(&holder.group)));
+            let call = self.release_call(id, &run, holder, &release);
+            self.send_call(call);
+        }
+    }
+}

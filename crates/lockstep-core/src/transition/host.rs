@@ -1,0 +1,123 @@
+//! Hosts that come and go: whose votes end with them, and what is sent again to those that are back.
+
+use super::{Run, Stage};
+use crate::engine::Engine;
+use crate::id::{HostName, RunId, TransitionId};
+use crate::message::{Hello, Order, Role};
+use crate::record::Cause;
+use crate::vote::{Answer, Round, Vote};
+
+impl Engine {
+    /// A new run of an agent has introduced itself. What the old one had answered before the decision no
+    /// longer counts: it may have lost what the yes promised.
+    pub(crate) fn new_run(&mut self, host: &HostName, new: &RunId) {
+        let undecided: Vec<_> =
+            self.runs.iter().filter(|(_, run)| run.is_undecided()).map(|(id, _)| *id).collect();
+        for id in undecided {
+            let Some(run) = self.runs.get(&id) else { continue };
+            let poll = match &run.stage {
+                Stage::Check(poll) | Stage::Prepare { poll, .. } => poll,
+                Stage::Queued | Stage::Abort { .. } | Stage::Commit(_) => continue,
+            };
+            let voted = run.votes.iter().chain(poll.ballot.votes());
+            let is_stale = |vote: &&Vote| vote.member.host == *host && vote.run != *new;
+            let stale = voted.filter(|vote| vote.answer == Answer::Yes).filter(is_stale);
+            let asked =
+                poll.roles.keys().filter(|member| poll.round == Round::Prepare && member.host == *host);
+            let member = stale.map(|vote| &vote.member).chain(asked).next().cloned();
+            if let Some(member) = member {
+                let message = format!("the agent of {member} restarted after it was asked");
+                self.abort(id, Cause { code: "vote-no".to_owned(), message, member: Some(member) });
+            }
+        }
+    }
+
+    /// A host's lease has run out: its votes no longer count.
+    pub(crate) fn host_lost(&mut self, host: &HostName) {
+        let undecided: Vec<_> =
+            self.runs.iter().filter(|(_, run)| run.is_undecided()).map(|(id, _)| *id).collect();
+        for id in undecided {
+            let Some(run) = self.runs.get(&id) else { continue };
+            if matches!(run.stage, Stage::Queued) {
+                continue;
+            }
+            let asked = run.plan.participants.iter().filter(|who| who.role != Role::Observer);
+            let member = asked.map(|who| &who.member).find(|member| member.host == *host).cloned();
+            if let Some(who) = member {
+                let message = format!("host {host} was lost before the decision");
+                self.abort(id, Cause { code: "vote-missing".to_owned(), message, member: Some(who) });
+            }
+        }
+    }
+
+    /// Gives a host that has come back what it missed: outcomes first, then notices, then what is under way.
+    pub(crate) fn catch_up(&mut self, host: &HostName, hello: &Hello) {
+        for &id in &hello.open {
+            match self.head.transitions.get(&id).cloned() {
+                None => {
+                    self.order(host, Order::Outcome { transition: id, outcome: None });
+                }
+                Some(transition) if transition.outcome.is_some() => {
+                    self.final_release(id, &transition, host);
+                    self.order(host, Order::Outcome { transition: id, outcome: transition.outcome });
+                }
+                Some(_) => {}
+            }
+        }
+        let notices = self.head.notices.get(host).map_or(0, Vec::len);
+        let from = self
+            .head
+            .notices
+            .get(host)
+            .map_or(0, |list| list.partition_point(|(index, _)| *index <= hello.noticed));
+        (from..notices).for_each(|place| self.send_notice(host, place));
+        let ids: Vec<_> = self.runs.keys().copied().collect();
+        for id in ids {
+            let run = self.runs.remove(&id).expect("it was listed");
+            self.send_again(id, &run, host);
+            self.runs.insert(id, run);
+        }
+    }
+
+    /// Sends a host again what was ordered and not answered. The agent knows what it has done already.
+    fn send_again(&mut self, id: TransitionId, run: &Run, host: &HostName) {
+        match &run.stage {
+            Stage::Queued => {}
+            Stage::Check(poll) | Stage::Prepare { poll, .. } => {
+                let open = poll
+                    .tries
+                    .iter()
+                    .filter(|(member, tried)| member.host == *host && tried.again_at.is_none());
+                let open: Vec<_> = open.map(|(member, _)| member.clone()).collect();
+                for member in open.iter().filter(|member| poll.ballot.awaits(member)) {
+                    self.send_question(id, run, poll, member);
+                }
+            }
+            Stage::Abort { cancels } => {
+                let open =
+                    cancels.iter().filter(|(member, tried)| member.host == *host && tried.again_at.is_none());
+                open.for_each(|(member, cancel)| self.send_cancel(id, run, member, cancel));
+            }
+            Stage::Commit(course) => {
+                for ((step, direction), tried) in
+                    course.tries.iter().filter(|(_, tried)| tried.again_at.is_none())
+                {
+                    if run.plan.steps[step.0 as usize].member.host == *host {
+                        self.send_step(id, run, *step, *direction, tried);
+                    }
+                }
+                let stops = course
+                    .stops
+                    .iter()
+                    .filter(|(member, stop)| member.host == *host && stop.again_at.is_none());
+                stops.for_each(|(member, stop)| self.send_stop(id, run, member, stop));
+            }
+        }
+        for (member, hold) in run.holds.iter().filter(|(member, _)| member.host == *host) {
+            if let Some(release) = &hold.release {
+                let call = self.release_call(id, run, member, release);
+                self.send_call(call);
+            }
+        }
+    }
+}
