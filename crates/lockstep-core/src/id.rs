@@ -168,7 +168,7 @@ number!(
     TransitionId, u64, "t"
 );
 number!(
-    /// A step's place in its plan. Barriers are numbered from [`crate::plan::BARRIER_FIRST`] on.
+    /// A step's place in its plan, or a barrier's number: above all steps, see [`crate::plan::BARRIER_FIRST`].
     StepId, u32, ""
 );
 

@@ -1,7 +1,7 @@
 //! Lockstep's deciding half.
 //!
 //! Everything here is a pure function of its inputs: no IO, clock, randomness or threads. The `lockstep`
-//! crate performs what this crate decides, and the simulator doubts it.
+//! crate performs what this crate decides, and [`world`] plays it, so that tests can doubt it.
 
 pub mod agent;
 pub mod cluster;

@@ -60,8 +60,7 @@ use crate::id::{Index, Reign};
 use frame::{BadHeader, Frame, HEADER_LEN, Header, Rest};
 use snapshot::Slot;
 
-/// The most bytes of one payload: twice the largest body that the API accepts, and short enough to be written and
-/// synced in less than a second on a slow disk.
+/// The most bytes of one payload: short enough to be written and synced in less than a second on a slow disk.
 pub const PAYLOAD_BYTES_MAX: usize = 16 << 20;
 /// The most bytes of one batch with its lengths: a batch is built in memory and written in one call, and whoever
 /// waits for it waits for all of it.

@@ -1,5 +1,4 @@
-//! What server and agents say to each other. These types are the wire format: `docs/protocol.md` specifies it
-//! and golden fixtures hold it still.
+//! What server and agents say to each other. These types are the wire format; golden fixtures hold it still.
 
 use crate::id::{
     AgentId, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, SettingKey, StateName, StepId,
@@ -39,7 +38,7 @@ pub enum Phase {
     Notice,
     /// Make sure that another host's member has stopped.
     Fence,
-    /// Leave a state without a transition.
+    /// Go to the lowest state: the transition that it was part of goes on without it.
     Stop,
 }
 
@@ -184,7 +183,7 @@ pub struct Context {
     /// The settings of the member's group.
     #[serde(default)]
     pub settings: BTreeMap<SettingKey, SettingValue>,
-    /// The settings as they were before.
+    /// The settings as they were before; the same while no transition changes settings.
     #[serde(default)]
     pub was: BTreeMap<SettingKey, SettingValue>,
     /// The members of its own and of related groups.
@@ -203,7 +202,7 @@ pub struct Call {
     pub phase: Phase,
     /// As what it takes part.
     pub role: Role,
-    /// The transition; none for `status` and `stop`.
+    /// The transition; none for what an agent asks of its own accord, such as `status`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub transition: Option<TransitionId>,
     /// The step: of `commit` and `undo`. With the transition, the phase and the member, the call's
@@ -212,13 +211,13 @@ pub struct Call {
     pub step: Option<StepId>,
     /// Counts the tries of one call from 1. A try is carried out once; a higher one is a new try.
     pub attempt: u32,
-    /// The fencing token: absent while nothing is claimed (`check`, `status`).
+    /// The fencing token: absent before `begin` has given one (`check`), and in what an agent calls by itself.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub token: Option<Token>,
     /// The hash of the plan that a vote is on.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan: Option<String>,
-    /// The groups that move.
+    /// The groups that move; for a voter or a holder, those of them that it is asked for.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub subject: Vec<GroupName>,
     /// The state to leave.

@@ -1,5 +1,5 @@
 //! A cluster in memory: one server, its agents, the network between them and the software that they look after,
-//! in virtual time. Stories, the simulator and `rehearse` run production's own engines in it.
+//! in virtual time. Stories, and tests that kill at every write, run production's own engines in it.
 //!
 //! It never chooses: what may happen next happens in one fixed order, so the same script gives the same trace,
 //! byte for byte. Whoever wants other orders takes [`World::step`] by step and cuts, kills and loses in between.
