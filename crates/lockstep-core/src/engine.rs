@@ -8,8 +8,10 @@
 //! This file is sessions, hosts and requests; `transition.rs` drives what was requested.
 
 use crate::cluster::{Cluster, Host};
-use crate::id::{GroupName, HostName, Index, MemberId, RunId, TransitionId};
-use crate::message::{Call, ContextMember, Done, Hello, Order, PROTOCOL, Phase, Report};
+use crate::id::{GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
+use crate::message::{
+    Assignment, Call, ContextMember, Decision, Done, Hello, Order, PROTOCOL, Phase, Report,
+};
 use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Scores};
 use crate::record::{Body, Cause, HostChange, Liveness, Record};
@@ -19,7 +21,7 @@ use crate::time::{Now, Time};
 use crate::transition::Run;
 use crate::vote::Vote;
 use serde_json::{Map, Value};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 /// The most transitions without an outcome; more are refused with `busy`.
@@ -161,7 +163,7 @@ pub(crate) struct Session {
     pub(crate) id: SessionId,
     pub(crate) run: RunId,
     /// What the agent was last told of its members.
-    assigned: Vec<crate::message::Assignment>,
+    assigned: Vec<Assignment>,
 }
 
 /// For which transition, group and revision, and what.
@@ -172,7 +174,7 @@ pub(crate) type Told = ((TransitionId, GroupName, Index), Arc<Vec<ContextMember>
 pub struct Engine {
     pub(crate) head: Cluster,
     acked: Arc<Cluster>,
-    pending: std::collections::VecDeque<(Index, Record)>,
+    pending: VecDeque<(Index, Record)>,
     pub(crate) outbox: Outbox<(Index, Record), Output>,
     pub(crate) now: Now,
     pub(crate) sessions: BTreeMap<HostName, Session>,
@@ -201,7 +203,7 @@ impl Engine {
         let mut engine = Self {
             acked: Arc::new(cluster.clone()),
             head: cluster,
-            pending: std::collections::VecDeque::new(),
+            pending: VecDeque::new(),
             outbox: Outbox::default(),
             now,
             sessions: BTreeMap::new(),
@@ -305,10 +307,10 @@ impl Engine {
     }
 
     /// Sends an order to a host, if it is connected; it is sent again when the host comes back.
-    pub(crate) fn order(&mut self, host: &HostName, order: Order) -> bool {
-        let Some(session) = self.sessions.get(host) else { return false };
-        self.outbox.emit(Output::Order { session: session.id, order });
-        true
+    pub(crate) fn order(&mut self, host: &HostName, order: Order) {
+        if let Some(session) = self.sessions.get(host) {
+            self.outbox.emit(Output::Order { session: session.id, order });
+        }
     }
 
     // ---- requests
@@ -358,7 +360,6 @@ impl Engine {
     }
 
     fn abort_by_operator(&mut self, id: TransitionId) -> Result<Accepted, Rejection> {
-        use crate::message::Decision;
         let Some(transition) = self.head.transitions.get(&id) else {
             return Err(Rejection::new(
                 Code::NotAllowed,
@@ -382,10 +383,7 @@ impl Engine {
     }
 
     fn apply(&mut self, file: SpecFile, principal: String) -> Result<Accepted, Rejection> {
-        let spec = file.check().map_err(|error| {
-            let code = if error.is_cycle { Code::Cycle } else { Code::SpecInvalid };
-            Rejection::new(code, error.to_string(), error.help.clone())
-        })?;
+        let spec = file.check()?;
         if self.head.spec_file.as_deref() == Some(&file) {
             return Ok(Accepted::Spec(self.head.revision));
         }
@@ -558,10 +556,6 @@ impl Engine {
         self.lease_ms() + self.lease_ms() / 20
     }
 
-    fn may_be_lost(&self, host: &HostName) -> bool {
-        self.head.hosts.get(host).is_some_and(|host| host.is_reachable())
-    }
-
     fn watch_hosts(&mut self) {
         if self.hosts_due.is_none_or(|due| due > self.now.time) {
             return;
@@ -571,7 +565,7 @@ impl Engine {
         let due: Vec<_> = self
             .last_heard
             .iter()
-            .filter(|(host, heard)| is_due(heard) && self.may_be_lost(host))
+            .filter(|(host, heard)| is_due(heard) && self.is_reachable(host))
             .map(|(host, _)| host.clone())
             .collect();
         for host in due {
@@ -581,7 +575,7 @@ impl Engine {
             self.drop_session(&host);
             self.host_lost(&host);
         }
-        let watched = self.last_heard.iter().filter(|(host, _)| self.may_be_lost(host));
+        let watched = self.last_heard.iter().filter(|(host, _)| self.is_reachable(host));
         self.hosts_due = watched.map(|(_, heard)| heard.plus(after)).min();
     }
 
@@ -608,7 +602,7 @@ impl Engine {
     fn note_state(
         &mut self,
         id: &MemberId,
-        state: Option<crate::id::StateName>,
+        state: Option<StateName>,
         score: Option<i64>,
         reason: Option<String>,
         facts: Map<String, Value>,
@@ -619,8 +613,7 @@ impl Engine {
         };
         // A state that the lifecycle does not have is no answer: nothing could be planned from it.
         let lifecycle = self.head.spec.groups.get(&id.group).map(|group| &group.lifecycle);
-        let is_known =
-            |state: &crate::id::StateName| lifecycle.is_some_and(|known| known.rank(state).is_some());
+        let is_known = |state: &StateName| lifecycle.is_some_and(|known| known.rank(state).is_some());
         let (state, reason) = match state {
             Some(state) if !is_known(&state) => {
                 (None, Some(format!("its handler reports {state}, which group {} does not have", id.group)))
@@ -683,9 +676,9 @@ impl Engine {
         }
     }
 
-    pub(crate) fn send_call(&mut self, call: Call) -> bool {
+    pub(crate) fn send_call(&mut self, call: Call) {
         let host = call.member.host.clone();
-        self.order(&host, Order::Call(call))
+        self.order(&host, Order::Call(call));
     }
 }
 

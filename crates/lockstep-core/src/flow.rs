@@ -10,7 +10,6 @@ use std::collections::{BTreeMap, BTreeSet};
 /// Backwards, a step waits for the inverses of all steps that came after it.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Flow {
-    pub(crate) direction: Direction,
     waits: BTreeMap<StepId, usize>,
     follows: BTreeMap<StepId, Vec<StepId>>,
     ready: BTreeSet<StepId>,
@@ -37,8 +36,7 @@ impl Flow {
             }
         }
         let steps = u32::try_from(plan.steps.len()).expect("STEPS_MAX fits");
-        let mut flow =
-            Self { direction, waits, follows, ready: BTreeSet::new(), known: BTreeSet::new(), steps };
+        let mut flow = Self { waits, follows, ready: BTreeSet::new(), known: BTreeSet::new(), steps };
         let free: Vec<_> =
             flow.waits.iter().filter(|(_, waits)| **waits == 0).map(|(node, _)| *node).collect();
         flow.release(free);

@@ -59,7 +59,7 @@ pub struct Plan {
     pub check_ms: u64,
     /// Like `check_ms`.
     pub prepare_ms: u64,
-    /// A digest of all that was read. It does not stand still only when something that the plan rests on moved.
+    /// A digest of all that was read: another one as soon as something that the plan rests on has changed.
     pub digest: String,
 }
 
@@ -81,7 +81,7 @@ pub struct Step {
 /// A point that waits for several steps.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Barrier {
-    /// Its number, from [`BARRIER_FIRST`] on.
+    /// Its number: above those of all steps, from [`BARRIER_FIRST`] on.
     pub id: StepId,
     /// Steps and barriers that come directly before it.
     pub after: Vec<StepId>,
@@ -105,6 +105,11 @@ impl Plan {
     /// Who takes part in that role.
     pub fn with_role(&self, role: Role) -> impl Iterator<Item = &MemberId> {
         self.participants.iter().filter(move |participant| participant.role == role).map(|who| &who.member)
+    }
+
+    /// Who is asked: everybody who is not only told.
+    pub fn asked(&self) -> impl Iterator<Item = &Participant> {
+        self.participants.iter().filter(|who| who.role != Role::Observer)
     }
 
     /// The groups that move.
@@ -559,17 +564,13 @@ impl<'a> Planner<'a> {
         plan.relations.dedup();
         let related = plan.relations.iter().flat_map(|relation| [&relation.from, &relation.to]);
         plan.shared = related.filter(|group| !plan.exclusive.contains(*group)).cloned().collect();
-        let asked: BTreeSet<&GroupName> = plan
-            .participants
-            .iter()
-            .filter(|who| who.role != Role::Observer)
-            .map(|who| &who.member.group)
-            .collect();
+        let asked: BTreeSet<&GroupName> = plan.asked().map(|who| &who.member.group).collect();
         let deadlines = || asked.iter().map(|group| self.cluster.spec.groups[*group].deadlines);
         // With nobody to ask they bound nothing, and still must not have passed already.
         let none = Deadlines::default();
-        plan.check_ms = deadlines().map(|deadlines| deadlines.check).max().unwrap_or(none.check);
-        plan.prepare_ms = deadlines().map(|deadlines| deadlines.prepare).max().unwrap_or(none.prepare);
+        let check = deadlines().map(|deadlines| deadlines.check).max().unwrap_or(none.check);
+        let prepare = deadlines().map(|deadlines| deadlines.prepare).max().unwrap_or(none.prepare);
+        (plan.check_ms, plan.prepare_ms) = (check, prepare);
     }
 
     /// The relations whose `from` is told when these groups move: all that lead to them directly, and along

@@ -1,7 +1,7 @@
 //! What an operator asks for, and the refusal of it.
 
 use crate::id::{GroupName, HostName, MemberId, SettingKey, StateName};
-use crate::spec::{OnFailure, text_problem};
+use crate::spec::{OnFailure, SpecError, text_problem};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::fmt;
 use std::str::FromStr;
@@ -132,7 +132,10 @@ pub struct Request {
 /// The stable code of a [`Rejection`].
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
-#[expect(missing_docs, reason = "docs/errors/ has a page for each")]
+#[expect(
+    missing_docs,
+    reason = "docs/errors/ has a page for each that is given; the others are kept for what is to come"
+)]
 pub enum Code {
     SpecInvalid,
     Cycle,
@@ -210,6 +213,13 @@ pub struct Rejection {
     pub message: String,
     /// What to do about it.
     pub help: String,
+}
+
+impl From<SpecError> for Rejection {
+    fn from(error: SpecError) -> Self {
+        let code = if error.is_cycle { Code::Cycle } else { Code::SpecInvalid };
+        Self::new(code, error.to_string(), error.help)
+    }
 }
 
 impl Rejection {

@@ -10,8 +10,7 @@ use std::fmt;
 
 /// The most groups a cluster may have; ten times what we have seen one team run.
 pub const GROUPS_MAX: usize = 10_000;
-/// The most relations, declared and derived. A derived one joins a consumer to every provider, so a few lines
-/// can ask for millions.
+/// The most relations, declared and derived: ten for each of the most groups. Every plan looks at all of them.
 pub const RELATIONS_MAX: usize = 100_000;
 /// The longest text of a label, a setting or the cluster's name, in bytes.
 pub const TEXT_LEN_MAX: usize = 255;
@@ -92,7 +91,7 @@ fn none() -> HandlerName {
     HandlerName::new(HANDLER_NONE).expect("a constant that is a valid name")
 }
 
-fn hold_ms() -> u64 {
+pub(crate) fn hold_ms() -> u64 {
     5000
 }
 

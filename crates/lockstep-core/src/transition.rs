@@ -19,6 +19,7 @@ use crate::message::{Decision, Done, Notice, Order, Outcome, Phase, Role};
 use crate::plan::{self, Plan};
 use crate::record::{Body, Cause, Direction, Left, StepResult};
 use crate::request::Rejection;
+use crate::spec::{self, Deadlines};
 use crate::time::Time;
 use crate::vote::{Answer, Ballot, Round, Tally, Vote};
 use std::collections::{BTreeMap, BTreeSet};
@@ -69,6 +70,14 @@ struct Poll {
     deadline: Time,
 }
 
+impl Poll {
+    /// Nobody is asked: the wave before is over, and what has been said stands in the run.
+    fn over(deadline: Time) -> Self {
+        let (roles, ballot, tries) = (BTreeMap::new(), Ballot::default(), BTreeMap::new());
+        Self { round: Round::Prepare, roles, ballot, tries, deadline }
+    }
+}
+
 /// A call that is made until it succeeds or its time is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 struct Try {
@@ -80,8 +89,14 @@ struct Try {
 }
 
 impl Try {
+    /// Made now.
     fn first(deadline: Time) -> Self {
         Self { attempt: 1, failures: 0, deadline, again_at: None }
+    }
+
+    /// To be made as soon as somebody looks.
+    fn due(now: Time, deadline: Time) -> Self {
+        Self { attempt: 0, failures: 0, deadline, again_at: Some(now) }
     }
 
     /// To be made again after a pause that grows with each try.
@@ -120,6 +135,10 @@ struct Hold {
 }
 
 impl Hold {
+    fn begin(now: Time, hold_ms: u64) -> Self {
+        Self { end: now.plus(hold_ms), hold_ms, release: None, is_over: false }
+    }
+
     /// From then on less than half of it is left.
     fn too_short_at(&self) -> Time {
         Time((self.end.0 + 1).saturating_sub(self.hold_ms.div_ceil(2)))
@@ -246,9 +265,8 @@ impl Engine {
             run.votes.clone_from(&transition.votes);
             for holder in plan.with_role(Role::Holder) {
                 if !transition.holds.contains_key(holder) {
-                    let hold_ms = self.hold_ms(&holder.group);
-                    let end = self.now.time.plus(hold_ms);
-                    run.holds.insert(holder.clone(), Hold { end, hold_ms, release: None, is_over: false });
+                    let hold = Hold::begin(self.now.time, self.hold_ms(&holder.group));
+                    run.holds.insert(holder.clone(), hold);
                 }
             }
             match transition.decision {
@@ -344,8 +362,7 @@ impl Engine {
         if self.runs.values().any(claimed) {
             return Next::Wait;
         }
-        let asked = plan.participants.iter().filter(|who| who.role != Role::Observer);
-        let roles: BTreeMap<_, _> = asked.map(|who| (who.member.clone(), who.role)).collect();
+        let roles: BTreeMap<_, _> = plan.asked().map(|who| (who.member.clone(), who.role)).collect();
         if let Some(member) = roles.keys().find(|member| !self.is_reachable(&member.host)) {
             let message = format!("{member} has to be asked, and host {} is lost", member.host);
             return self.give_up(id, run, "vote-missing", &message, Some(member.clone()));
@@ -422,16 +439,7 @@ impl Engine {
         let deadline = self.now.time.plus(plan.prepare_ms);
         let mut waves = self.waves(&plan);
         waves.reverse();
-        run.stage = Stage::Prepare {
-            poll: Poll {
-                round: Round::Prepare,
-                roles: BTreeMap::new(),
-                ballot: Ballot::default(),
-                tries: BTreeMap::new(),
-                deadline,
-            },
-            waves,
-        };
+        run.stage = Stage::Prepare { poll: Poll::over(deadline), waves };
         Next::Again
     }
 
@@ -485,15 +493,7 @@ impl Engine {
                         run.stage = Stage::Prepare { poll, waves };
                     }
                     None => {
-                        run.stage = Stage::Prepare {
-                            poll: Poll {
-                                roles: BTreeMap::new(),
-                                ballot: Ballot::default(),
-                                tries: BTreeMap::new(),
-                                ..poll
-                            },
-                            waves,
-                        };
+                        run.stage = Stage::Prepare { poll: Poll::over(poll.deadline), waves };
                         return self.decide(id, run);
                     }
                 }
@@ -543,9 +543,8 @@ impl Engine {
         let poll = Poll { round, roles, ballot, tries, deadline };
         for (member, role) in &poll.roles {
             if round == Round::Prepare && *role == Role::Holder {
-                let hold_ms = self.hold_ms(&member.group);
-                let end = self.now.time.plus(hold_ms);
-                run.holds.insert(member.clone(), Hold { end, hold_ms, release: None, is_over: false });
+                let hold = Hold::begin(self.now.time, self.hold_ms(&member.group));
+                run.holds.insert(member.clone(), hold);
             }
             self.send_question(id, run, &poll, member);
         }
@@ -678,7 +677,7 @@ impl Engine {
 
     fn abort_stage(&self, plan: &Plan) -> Stage {
         let until = self.now.time.plus(plan.prepare_ms);
-        let cancel = Try { attempt: 0, failures: 0, deadline: until, again_at: Some(self.now.time) };
+        let cancel = Try::due(self.now.time, until);
         Stage::Abort { cancels: plan.with_role(Role::Actor).map(|member| (member.clone(), cancel)).collect() }
     }
 
@@ -731,8 +730,7 @@ impl Engine {
 
     fn end(&mut self, id: TransitionId, run: &Run, outcome: Outcome, left: BTreeMap<MemberId, Left>) {
         self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
-        let asked = run.plan.participants.iter().filter(|who| who.role != Role::Observer);
-        let hosts: BTreeSet<_> = asked.map(|who| who.member.host.clone()).collect();
+        let hosts: BTreeSet<_> = run.plan.asked().map(|who| who.member.host.clone()).collect();
         for host in hosts {
             self.order(&host, Order::Outcome { transition: id, outcome: Some(outcome) });
         }
@@ -793,16 +791,17 @@ impl Engine {
         self.propose(Body::Step { transition: id, results: vec![result] });
     }
 
-    fn is_reachable(&self, host: &HostName) -> bool {
+    pub(crate) fn is_reachable(&self, host: &HostName) -> bool {
         self.head.hosts.get(host).is_some_and(|host| host.is_reachable())
     }
 
     fn hold_ms(&self, group: &GroupName) -> u64 {
-        self.head.spec.groups.get(group).map_or(5000, |group| group.hold_ms)
+        self.head.spec.groups.get(group).map_or_else(spec::hold_ms, |group| group.hold_ms)
     }
 
     fn commit_ms(&self, group: &GroupName) -> u64 {
-        self.head.spec.groups.get(group).map_or(60_000, |group| group.deadlines.commit)
+        let declared = self.head.spec.groups.get(group);
+        declared.map_or_else(Deadlines::default, |group| group.deadlines).commit
     }
 }
 

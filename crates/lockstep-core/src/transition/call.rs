@@ -5,7 +5,7 @@ use crate::engine::Engine;
 use crate::id::{GroupName, MemberId, TransitionId};
 use crate::message::{Call, Context, ContextMember, Phase, Role};
 use crate::plan::Plan;
-use crate::spec::Ask;
+use crate::spec::{Ask, HANDLER_NONE};
 use crate::vote::Ballot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -52,7 +52,7 @@ impl Engine {
     /// What a handler is told; nothing when there is none to tell.
     fn context(&mut self, id: TransitionId, run: &Run, member: &MemberId) -> Option<Context> {
         let group = self.head.spec.groups.get(&member.group)?;
-        if group.handler.as_str() == crate::spec::HANDLER_NONE {
+        if group.handler.as_str() == HANDLER_NONE {
             return None;
         }
         let key = (id, member.group.clone(), self.head.revision);

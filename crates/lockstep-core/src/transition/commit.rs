@@ -5,7 +5,7 @@ use super::{Course, Next, Run, Stage, Try};
 use crate::cluster::{StepState, Transition};
 use crate::engine::Engine;
 use crate::flow::Flow;
-use crate::id::{GroupName, MemberId, StepId, TransitionId};
+use crate::id::{GroupName, MemberId, StateName, StepId, TransitionId};
 use crate::message::{Done, Outcome, Phase, Role};
 use crate::plan::{self, Plan};
 use crate::record::{Body, Direction, HoldEnd, Left, StepResult, Turn};
@@ -31,7 +31,7 @@ impl Engine {
         let stops =
             transition.excluded.keys().filter(|member| !transition.stopped.contains(*member)).map(|member| {
                 let deadline = deadline.plus(self.commit_ms(&member.group));
-                (member.clone(), Try { attempt: 0, failures: 0, deadline, again_at: Some(self.now.time) })
+                (member.clone(), Try::due(self.now.time, deadline))
             });
         let stops = stops.collect();
         let maybe_taken = forward.ready().clone();
@@ -148,7 +148,7 @@ impl Engine {
                     reason,
                 });
                 let deadline = self.now.time.plus(self.commit_ms(&member.group));
-                let stop = Try { attempt: 0, failures: 0, deadline, again_at: Some(self.now.time) };
+                let stop = Try::due(self.now.time, deadline);
                 course.stops.insert(member.clone(), stop);
                 let transition = self.head.transitions[&id].clone();
                 course.is_halted = self.would_break_limits(&transition, &run.plan);
@@ -321,7 +321,7 @@ impl Engine {
         run: &Run,
         course: &Course,
         member: &MemberId,
-        state: &crate::id::StateName,
+        state: &StateName,
     ) -> bool {
         if !run.plan.goals.contains_key(member) {
             return self.head.may_be_in(member, state);

@@ -49,12 +49,8 @@ impl Engine {
         let mut send = Vec::new();
         for holder in holders {
             let hold = run.holds.get_mut(holder).expect("only holders are released");
-            let release = hold.release.get_or_insert(Try {
-                attempt: 0,
-                failures: 0,
-                deadline: hold.end.max(now.plus(hold.hold_ms)),
-                again_at: Some(now),
-            });
+            let deadline = hold.end.max(now.plus(hold.hold_ms));
+            let release = hold.release.get_or_insert(Try::due(now, deadline));
             if release.is_due(now) && !(hold.is_over && release.attempt > 1) {
                 send.push((holder.clone(), *release));
             }

@@ -3,7 +3,7 @@
 use super::{Run, Stage};
 use crate::engine::Engine;
 use crate::id::{HostName, RunId, TransitionId};
-use crate::message::{Hello, Order, Role};
+use crate::message::{Hello, Order};
 use crate::record::Cause;
 use crate::vote::{Answer, Round, Vote};
 
@@ -41,8 +41,7 @@ impl Engine {
             if matches!(run.stage, Stage::Queued) {
                 continue;
             }
-            let asked = run.plan.participants.iter().filter(|who| who.role != Role::Observer);
-            let member = asked.map(|who| &who.member).find(|member| member.host == *host).cloned();
+            let member = run.plan.asked().map(|who| &who.member).find(|member| member.host == *host).cloned();
             if let Some(who) = member {
                 let message = format!("host {host} was lost before the decision");
                 self.abort(id, Cause { code: "vote-missing".to_owned(), message, member: Some(who) });
