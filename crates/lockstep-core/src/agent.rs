@@ -583,7 +583,7 @@ impl AgentEngine {
             Order::Outcome { transition, outcome: Some(outcome) } => self.close(transition, outcome),
             Order::Outcome { transition, outcome: None } => {
                 self.warn(format!(
-                    "the server knows nothing of {transition}: it stays open here; see `lockstep doctor`"
+                    "the server knows nothing of {transition}: it stays open here; has it lost its journal?"
                 ));
             }
             Order::Notice(notice) => self.notice(notice),
@@ -918,7 +918,18 @@ impl AgentEngine {
                 let until = self.now.plus(hold_ms);
                 self.record(AgentRecord::Held { transition, member, until, hold_ms });
             }
-            _ => {}
+            // A commit or undo without a step is none.
+            (Phase::Commit | Phase::Undo, None)
+            | (
+                Phase::Check
+                | Phase::Cancel
+                | Phase::Release
+                | Phase::Status
+                | Phase::Notice
+                | Phase::Fence
+                | Phase::Stop,
+                _,
+            ) => {}
         }
     }
 
@@ -933,7 +944,16 @@ impl AgentEngine {
                 (Answer::No, Some(format!("handler {handler} has no {} phase", job.call.phase)))
             }
             Phase::Fence => (Answer::No, Some("a member without a handler cannot fence".to_owned())),
-            _ => (Answer::Yes, None),
+            Phase::Check
+            | Phase::Prepare
+            | Phase::Commit
+            | Phase::Undo
+            | Phase::Cancel
+            | Phase::Hold
+            | Phase::Release
+            | Phase::Status
+            | Phase::Notice
+            | Phase::Stop => (Answer::Yes, None),
         };
         let state = (job.call.phase == Phase::Status).then_some(confirmed);
         if job.call.phase == Phase::Hold {
@@ -1023,7 +1043,18 @@ impl AgentEngine {
                 self.record(AgentRecord::Cancelled { transition: id, member: member.clone() });
             }
             (Phase::Stop, _) => self.note_state(&done, call),
-            _ => {}
+            // Only a yes is a promise, and only of a transition that is still open here.
+            (
+                Phase::Check
+                | Phase::Prepare
+                | Phase::Hold
+                | Phase::Commit
+                | Phase::Undo
+                | Phase::Release
+                | Phase::Cancel,
+                _,
+            ) => {}
+            (Phase::Status | Phase::Notice | Phase::Fence, _) => {}
         }
         if call.step.is_none() && !self.state.closed.contains(&id) {
             self.answers.insert((id, member, call.phase), done.clone());

@@ -2,7 +2,7 @@
 //! clock ([`Engine::next_deadline`]).
 //!
 //! The engine works on a cluster that includes what it has proposed (`head`), so that it never contradicts
-//! itself; readers are shown the one that has been acknowledged. Outputs wait in the [`Outbox`] for the
+//! itself; readers are shown the one that has been acknowledged. Outputs wait in the outbox for the
 //! records before them. When it is deposed it is dropped, and a new one is loaded from the journal.
 //!
 //! This file is sessions, hosts and requests; `transition.rs` drives what was requested.
