@@ -612,6 +612,14 @@ impl AgentEngine {
     }
 
     fn assign(&mut self, members: Vec<Assignment>) {
+        // A member that comes back is news, also when a call of its earlier time here is still at work.
+        for member in members.iter().map(|assignment| &assignment.member) {
+            if !self.state.members.contains_key(member)
+                && let Some(queue) = self.queues.get_mut(member)
+            {
+                queue.reported = None;
+            }
+        }
         if !members.iter().eq(self.state.members.values()) {
             self.record(AgentRecord::Assigned { members });
         }

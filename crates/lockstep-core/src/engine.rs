@@ -16,7 +16,7 @@ use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Scores};
 use crate::record::{Body, Cause, HostChange, Liveness, Record};
 use crate::request::{Code, Rejection, Request};
-use crate::spec::SpecFile;
+use crate::spec::{LEASE_MS_DEFAULT, SpecFile};
 use crate::time::{Now, Time};
 use crate::transition::Run;
 use crate::vote::Vote;
@@ -77,6 +77,12 @@ pub enum Input {
     },
     /// A deadline may have passed.
     Tick,
+    /// The process was stopped and goes on. What agents said meanwhile has not been read yet: nobody is to be
+    /// blamed for that silence.
+    Woke {
+        /// For how long, in milliseconds.
+        after_ms: u64,
+    },
 }
 
 /// What the engine wants done.
@@ -268,6 +274,7 @@ impl Engine {
                 self.reply(reply, answer);
             }
             Input::Tick => {}
+            Input::Woke { after_ms } => self.woke(after_ms),
         }
         self.watch_hosts();
         self.settle();
@@ -547,8 +554,22 @@ impl Engine {
         }
     }
 
+    /// The lease in force; before a spec is applied, what one without a lease would say.
     fn lease_ms(&self) -> u64 {
-        self.head.spec.lease_ms.max(300)
+        if self.head.spec_file.is_none() { LEASE_MS_DEFAULT } else { self.head.spec.lease_ms }
+    }
+
+    /// Time in which this process did not run is nobody's silence: leases and steps get it back. Votes and holds do
+    /// not: their ends are known to others, and an abort is safe.
+    fn woke(&mut self, after_ms: u64) {
+        for heard in self.last_heard.values_mut() {
+            *heard = heard.plus(after_ms);
+        }
+        self.hosts_due = self.hosts_due.map(|due| due.plus(after_ms));
+        for run in self.runs.values_mut() {
+            run.postpone_steps(after_ms);
+        }
+        self.stirred.extend(self.runs.keys());
     }
 
     /// A host counts as lost 1.05 leases after it was last heard of.

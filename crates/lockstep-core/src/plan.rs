@@ -236,6 +236,10 @@ impl<'a> Planner<'a> {
         };
         let can_rise = |id: &&MemberId| self.cluster.can_act(id) && !self.cluster.members[*id].leaving;
         let mut members: Vec<_> = self.cluster.members_of(name).filter(can_rise).collect();
+        if members.is_empty() {
+            // Nobody can: what stands in the way of the first is the answer, rather than "nothing to do".
+            members.extend(self.cluster.members_of(name).take(1));
+        }
         let count = self.cluster.members_of(name).count();
         members.sort_by_key(|id| {
             (std::cmp::Reverse(rank(id)), std::cmp::Reverse(self.score(id)), (*id).clone())

@@ -14,6 +14,8 @@ pub const GROUPS_MAX: usize = 10_000;
 pub const RELATIONS_MAX: usize = 100_000;
 /// The longest text of a label, a setting or the cluster's name, in bytes.
 pub const TEXT_LEN_MAX: usize = 255;
+/// The lease of hosts unless the spec says otherwise, in milliseconds.
+pub const LEASE_MS_DEFAULT: u64 = 3000;
 /// No deadline or hold is longer than a day: one that is was mistyped.
 pub const DURATION_MAX_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -361,7 +363,7 @@ impl SpecFile {
         if self.cluster.is_empty() {
             return Err(invalid(&["cluster"], "the cluster has no name", "give it one, such as \"shop\""));
         }
-        let lease_ms = self.lease_ms.unwrap_or(3000);
+        let lease_ms = self.lease_ms.unwrap_or(LEASE_MS_DEFAULT);
         if !(300..=600_000).contains(&lease_ms) {
             let help = "a lease is between 300 ms and 10 minutes; 3000 is a good start";
             return Err(invalid(&["lease_ms"], format!("a lease of {lease_ms} ms"), help));

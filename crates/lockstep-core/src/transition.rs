@@ -187,6 +187,14 @@ impl Run {
             || !a.shared.is_disjoint(&b.exclusive)
     }
 
+    /// Gives steps that are under way more time.
+    pub(crate) fn postpone_steps(&mut self, ms: u64) {
+        if let Stage::Commit(course) = &mut self.stage {
+            let tries = course.tries.values_mut().chain(course.stops.values_mut());
+            tries.for_each(|step| step.deadline = step.deadline.plus(ms));
+        }
+    }
+
     fn is_undecided(&self) -> bool {
         matches!(self.stage, Stage::Queued | Stage::Check(_) | Stage::Prepare { .. })
     }

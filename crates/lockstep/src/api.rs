@@ -81,7 +81,7 @@ async fn not_found(uri: Uri) -> Problem {
     Problem::http(
         HttpCode::NotFound,
         format!("there is nothing at {path}"),
-        "docs/api.md lists what there is",
+        "the lists are /v1/hosts, /v1/groups, /v1/members, /v1/relations and /v1/transitions",
     )
 }
 

@@ -151,7 +151,7 @@ fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {
         let help = if error.is_syntax {
             "send one JSON object in UTF-8, each key once"
         } else {
-            "see docs/api.md for the fields"
+            "the message names the field that does not fit"
         };
         bad(format!("the body: {error}"), help)
     })

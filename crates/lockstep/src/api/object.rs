@@ -271,7 +271,7 @@ fn origin(origin: relation::Origin) -> &'static str {
     }
 }
 
-/// A plan, as the section "Offline planning" of the design shows it.
+/// A plan, the same online and offline.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Plan {
     /// What it is called.
@@ -389,7 +389,7 @@ pub struct Transition {
     pub principal: String,
     /// What was asked for.
     pub targets: Vec<String>,
-    /// `queued`, `check`, `prepare`, `decide`, `commit` or `release`; null once it has ended.
+    /// `queued`, `check`, `prepare`, `commit` or `release`; null once it has ended.
     pub phase: Option<String>,
     /// `commit` or `abort`.
     pub decision: Option<String>,

@@ -9,8 +9,8 @@
 //! - A handler that runs as another user has that user's own group and no supplementary ones; the standard
 //!   library drops root's, and cannot set the user's. One that needs more starts itself through `setpriv
 //!   --init-groups`.
-//! - A handler is not told to die with its agent. After `kill -9` of the agent it runs on, and whoever starts
-//!   next must treat its step as in doubt.
+//! - A handler is not told to die with its agent. After `kill -9` of the agent it runs on until the
+//!   agent's next run ends it, before it says a word ([`crate::agent`]).
 //!
 //! A child that leaves the group on purpose (`setsid`) survives time-outs and normal ends alike: that is how a
 //! handler arms the end of a hold. It should close its stdout and stderr, which nobody reads after the call.

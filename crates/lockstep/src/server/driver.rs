@@ -4,7 +4,7 @@
 use super::handle::{Command, Reported, View};
 use super::session::{Said, Sessions};
 use super::{Clock, ServerError};
-use crate::store::{Appended, Error, Store};
+use crate::store::{Appended, Error, Fenced, Store};
 use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId};
 use lockstep_core::id::{Index, Reign, TransitionId};
 use lockstep_core::record::{Body, Record};
@@ -31,10 +31,23 @@ const HEARD_MAX: usize = 1024;
 const APPEND_BYTES_MAX: usize = 8 << 20;
 /// The pause before a write that found no room is tried again.
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+/// How often. Then the server stops and says why: one that hangs looks healthy, and keeps what it is asked in memory.
+const NO_ROOM_TRIES_MAX: u32 = 5;
+/// A loop that comes so much later than its alarm clock was set, in milliseconds, was stopped: by a signal, or by a
+/// host that had more to do than it could.
+const STOPPED_MS: u64 = 500;
 /// The pause before the store is asked what became of a write that it did not answer.
 const UNKNOWN_PAUSE: Duration = Duration::from_millis(100);
 
 type Append = Pin<Box<dyn Future<Output = Result<(), ServerError>> + Send>>;
+
+/// What the loop has waited for.
+enum Heard {
+    Appended(Result<(), ServerError>),
+    Said(Said),
+    Command(Command),
+    Tick,
+}
 
 /// Where an operator's answer goes.
 enum Waiting {
@@ -106,8 +119,21 @@ impl<S: Store> Driver<S> {
             let tick = self.engine.next_deadline().map(|at| at.since(now));
             let publish = (self.news != News::None).then(|| self.published.plus(PUBLISH_MS).since(now));
             let pause = tick.into_iter().chain(publish).min();
-            tokio::select! {
+            let heard = tokio::select! {
                 done = async { self.append.as_mut().expect("guarded").await }, if self.append.is_some() => {
+                    Heard::Appended(done)
+                }
+                Some(first) = said.recv() => Heard::Said(first),
+                Some(command) = asked.recv() => Heard::Command(command),
+                () = wait(pause) => Heard::Tick,
+            };
+            let late_ms = pause.map_or(0, |pause| self.clock.now().time.since(now.plus(pause)));
+            if late_ms > STOPPED_MS {
+                warn!(late_ms, "this server was stopped, or had no processor");
+                self.engine.handle(self.clock.now(), Input::Woke { after_ms: late_ms });
+            }
+            match heard {
+                Heard::Appended(done) => {
                     self.append = None;
                     done?;
                     self.engine.handle(self.clock.now(), Input::Appended);
@@ -115,7 +141,7 @@ impl<S: Store> Driver<S> {
                     // Before anybody is told of it: who then asks is shown it.
                     self.publish();
                 }
-                Some(first) = said.recv() => {
+                Heard::Said(first) => {
                     self.hear(first);
                     // Everything that has arrived goes into one write.
                     for _ in 1..HEARD_MAX {
@@ -123,8 +149,8 @@ impl<S: Store> Driver<S> {
                         self.hear(next);
                     }
                 }
-                Some(command) = asked.recv() => self.command(command),
-                () = wait(pause) => self.engine.handle(self.clock.now(), Input::Tick),
+                Heard::Command(command) => self.command(command),
+                Heard::Tick => self.engine.handle(self.clock.now(), Input::Tick),
             }
         }
     }
@@ -310,13 +336,14 @@ async fn append<S: Store>(
 ) -> Result<(), ServerError> {
     let expected = Index(first.0 - 1);
     let last = Index(expected.0 + batch.len() as u64);
+    let mut tries = 0;
     loop {
         match store.append(reign, expected, batch.clone()).await {
             Ok(Appended::Done(_)) => return Ok(()),
             Ok(Appended::Deposed) => return Err(ServerError::Deposed),
             // Only this server writes under this reign: the head is there because an unanswered try of this
             // batch got through. Any other head is another reign's.
-            Ok(Appended::Conflict(head)) if head == last && store.confirm(reign).await.is_ok() => {
+            Ok(Appended::Conflict(head)) if head == last && store.confirm(reign).await? == Fenced::Held => {
                 return Ok(());
             }
             Ok(Appended::Conflict(_)) => return Err(ServerError::Deposed),
@@ -324,8 +351,9 @@ async fn append<S: Store>(
                 warn!("the store did not answer a write; asking what became of it");
                 sleep(UNKNOWN_PAUSE).await;
             }
-            Err(fault @ Error::NoRoom(_)) => {
+            Err(fault @ Error::NoRoom(_)) if tries < NO_ROOM_TRIES_MAX => {
                 error!(%fault, "no room for the journal: nothing is acknowledged until there is");
+                tries += 1;
                 sleep(NO_ROOM_PAUSE).await;
             }
             Err(fault) => return Err(fault.into()),

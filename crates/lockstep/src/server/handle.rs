@@ -21,7 +21,7 @@ pub struct View {
     pub cluster: Arc<Cluster>,
     /// Votes cast in transitions that are not decided yet.
     pub votes: BTreeMap<TransitionId, Vec<Vote>>,
-    /// Which phase each open transition is in: `queued`, `check`, `prepare`, `decide`, `commit` or `release`.
+    /// Which phase each open transition is in: `queued`, `check`, `prepare`, `commit` or `release`.
     pub phases: BTreeMap<TransitionId, &'static str>,
     /// What members last said of themselves; never a reason for anything.
     pub reported: Arc<BTreeMap<MemberId, Reported>>,

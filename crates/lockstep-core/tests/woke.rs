@@ -1,0 +1,109 @@
+//! A server that was stopped for a while and goes on: what agents said meanwhile is still on its way, and nobody is
+//! to be blamed for that silence.
+
+#![allow(clippy::unwrap_used, reason = "these are tests")]
+
+use lockstep_core::cluster::Cluster;
+use lockstep_core::engine::{Engine, Input, Output, ReplyId, SessionId};
+use lockstep_core::id::Index;
+use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
+use lockstep_core::record::{Body, HostChange, Liveness, Record};
+use lockstep_core::request::Request;
+use lockstep_core::time::{Now, Time, WallTime};
+use lockstep_core::vote::Answer;
+use std::sync::Arc;
+
+const SESSION: SessionId = SessionId(1);
+
+fn at(ms: u64) -> Now {
+    Now { time: Time(ms), wall: WallTime(ms) }
+}
+
+fn done(call: Call) -> Input {
+    let Call { member, phase, transition, step, attempt, plan, .. } = call;
+    let (answer, reason, refused, findings) = (Answer::Yes, None, None, Findings::default());
+    let done = Done { member, phase, transition, step, attempt, plan, answer, reason, refused, findings };
+    Input::Report { session: SESSION, report: Report::Done(done) }
+}
+
+/// Answers every call but that of a step; gives that one back.
+fn run_until_commit(engine: &mut Engine, now: Now) -> Option<Call> {
+    let mut commit = None;
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(now, Input::Appended),
+            Output::Order { order: Order::Call(call), .. } if call.phase == Phase::Commit => {
+                commit = Some(call)
+            }
+            Output::Order { order: Order::Call(call), .. } => engine.handle(now, done(call)),
+            Output::Order { .. } | Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
+        }
+    }
+    commit
+}
+
+/// One host in the middle of a step at 0 ms, whose deadline is at 8,000.
+fn in_a_step() -> (Engine, Call) {
+    let mut cluster = Cluster::default();
+    let mut apply = |body| {
+        let index = Index(cluster.revision.0 + 1);
+        cluster.apply(index, &Record { at: WallTime(0), body });
+    };
+    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"deadlines_ms":{"commit":8000}}}}"#;
+    apply(Body::Spec { spec: Arc::new(serde_json::from_str(spec).unwrap()), principal: "test".to_owned() });
+    let labels = || [("role".to_owned(), "a".to_owned())].into();
+    let change = HostChange::Joined { agent: "agent".parse().unwrap(), address: None, labels: labels() };
+    apply(Body::Host { host: "h1".parse().unwrap(), change });
+    apply(Body::Report { member: "a@h1".parse().unwrap(), actual: Some("offline".parse().unwrap()) });
+    let mut engine = Engine::new(cluster, "server", at(0));
+    let hello = Hello {
+        protocol: PROTOCOL,
+        host: "h1".parse().unwrap(),
+        agent: "agent".parse().unwrap(),
+        run: "run".parse().unwrap(),
+        address: None,
+        labels: labels(),
+        reign: Default::default(),
+        token: Default::default(),
+        open: Vec::new(),
+        noticed: Index(0),
+    };
+    engine.handle(at(0), Input::Report { session: SESSION, report: Report::Hello(hello) });
+    let request = Request {
+        request_id: "r".to_owned(),
+        principal: "test".to_owned(),
+        targets: vec!["a=online".parse().unwrap()],
+        reason: None,
+        on_failure: None,
+        deadline_ms: None,
+        plan_hash: None,
+    };
+    engine.handle(at(0), Input::Run { reply: ReplyId(1), request });
+    let call = run_until_commit(&mut engine, at(0)).expect("the step is ordered");
+    (engine, call)
+}
+
+fn outcome(engine: &Engine) -> Option<Outcome> {
+    engine.acknowledged().transitions.values().next().unwrap().outcome
+}
+
+#[test]
+fn a_step_that_ended_while_the_server_was_stopped_is_done() {
+    let (mut engine, call) = in_a_step();
+    engine.handle(at(10_000), Input::Woke { after_ms: 10_000 });
+    run_until_commit(&mut engine, at(10_000));
+    assert_eq!(outcome(&engine), None);
+    let host = &engine.acknowledged().hosts.values().next().unwrap();
+    assert_eq!(host.liveness, Liveness::Alive, "a host is not lost because the server was away");
+    engine.handle(at(10_000), done(call));
+    run_until_commit(&mut engine, at(10_000));
+    assert_eq!(outcome(&engine), Some(Outcome::Committed));
+}
+
+#[test]
+fn a_step_that_nobody_ended_in_time_is_not() {
+    let (mut engine, _) = in_a_step();
+    engine.handle(at(10_000), Input::Tick);
+    run_until_commit(&mut engine, at(10_000));
+    assert_eq!(outcome(&engine), Some(Outcome::Degraded));
+}
