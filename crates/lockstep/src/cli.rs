@@ -347,7 +347,14 @@ fn staying(log: &str, command: impl Future<Output = Result<(), Failure>>) -> Res
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     log.log_internal_errors(false).init();
     let failed = |error: std::io::Error| Failure::error(format!("cannot start: {error}"));
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().map_err(failed)?;
+    // Half the processors: the journal has a thread of its own, and what passes from one worker to another costs more
+    // than it gains while there are few. `TOKIO_WORKER_THREADS` says otherwise.
+    let processors = std::thread::available_parallelism().map_or(1, usize::from);
+    let mut runtime = tokio::runtime::Builder::new_multi_thread();
+    if std::env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        runtime.worker_threads((processors / 2).max(1));
+    }
+    let runtime = runtime.enable_all().build().map_err(failed)?;
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;

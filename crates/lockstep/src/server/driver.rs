@@ -33,6 +33,8 @@ const APPEND_BYTES_MAX: usize = 8 << 20;
 const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 /// How often. Then the server stops and says why: one that hangs looks healthy, and keeps what it is asked in memory.
 const NO_ROOM_TRIES_MAX: u32 = 5;
+/// How often the other tasks get a turn before what was heard is written.
+const TURNS_MAX: usize = 3;
 /// A loop that comes so much later than its alarm clock was set, in milliseconds, was stopped: by a signal, or by a
 /// host that had more to do than it could.
 const STOPPED_MS: u64 = 500;
@@ -143,10 +145,20 @@ impl<S: Store> Driver<S> {
                 }
                 Heard::Said(first) => {
                     self.hear(first);
-                    // Everything that has arrived goes into one write.
-                    for _ in 1..HEARD_MAX {
-                        let Ok(next) = said.try_recv() else { break };
-                        self.hear(next);
+                    // Everything that has arrived goes into one write, and so does what other connections are about
+                    // to hand over: answers to one question come in a burst, and each write costs a sync.
+                    let (mut heard, mut turns) = (1, 0);
+                    while heard < HEARD_MAX && turns < TURNS_MAX {
+                        match said.try_recv() {
+                            Ok(next) => {
+                                self.hear(next);
+                                heard += 1;
+                            }
+                            Err(_) => {
+                                tokio::task::yield_now().await;
+                                turns += 1;
+                            }
+                        }
                     }
                 }
                 Heard::Command(command) => self.command(command),
