@@ -24,6 +24,8 @@ use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
+/// The largest spec, written out, in bytes. It is one record of the journal, and each has to fit with room.
+pub const SPEC_BYTES_MAX: usize = 8 << 20;
 /// The most transitions without an outcome; more are refused with `busy`.
 pub const OPEN_MAX: usize = 1000;
 
@@ -391,6 +393,11 @@ impl Engine {
 
     fn apply(&mut self, file: SpecFile, principal: String) -> Result<Accepted, Rejection> {
         let spec = file.check()?;
+        let bytes = serde_json::to_string(&file).map_or(usize::MAX, |written| written.len());
+        if bytes > SPEC_BYTES_MAX {
+            let message = format!("a spec of {bytes} bytes, at most {SPEC_BYTES_MAX}");
+            return Err(Rejection::new(Code::TooLarge, message, "split the cluster"));
+        }
         if self.head.spec_file.as_deref() == Some(&file) {
             return Ok(Accepted::Spec(self.head.revision));
         }

@@ -30,6 +30,9 @@ const BACKOFF_MS: (u64, u64) = (50, 5000);
 
 const STALE: &str = "something that the plan rests on has changed";
 
+/// What all members of a transition may hand on together, in bytes of JSON.
+const OUT_BYTES_MAX: usize = 4 << 20;
+
 /// What this reign knows of an open transition beside the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Run {
@@ -43,6 +46,8 @@ pub(crate) struct Run {
     decide_by: Option<Time>,
     /// The votes of rounds that are over.
     votes: Vec<Vote>,
+    /// What the votes hand on, in bytes of JSON.
+    out_bytes: usize,
     holds: BTreeMap<MemberId, Hold>,
 }
 
@@ -171,6 +176,7 @@ impl Run {
             stage: Stage::Queued,
             decide_by,
             votes: Vec::new(),
+            out_bytes: 0,
             holds: BTreeMap::new(),
         }
     }
@@ -614,6 +620,15 @@ impl Engine {
             return;
         }
         let Some(session) = self.sessions.get(&done.member.host) else { return };
+        // The decision records every vote with what it hands on, and has to fit a record itself.
+        let out_bytes = serde_json::to_string(&done.findings.out).map_or(usize::MAX, |out| out.len());
+        run.out_bytes = run.out_bytes.saturating_add(out_bytes);
+        let mut done = done;
+        if run.out_bytes > OUT_BYTES_MAX {
+            done.answer = Answer::No;
+            done.reason = Some(format!("the members' out comes to more than {OUT_BYTES_MAX} bytes"));
+            done.findings.out.clear();
+        }
         let vote = Vote {
             member: done.member,
             role: *role,

@@ -1,5 +1,4 @@
-//! A server that was stopped for a while and goes on: what agents said meanwhile is still on its way, and nobody is
-//! to be blamed for that silence.
+//! The engine, one call at a time.
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
@@ -8,7 +7,8 @@ use lockstep_core::engine::{Engine, Input, Output, ReplyId, SessionId};
 use lockstep_core::id::Index;
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
-use lockstep_core::request::Request;
+use lockstep_core::request::{Code, Request};
+use lockstep_core::spec::SpecFile;
 use lockstep_core::time::{Now, Time, WallTime};
 use lockstep_core::vote::Answer;
 use std::sync::Arc;
@@ -44,6 +44,13 @@ fn run_until_commit(engine: &mut Engine, now: Now) -> Option<Call> {
 
 /// One host in the middle of a step at 0 ms, whose deadline is at 8,000.
 fn in_a_step() -> (Engine, Call) {
+    let mut engine = requested();
+    let call = run_until_commit(&mut engine, at(0)).expect("the step is ordered");
+    (engine, call)
+}
+
+/// One host, and a request for its member to go online.
+fn requested() -> Engine {
     let mut cluster = Cluster::default();
     let mut apply = |body| {
         let index = Index(cluster.revision.0 + 1);
@@ -79,8 +86,7 @@ fn in_a_step() -> (Engine, Call) {
         plan_hash: None,
     };
     engine.handle(at(0), Input::Run { reply: ReplyId(1), request });
-    let call = run_until_commit(&mut engine, at(0)).expect("the step is ordered");
-    (engine, call)
+    engine
 }
 
 fn outcome(engine: &Engine) -> Option<Outcome> {
@@ -106,4 +112,49 @@ fn a_step_that_nobody_ended_in_time_is_not() {
     engine.handle(at(10_000), Input::Tick);
     run_until_commit(&mut engine, at(10_000));
     assert_eq!(outcome(&engine), Some(Outcome::Degraded));
+}
+
+#[test]
+fn a_vote_that_hands_on_more_than_a_record_holds_is_a_no() {
+    let mut engine = requested();
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(at(0), Input::Appended),
+            Output::Order { order: Order::Call(call), .. } if call.phase == Phase::Check => {
+                let Input::Report { session, report: Report::Done(mut done) } = done(call) else {
+                    unreachable!()
+                };
+                done.findings.out.insert("much".to_owned(), "x".repeat(5 << 20).into());
+                engine.handle(at(0), Input::Report { session, report: Report::Done(done) });
+            }
+            Output::Order { .. } | Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
+        }
+    }
+    let transition = engine.acknowledged().transitions.values().next().unwrap();
+    assert_eq!(transition.outcome, Some(Outcome::Aborted));
+    assert_eq!(transition.cause.as_ref().unwrap().code, "vote-no");
+    assert!(transition.votes.iter().all(|vote| vote.out.is_empty()));
+}
+
+#[test]
+fn a_spec_that_no_record_could_hold_is_refused() {
+    let names: Vec<_> =
+        (0..9000).map(|group| format!("\"g{group}\":{{\"select\":{{\"role\":[{}]}}}}", values())).collect();
+    let spec: SpecFile =
+        serde_json::from_str(&format!(r#"{{"cluster":"c","groups":{{{}}}}}"#, names.join(","))).unwrap();
+    let mut engine = Engine::new(Cluster::default(), "server", at(0));
+    engine.handle(at(0), Input::Apply { reply: ReplyId(1), spec, principal: "test".to_owned() });
+    let mut answer = None;
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(at(0), Input::Appended),
+            Output::Reply { answer: given, .. } => answer = Some(given),
+            Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+        }
+    }
+    assert_eq!(answer.unwrap().unwrap_err().code, Code::TooLarge);
+}
+
+fn values() -> String {
+    vec![format!("\"{}\"", "x".repeat(250)); 5].join(",")
 }
