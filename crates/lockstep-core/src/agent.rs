@@ -1163,4 +1163,59 @@ mod tests {
         assert!(releases(Time(105_000)), "it is over");
         assert!(releases(Time(90_000)), "the host has booted since: its clock is void");
     }
+
+    /// Lets everything out; tells the states that were reported, and which handlers were started.
+    fn told(engine: &mut AgentEngine, now: Time) -> (Vec<Option<StateName>>, Vec<CallId>) {
+        let (mut states, mut calls) = (Vec::new(), Vec::new());
+        while let Some(output) = engine.poll_output() {
+            match output {
+                AgentOutput::Append(_) => engine.handle(now, AgentInput::Appended),
+                AgentOutput::Send(Report::State { state, .. }) => states.push(state),
+                AgentOutput::Run { call, .. } => calls.push(call),
+                AgentOutput::Send(_)
+                | AgentOutput::Joined
+                | AgentOutput::Disconnect(_)
+                | AgentOutput::Warning(_) => {}
+            }
+        }
+        (states, calls)
+    }
+
+    #[test]
+    fn a_member_that_comes_back_while_its_handler_is_at_work_is_reported() {
+        let handler = HandlerName::new("sim").unwrap();
+        let lowest = StateName::new("offline").unwrap();
+        let member: MemberId = "db@p".parse().unwrap();
+        let members =
+            || vec![Assignment { member: member.clone(), handler: handler.clone(), lowest: lowest.clone() }];
+        let identity = Identity {
+            host: HostName::new("p").unwrap(),
+            agent: AgentId::new("id").unwrap(),
+            run: RunId::new("run").unwrap(),
+            address: None,
+            labels: BTreeMap::new(),
+        };
+        let rules = HandlerRules { phases: Phase::ALL.into(), timeout_ms: BTreeMap::new(), status_ms: 1000 };
+        let rules = BTreeMap::from([(handler.clone(), rules)]);
+        let mut engine = AgentEngine::new(identity, rules, AgentState::default(), Time(0));
+        let findings = || Findings { state: Some(lowest.clone()), ..Findings::default() };
+        let ended =
+            |call| AgentInput::Ended { call, answer: Answer::Yes, reason: None, findings: findings() };
+
+        engine.handle(Time(0), AgentInput::Connected);
+        let welcome = Order::Welcome { reign: Reign(1), lease_ms: 3000, members: members() };
+        engine.handle(Time(0), AgentInput::Order(welcome));
+        let (_, calls) = told(&mut engine, Time(0));
+        engine.handle(Time(10), ended(calls[0]));
+        assert_eq!(told(&mut engine, Time(10)).0, [Some(lowest.clone())]);
+
+        engine.handle(Time(2000), AgentInput::Tick);
+        let (_, calls) = told(&mut engine, Time(2000));
+        for members in [Vec::new(), members()] {
+            engine.handle(Time(2000), AgentInput::Order(Order::Assign { members }));
+        }
+        engine.handle(Time(2010), ended(calls[0]));
+        let (states, _) = told(&mut engine, Time(2010));
+        assert_eq!(states, [Some(lowest.clone())], "the server has forgotten what it was told before");
+    }
 }

@@ -2,6 +2,7 @@
 //! a misspelt `plan_hash` that is skipped in silence would run another plan than the one that was shown.
 
 use super::problem::{HttpCode, Problem};
+use crate::agent::random;
 use crate::json;
 use crate::spec_file::{self, File, Format};
 use axum::body::{Body, Bytes};
@@ -10,9 +11,7 @@ use axum::http::{HeaderMap, header};
 use lockstep_core::id::NAME_LEN_MAX;
 use lockstep_core::request::{Code, REASON_LEN_MAX, REQUEST_ID_LEN_MAX, Rejection, Request, Target};
 use lockstep_core::spec::{DURATION_MAX_MS, OnFailure, SpecFile, text_problem};
-use rustix::rand::{GetRandomFlags, getrandom};
 use serde::{Deserialize, Serialize};
-use std::fmt::Write;
 use std::time::Duration;
 
 /// The largest body, in bytes; a spec may have [`spec_file::FILE_BYTES_MAX`].
@@ -60,7 +59,7 @@ impl RunBody {
     /// The request that it asks for, in the name of `principal`.
     pub fn request(self, principal: &str) -> Result<Request, Problem> {
         let targets = targets(&self.targets)?;
-        let request_id = self.request_id.unwrap_or_else(random_id);
+        let request_id = self.request_id.unwrap_or_else(random);
         if request_id.is_empty() {
             return Err(bad("request_id is empty", "leave it out to get a random one"));
         }
@@ -109,17 +108,6 @@ fn check_text(what: &str, text: &str, len_max: usize) -> Result<(), Problem> {
         Some(problem) => Err(bad(format!("{what}: {problem}"), "use plain text on one line")),
         None => Ok(()),
     }
-}
-
-/// A request id that nobody else will think of.
-pub fn random_id() -> String {
-    let mut bytes = [0_u8; 16];
-    let filled = getrandom(&mut bytes, GetRandomFlags::empty());
-    assert_eq!(filled, Ok(bytes.len()), "the kernel gives 16 random bytes whole once it has started");
-    bytes.iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all");
-        text
-    })
 }
 
 fn bad(detail: impl Into<String>, help: impl Into<String>) -> Problem {

@@ -8,7 +8,8 @@ use super::option::{duration, shown};
 use super::output::{Colour, Form, clean, note, painted};
 use super::progress::Progress;
 use super::{Exit, Failure};
-use crate::api::body::{RunBody, random_id};
+use crate::agent::random;
+use crate::api::body::RunBody;
 use crate::api::object::Transition;
 use clap::{Args, ValueEnum};
 use lockstep_core::id::TransitionId;
@@ -70,7 +71,7 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
     let start = Instant::now();
     let body = RunBody {
         targets: args.targets.iter().map(ToString::to_string).collect(),
-        request_id: Some(args.request_id.unwrap_or_else(random_id)),
+        request_id: Some(args.request_id.unwrap_or_else(random)),
         reason: args.reason,
         plan_hash: args.plan,
         on_failure: args.on_failure.map(|policy| match policy {
