@@ -524,6 +524,11 @@ impl AgentEngine {
         })
     }
 
+    /// Whether [`AgentEngine::poll_output`] has something.
+    pub fn has_output(&self) -> bool {
+        self.outbox.is_ready()
+    }
+
     /// When [`AgentInput::Tick`] is due at the latest.
     pub fn next_deadline(&self) -> Option<Time> {
         let holds = self.state.open.values().flat_map(|open| open.holds.iter());

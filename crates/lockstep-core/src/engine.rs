@@ -241,6 +241,11 @@ impl Engine {
         &self.acked
     }
 
+    /// The cluster with what has been proposed and may not be durable yet: for those who doubt, never for readers.
+    pub fn proposed(&self) -> &Cluster {
+        &self.head
+    }
+
     /// How fit members are to be chosen, as they last said.
     pub fn scores(&self) -> &Scores {
         &self.scores
@@ -292,6 +297,11 @@ impl Engine {
             }
             Out::Ready(output) => output,
         })
+    }
+
+    /// Whether [`Engine::poll_output`] has something.
+    pub fn has_output(&self) -> bool {
+        self.outbox.is_ready()
     }
 
     /// When [`Input::Tick`] is due at the latest; none when nothing waits for time.

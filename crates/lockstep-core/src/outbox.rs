@@ -62,6 +62,12 @@ impl<R, O> Outbox<R, O> {
         usize::try_from(count).expect("at most BATCH_MAX")
     }
 
+    /// Whether anything may leave.
+    pub(crate) fn is_ready(&self) -> bool {
+        (self.in_flight == 0 && !self.records.is_empty())
+            || self.outputs.front().is_some_and(|(after, _)| *after <= self.acknowledged)
+    }
+
     /// What may leave next, if anything may.
     pub(crate) fn poll(&mut self) -> Option<Out<R, O>> {
         if self.in_flight == 0 && !self.records.is_empty() {

@@ -1,8 +1,15 @@
-//! A cluster in memory: one server, its agents, the network between them and the software that they look after,
-//! in virtual time. Stories, and tests that kill at every write, run production's own engines in it.
+//! A cluster in memory: servers, agents, the network between them and the software that the agents look after, in
+//! virtual time. Stories, rehearsals, the exhaustive check and the simulator run production's own engines in it.
 //!
-//! It never chooses: what may happen next happens in one fixed order, so the same script gives the same trace,
-//! byte for byte. Whoever wants other orders takes [`World::step`] by step and cuts, kills and loses in between.
+//! It never chooses. [`World::choices`] lists what may happen now, [`World::perform`] lets one of it happen, and
+//! [`World::step`] takes the first, so that the same script gives the same trace, byte for byte. Faults are calls
+//! like any other: whoever wants them decides when.
+
+mod clock;
+mod happened;
+
+pub use clock::Clock;
+pub use happened::{Happened, journal_lines};
 
 use crate::agent::{
     AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, HandlerRules, Identity,
@@ -11,14 +18,14 @@ use crate::cluster::Cluster;
 use crate::engine::{Accepted, Engine, Event, Input, Output, ReplyId, SessionId};
 use crate::id::{AgentId, HandlerName, HostName, Index, MemberId, RunId, StateName, TransitionId};
 use crate::message::{Call, Findings, Order, Phase, Report};
-use crate::record::{Body, HostChange, Record, StepResult};
+use crate::record::Record;
 use crate::request::{Rejection, Request};
 use crate::spec::SpecFile;
 use crate::time::{Now, Time, WallTime};
 use crate::vote::Answer;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::fmt::Write;
+use std::sync::Arc;
 
 /// How long an agent waits before it connects again to a server that closed its connection, in milliseconds.
 const RECONNECT_MS: u64 = 100;
@@ -27,8 +34,45 @@ const STATUS_MS: u64 = 10_000;
 /// More steps than this at one moment are a loop that time does not end.
 const STEPS_MAX: usize = 1_000_000;
 
+/// An agent's name in the world: its host's, unless two agents are to share one host name.
+pub type Name = Arc<str>;
+
+/// A server's start, counted from 1.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ServerId(pub u64);
+
+/// What may happen next.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Choice {
+    /// A server's next output is taken.
+    Server(ServerId),
+    /// An agent's next output is taken.
+    Agent(Name),
+    /// The store answers a server: its batch is durable, or the server is deposed.
+    Append(ServerId),
+    /// An agent's batch is durable.
+    AgentAppend(Name),
+    /// An agent connects to the active server.
+    Connect(Name),
+    /// The next order on a connection reaches its agent; after the last one, the connection's end does.
+    ToAgent(SessionId),
+    /// The next report on a connection reaches its server; after the last one, the connection's end does.
+    ToServer(SessionId),
+    /// A handler ends.
+    End(Name, CallId),
+}
+
+/// A direction of the network.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Way {
+    /// From agents to servers.
+    ToServer,
+    /// From servers to agents.
+    ToAgent,
+}
+
 /// What a scripted handler does when it is called.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Script {
     /// What it answers.
     pub answer: Answer,
@@ -51,44 +95,93 @@ impl Default for Script {
     }
 }
 
+/// A handler at work.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Running {
+    /// What it was called for.
+    pub call: Call,
+    /// What it does.
+    pub script: Script,
+    begun: Time,
+    timeout_ms: u64,
+}
+
+impl Running {
+    fn end(&self) -> Time {
+        self.begun.plus(self.script.takes_ms.min(self.timeout_ms))
+    }
+}
+
+/// A server that runs.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Server {
+    engine: Engine,
+    in_flight: Option<Vec<Record>>,
+    clock: Clock,
+    /// Since when it does not run, when it was stopped.
+    paused_at: Option<Time>,
+}
+
 /// An agent, what survives it, and the software on its host.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Process {
     host: HostName,
     identity: AgentId,
     labels: BTreeMap<String, String>,
     address: Option<String>,
+    clock: Clock,
     starts: u64,
     engine: Option<AgentEngine>,
+    /// What the journal was begun with.
+    base: AgentState,
     journal: Vec<AgentRecord>,
     in_flight: Option<Vec<AgentRecord>>,
     appends: u64,
-    link: Option<Link>,
-    is_cut: bool,
+    session: Option<SessionId>,
+    cut: BTreeSet<Way>,
+    is_paused: bool,
     connect_at: Time,
-    running: BTreeMap<CallId, (Time, Call, Script)>,
+    /// Without an engine: handlers that have outlived their agent.
+    running: BTreeMap<CallId, Running>,
 }
 
-/// A connection; it delivers in order.
-#[derive(Debug, Clone)]
+/// A connection; it delivers in order. Each end is closed by itself, and learns that the other one is after all
+/// that was sent before.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Link {
-    id: SessionId,
+    agent: Name,
+    server: ServerId,
     to_server: VecDeque<Report>,
     to_agent: VecDeque<Order>,
-    /// The server's end is closed; the agent learns of it after what was sent before.
-    is_closed: bool,
+    agent_is_there: bool,
+    server_end: End,
+}
+
+/// A server's end of a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum End {
+    Open,
+    /// The engine wants it closed, and is going to be told that it is.
+    Closing,
+    Gone,
 }
 
 /// The cluster.
-#[derive(Debug, Clone, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub struct World {
     time: Time,
-    server: Option<Engine>,
-    server_starts: u64,
+    /// How far the servers' wall clock is ahead, in milliseconds.
+    wall_ahead_ms: i64,
+    /// What the journal was begun with.
+    base: Arc<Cluster>,
     journal: Vec<Record>,
-    in_flight: Option<Vec<Record>>,
+    servers: BTreeMap<ServerId, Server>,
+    /// The one whose writes the store takes.
+    active: Option<ServerId>,
+    server_starts: u64,
     appends: u64,
-    processes: BTreeMap<String, Process>,
+    links: BTreeMap<SessionId, Link>,
+    processes: BTreeMap<Name, Process>,
     scripts: BTreeMap<(MemberId, Phase), VecDeque<Script>>,
     software: BTreeMap<MemberId, StateName>,
     /// What software has been asked to prepare or hold, and not to forget again.
@@ -96,7 +189,7 @@ pub struct World {
     answers: BTreeMap<ReplyId, Result<Accepted, Rejection>>,
     sessions: u64,
     replies: u64,
-    trace: Vec<String>,
+    happened: Vec<Happened>,
 }
 
 impl World {
@@ -106,14 +199,29 @@ impl World {
         Self { time: Time(1_000_000), ..Self::default() }
     }
 
-    /// The present moment; the wall clock shows it as well.
-    pub fn now(&self) -> Now {
-        Now { time: self.time, wall: WallTime(self.time.0) }
+    /// The same with a journal that begins after `base`.
+    pub fn over(base: Cluster) -> Self {
+        Self { base: Arc::new(base), ..Self::new() }
     }
 
-    /// The server, while it runs.
+    /// The present moment, by the world's own clock.
+    pub fn now(&self) -> Time {
+        self.time
+    }
+
+    /// The active server, while it runs.
     pub fn server(&self) -> Option<&Engine> {
-        self.server.as_ref()
+        self.active.map(|id| &self.servers[&id].engine)
+    }
+
+    /// The servers that run, the active one and those that do not know yet that they no longer are.
+    pub fn servers(&self) -> impl Iterator<Item = (ServerId, &Engine)> {
+        self.servers.iter().map(|(id, server)| (*id, &server.engine))
+    }
+
+    /// The active server's name.
+    pub fn active(&self) -> Option<ServerId> {
+        self.active
     }
 
     /// The server's durable records.
@@ -126,9 +234,49 @@ impl World {
         self.processes.get(name).map_or(&[], |process| &process.journal)
     }
 
+    /// What a server has asked to be written, and has no answer to.
+    pub fn in_flight(&self, server: ServerId) -> Option<&[Record]> {
+        self.servers.get(&server)?.in_flight.as_deref()
+    }
+
+    /// What an agent has asked to be written, and has no answer to.
+    pub fn agent_in_flight(&self, name: &str) -> Option<&[AgentRecord]> {
+        self.processes.get(name)?.in_flight.as_deref()
+    }
+
+    /// The agents, running or not.
+    pub fn agents(&self) -> impl Iterator<Item = &Name> {
+        self.processes.keys()
+    }
+
     /// The agent, while it runs.
     pub fn agent(&self, name: &str) -> Option<&AgentEngine> {
         self.processes.get(name)?.engine.as_ref()
+    }
+
+    /// What an agent's host reads on its clock.
+    pub fn agent_clock(&self, name: &str) -> Option<Time> {
+        Some(self.processes.get(name)?.clock.read(self.time))
+    }
+
+    /// Whether an agent's host has been stopped.
+    pub fn is_paused(&self, name: &str) -> bool {
+        self.processes.get(name).is_some_and(|process| process.is_paused)
+    }
+
+    /// The directions in which nothing gets through to or from an agent.
+    pub fn cuts(&self, name: &str) -> BTreeSet<Way> {
+        self.processes.get(name).map(|process| process.cut.clone()).unwrap_or_default()
+    }
+
+    /// An agent's handlers at work.
+    pub fn running(&self, name: &str) -> impl Iterator<Item = (CallId, &Running)> {
+        self.processes.get(name).into_iter().flat_map(|process| &process.running).map(|(id, run)| (*id, run))
+    }
+
+    /// The connections, with how many messages are on their way to the server and to the agent.
+    pub fn links(&self) -> impl Iterator<Item = (SessionId, &Name, usize, usize)> {
+        self.links.iter().map(|(id, link)| (*id, &link.agent, link.to_server.len(), link.to_agent.len()))
     }
 
     /// The states that the software is really in.
@@ -141,7 +289,7 @@ impl World {
         &self.promises
     }
 
-    /// How many writes the server has begun.
+    /// How many writes servers have begun.
     pub fn appends(&self) -> u64 {
         self.appends
     }
@@ -156,156 +304,112 @@ impl World {
         self.answers.get(&reply)
     }
 
-    /// What has happened since it was last taken, a line each.
-    pub fn take_trace(&mut self) -> Vec<String> {
-        std::mem::take(&mut self.trace)
+    /// What has happened since it was last taken.
+    pub fn take_happened(&mut self) -> Vec<Happened> {
+        std::mem::take(&mut self.happened)
     }
 
-    fn note(&mut self, line: impl Into<String>) {
-        self.trace.push(line.into());
+    /// What has happened since it was last taken, a line for each thing that stories show.
+    pub fn take_trace(&mut self) -> Vec<String> {
+        self.take_happened().iter().filter_map(Happened::line).collect()
+    }
+
+    fn note(&mut self, happened: Happened) {
+        self.happened.push(happened);
     }
 
     fn process(&mut self, name: &str) -> &mut Process {
         self.processes.get_mut(name).expect("the script names agents that it has made")
     }
 
-    // ---- what a script does
+    fn now_of(&self, clock: Clock) -> Now {
+        let wall = WallTime(self.time.0.saturating_add_signed(self.wall_ahead_ms));
+        Now { time: clock.read(self.time), wall }
+    }
 
-    /// Starts the server over what is durable.
+    // ---- servers
+
+    /// Starts a server over what is durable, as the active one. An earlier one that still runs learns with its next
+    /// write that it is deposed.
     pub fn start_server(&mut self) {
-        let mut cluster = Cluster::default();
-        for (place, record) in self.journal.iter().enumerate() {
-            cluster.apply(Index(place as u64 + 1), record);
+        let mut cluster = (*self.base).clone();
+        for record in &self.journal {
+            cluster.apply(Index(cluster.revision.0 + 1), record);
         }
         self.server_starts += 1;
-        self.server = Some(Engine::new(cluster, &format!("server-{}", self.server_starts), self.now()));
+        let clock = Clock::default();
+        let engine = Engine::new(cluster, &format!("server-{}", self.server_starts), self.now_of(clock));
+        let id = ServerId(self.server_starts);
+        self.servers.insert(id, Server { engine, in_flight: None, clock, paused_at: None });
+        self.active = Some(id);
         let now = self.time;
         self.processes.values_mut().for_each(|process| process.connect_at = now);
     }
 
-    /// Kills the server. The batch in flight is lost, or durable although nobody has been told.
+    /// Kills the active server. The batch in flight is lost, or durable although nobody has been told.
     pub fn kill_server(&mut self, keeps_in_flight: bool) {
-        let in_flight = self.in_flight.take().filter(|_| keeps_in_flight);
-        self.journal.extend(in_flight.into_iter().flatten());
-        self.server = None;
-        for process in self.processes.values_mut() {
-            if let Some(link) = &mut process.link {
-                link.is_closed = true;
-                link.to_server.clear();
-            }
+        let Some(id) = self.active.take() else { return };
+        let in_flight = self.servers.get_mut(&id).and_then(|server| server.in_flight.take());
+        self.journal.extend(in_flight.filter(|_| keeps_in_flight).into_iter().flatten());
+        self.end_server(id);
+    }
+
+    fn end_server(&mut self, id: ServerId) {
+        self.servers.remove(&id);
+        self.active = self.active.filter(|active| *active != id);
+        for link in self.links.values_mut().filter(|link| link.server == id) {
+            link.server_end = End::Gone;
+            link.to_server.clear();
+        }
+        self.drop_links();
+    }
+
+    /// Stops the active server's process for a while; [`World::start_server`] meanwhile deposes it.
+    pub fn pause_server(&mut self) {
+        if let Some(id) = self.active {
+            self.servers.get_mut(&id).expect("it runs").paused_at = Some(self.time);
         }
     }
 
-    /// A new agent, named by its host unless two are to share one host name, and its software.
-    pub fn join(
-        &mut self,
-        name: &str,
-        host: &HostName,
-        labels: BTreeMap<String, String>,
-        address: Option<String>,
-    ) {
-        let process = Process {
-            host: host.clone(),
-            identity: AgentId::new(&format!("id-{name}")).expect("host names are fit for identities"),
-            labels,
-            address,
-            starts: 0,
-            engine: None,
-            journal: Vec::new(),
-            in_flight: None,
-            appends: 0,
-            link: None,
-            is_cut: false,
-            connect_at: self.time,
-            running: BTreeMap::new(),
-        };
-        self.processes.insert(name.to_owned(), process);
-        self.start_agent(name);
+    /// Lets a server's process go on.
+    pub fn resume_server(&mut self, id: ServerId) {
+        let Some(server) = self.servers.get_mut(&id) else { return };
+        if let Some(at) = server.paused_at.take() {
+            let after_ms = self.time.since(at);
+            self.tell_server(id, Input::Woke { after_ms });
+        }
     }
 
-    /// Starts an agent over what is durable.
-    pub fn start_agent(&mut self, name: &str) {
+    /// Moves the servers' wall clock.
+    pub fn jump_wall_clock(&mut self, ms: i64) {
+        self.wall_ahead_ms += ms;
+    }
+
+    /// Makes the active server's clock run at another rate, in millionths more or less.
+    pub fn drift_server(&mut self, rate_ppm: i32) {
         let now = self.time;
-        let process = self.process(name);
-        process.starts += 1;
-        let mut state = AgentState::default();
-        process.journal.iter().for_each(|record| state.apply(record));
-        let identity = Identity {
-            host: process.host.clone(),
-            agent: process.identity.clone(),
-            run: RunId::new(&format!("run-{}", process.starts)).expect("a valid name"),
-            address: process.address.clone(),
-            labels: process.labels.clone(),
-        };
-        let rules = HandlerRules {
-            phases: Phase::ALL.into_iter().collect(),
-            timeout_ms: BTreeMap::new(),
-            status_ms: STATUS_MS,
-        };
-        let handler = HandlerName::new("sim").expect("a valid name");
-        let mut engine = AgentEngine::new(identity, BTreeMap::from([(handler, rules)]), state, now);
-        engine.handle(now, AgentInput::Tick);
-        process.engine = Some(engine);
-        process.connect_at = now;
-    }
-
-    /// Changes an agent's labels, from its next start on.
-    pub fn label(&mut self, name: &str, labels: BTreeMap<String, String>) {
-        self.process(name).labels = labels;
-    }
-
-    /// Kills an agent, and its handlers with it before they have an effect.
-    pub fn kill_agent(&mut self, name: &str, keeps_in_flight: bool) {
-        let process = self.process(name);
-        let in_flight = process.in_flight.take().filter(|_| keeps_in_flight);
-        process.journal.extend(in_flight.into_iter().flatten());
-        process.engine = None;
-        process.running.clear();
-        let closed = process.link.take().map(|link| link.id);
-        if let (Some(session), Some(server)) = (closed, &mut self.server) {
-            server.handle(Now { time: self.time, wall: WallTime(self.time.0) }, Input::Closed { session });
+        if let Some(id) = self.active {
+            self.servers.get_mut(&id).expect("it runs").clock.drift(now, rate_ppm);
         }
     }
 
-    /// From now on nothing gets through to or from an agent; what is sent waits.
-    pub fn cut(&mut self, name: &str) {
-        self.process(name).is_cut = true;
+    /// What a server reads from its store when it starts next.
+    pub fn set_journal(&mut self, records: Vec<Record>) {
+        assert!(self.active.is_none(), "a store is read by servers that start");
+        self.journal = records;
     }
 
-    /// Everything gets through again.
-    pub fn heal(&mut self, name: &str) {
-        self.process(name).is_cut = false;
-    }
-
-    /// Drops the messages on the way to and from an agent, and its connection with them.
-    pub fn break_link(&mut self, name: &str) {
-        let now = self.now();
-        if let Some(link) = self.process(name).link.take() {
-            let process = self.process(name);
-            process.connect_at = now.time;
-            if let Some(engine) = &mut process.engine {
-                engine.handle(now.time, AgentInput::Disconnected);
-            }
-            if let Some(server) = &mut self.server {
-                server.handle(now, Input::Closed { session: link.id });
-            }
-        }
-    }
-
-    /// What a handler answers, one script for each call; the last is for all that follow.
-    pub fn script(&mut self, member: &MemberId, phase: Phase, scripts: Vec<Script>) {
-        self.scripts.insert((member.clone(), phase), scripts.into());
-    }
-
-    /// Puts software into a state behind everybody's back.
-    pub fn set_software(&mut self, member: &MemberId, state: &StateName) {
-        self.software.insert(member.clone(), state.clone());
+    fn tell_server(&mut self, id: ServerId, input: Input) {
+        let Some(clock) = self.servers.get(&id).map(|server| server.clock) else { return };
+        let now = self.now_of(clock);
+        self.servers.get_mut(&id).expect("it was just there").engine.handle(now, input);
     }
 
     fn input(&mut self, input: impl FnOnce(ReplyId) -> Input) -> ReplyId {
         self.replies += 1;
-        let (reply, now) = (ReplyId(self.replies), self.now());
-        self.server.as_mut().expect("the script asks a server that runs").handle(now, input(reply));
+        let reply = ReplyId(self.replies);
+        let id = self.active.expect("the script asks a server that runs");
+        self.tell_server(id, input(reply));
         reply
     }
 
@@ -324,11 +428,266 @@ impl World {
         self.input(|reply| Input::Abort { reply, transition })
     }
 
+    // ---- agents
+
+    /// A new agent, named by its host unless two are to share one host name, and its software.
+    pub fn join(
+        &mut self,
+        name: &str,
+        host: &HostName,
+        labels: BTreeMap<String, String>,
+        address: Option<String>,
+    ) {
+        self.join_over(name, host, labels, address, AgentState::default());
+    }
+
+    /// The same with a journal that begins after `base`.
+    pub fn join_over(
+        &mut self,
+        name: &str,
+        host: &HostName,
+        labels: BTreeMap<String, String>,
+        address: Option<String>,
+        base: AgentState,
+    ) {
+        let known = base.agent.clone();
+        let identity = known.unwrap_or_else(|| {
+            AgentId::new(&format!("id-{name}")).expect("host names are fit for identities")
+        });
+        let process = Process {
+            host: host.clone(),
+            identity,
+            labels,
+            address,
+            clock: Clock::default(),
+            starts: 0,
+            engine: None,
+            base,
+            journal: Vec::new(),
+            in_flight: None,
+            appends: 0,
+            session: None,
+            cut: BTreeSet::new(),
+            is_paused: false,
+            connect_at: self.time,
+            running: BTreeMap::new(),
+        };
+        self.processes.insert(name.into(), process);
+        self.start_agent(name);
+    }
+
+    /// A second agent from a copy of a host's disk: the same host name, identity and journal.
+    pub fn copy_agent(&mut self, name: &str, copy: &str) {
+        let process = self.process(name).clone();
+        let journal = process.journal.clone();
+        let copied = Process {
+            engine: None,
+            in_flight: None,
+            session: None,
+            cut: BTreeSet::new(),
+            is_paused: false,
+            running: BTreeMap::new(),
+            // So that its runs have other names.
+            starts: process.starts + 1_000_000,
+            journal,
+            ..process
+        };
+        self.processes.insert(copy.into(), copied);
+        self.start_agent(copy);
+    }
+
+    /// Starts an agent over what is durable. Handlers that outlived its last run are killed.
+    pub fn start_agent(&mut self, name: &str) {
+        let now = self.time;
+        let process = self.process(name);
+        process.starts += 1;
+        process.running.clear();
+        let mut state = process.base.clone();
+        process.journal.iter().for_each(|record| state.apply(record));
+        let identity = Identity {
+            host: process.host.clone(),
+            agent: process.identity.clone(),
+            run: RunId::new(&format!("run-{}", process.starts)).expect("a valid name"),
+            address: process.address.clone(),
+            labels: process.labels.clone(),
+        };
+        let rules = HandlerRules {
+            phases: Phase::ALL.into_iter().collect(),
+            timeout_ms: BTreeMap::new(),
+            status_ms: STATUS_MS,
+        };
+        let handler = HandlerName::new("sim").expect("a valid name");
+        let clock = process.clock.read(now);
+        let mut engine = AgentEngine::new(identity, BTreeMap::from([(handler, rules)]), state, clock);
+        engine.handle(clock, AgentInput::Tick);
+        process.engine = Some(engine);
+        process.is_paused = false;
+        process.connect_at = now;
+    }
+
+    /// Changes an agent's labels, from its next start on.
+    pub fn label(&mut self, name: &str, labels: BTreeMap<String, String>) {
+        self.process(name).labels = labels;
+    }
+
+    /// Kills an agent, and its handlers with it before they have an effect.
+    pub fn kill_agent(&mut self, name: &str, keeps_in_flight: bool) {
+        self.process(name).running.clear();
+        self.kill_agent_only(name, keeps_in_flight);
+    }
+
+    /// Kills an agent; its handlers go on until it starts again.
+    pub fn kill_agent_only(&mut self, name: &str, keeps_in_flight: bool) {
+        self.hang_up(name);
+        let process = self.process(name);
+        let in_flight = process.in_flight.take().filter(|_| keeps_in_flight);
+        process.journal.extend(in_flight.into_iter().flatten());
+        process.engine = None;
+        process.is_paused = false;
+    }
+
+    /// Gives a host's clock since boot a new beginning, as its restart does. Its agent has been killed before.
+    pub fn reboot(&mut self, name: &str) {
+        let now = self.time;
+        let process = self.process(name);
+        assert!(process.engine.is_none(), "agents do not live through their host's restart");
+        process.running.clear();
+        process.clock = Clock::booted(now);
+    }
+
+    /// Makes a host's clock run at another rate, in millionths more or less.
+    pub fn drift(&mut self, name: &str, rate_ppm: i32) {
+        let now = self.time;
+        self.process(name).clock.drift(now, rate_ppm);
+    }
+
+    /// Stops a host for a while, its handlers with it.
+    pub fn pause(&mut self, name: &str) {
+        self.process(name).is_paused = true;
+    }
+
+    /// Lets a host go on.
+    pub fn resume(&mut self, name: &str) {
+        self.process(name).is_paused = false;
+        self.tell_agent(name, AgentInput::Tick);
+    }
+
+    /// What an agent reads from its disk when it starts next.
+    pub fn set_agent_journal(&mut self, name: &str, records: Vec<AgentRecord>) {
+        let process = self.process(name);
+        assert!(process.engine.is_none(), "a journal is read by agents that start");
+        process.journal = records;
+    }
+
+    fn tell_agent(&mut self, name: &str, input: AgentInput) {
+        let now = self.time;
+        let process = self.process(name);
+        let clock = process.clock.read(now);
+        if let Some(engine) = &mut process.engine {
+            engine.handle(clock, input);
+        }
+    }
+
+    // ---- the network
+
+    /// From now on nothing gets through to or from an agent; what is sent waits.
+    pub fn cut(&mut self, name: &str) {
+        self.cut_way(name, Way::ToServer);
+        self.cut_way(name, Way::ToAgent);
+    }
+
+    /// The same in one direction only.
+    pub fn cut_way(&mut self, name: &str, way: Way) {
+        self.process(name).cut.insert(way);
+    }
+
+    /// Everything gets through again.
+    pub fn heal(&mut self, name: &str) {
+        self.process(name).cut.clear();
+    }
+
+    /// Drops the messages on the way to and from an agent, and its connection with them; both ends learn of it.
+    pub fn break_link(&mut self, name: &str) {
+        let Some(session) = self.process(name).session else { return };
+        let server = self.links[&session].server;
+        self.hang_up(name);
+        if self.links.remove(&session).is_some_and(|link| link.server_end != End::Gone) {
+            self.tell_server(server, Input::Closed { session });
+        }
+        self.process(name).connect_at = self.time;
+    }
+
+    /// Closes an agent's end of its connection. The server learns of it after what was sent before.
+    pub fn hang_up(&mut self, name: &str) {
+        let at = self.time.plus(RECONNECT_MS);
+        let process = self.process(name);
+        let Some(session) = process.session.take() else { return };
+        process.connect_at = at;
+        let link = self.links.get_mut(&session).expect("an agent's session has a link");
+        link.agent_is_there = false;
+        link.to_agent.clear();
+        self.drop_links();
+        self.tell_agent(name, AgentInput::Disconnected);
+    }
+
+    /// Loses the message that is next on its way.
+    pub fn lose(&mut self, session: SessionId, way: Way) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        match way {
+            Way::ToServer => drop(link.to_server.pop_front()),
+            Way::ToAgent => drop(link.to_agent.pop_front()),
+        }
+    }
+
+    /// Lets the message that is next on its way arrive twice.
+    pub fn duplicate(&mut self, session: SessionId, way: Way) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        match way {
+            Way::ToServer => link.to_server.extend(link.to_server.front().cloned()),
+            Way::ToAgent => link.to_agent.extend(link.to_agent.front().cloned()),
+        }
+    }
+
+    /// Lets all other messages of a connection overtake the one that is next on its way.
+    pub fn reorder(&mut self, session: SessionId, way: Way) {
+        let Some(link) = self.links.get_mut(&session) else { return };
+        match way {
+            Way::ToServer if link.to_server.len() > 1 => link.to_server.rotate_left(1),
+            Way::ToAgent if link.to_agent.len() > 1 => link.to_agent.rotate_left(1),
+            Way::ToServer | Way::ToAgent => {}
+        }
+    }
+
     /// Says something in an agent's name that it would not say.
     pub fn forge(&mut self, name: &str, report: Report) {
-        if let Some(link) = &mut self.process(name).link {
+        let session = self.process(name).session;
+        if let Some(link) = session.and_then(|session| self.links.get_mut(&session)) {
             link.to_server.push_back(report);
         }
+    }
+
+    /// Forgets connections that nobody is at any more.
+    fn drop_links(&mut self) {
+        self.links.retain(|_, link| link.agent_is_there || link.server_end != End::Gone);
+    }
+
+    // ---- software
+
+    /// What a handler answers, one script for each call; the last is for all that follow.
+    pub fn script(&mut self, member: &MemberId, phase: Phase, scripts: Vec<Script>) {
+        self.scripts.insert((member.clone(), phase), scripts.into());
+    }
+
+    /// What one call does, instead of what was scripted for it.
+    pub fn rescript(&mut self, name: &str, call: CallId, script: Script) {
+        if let Some(running) = self.process(name).running.get_mut(&call) {
+            running.script = within(script, running.timeout_ms);
+        }
+    }
+
+    /// Puts software into a state behind everybody's back.
+    pub fn set_software(&mut self, member: &MemberId, state: &StateName) {
+        self.software.insert(member.clone(), state.clone());
     }
 
     // ---- what happens by itself
@@ -340,7 +699,8 @@ impl World {
                 return;
             }
         }
-        panic!("a loop without an end:\n{}", self.trace[self.trace.len().saturating_sub(40)..].join("\n"));
+        let shown = self.happened.len().saturating_sub(40);
+        panic!("a loop without an end:\n{:#?}", &self.happened[shown..]);
     }
 
     /// Lets time pass, and whatever becomes due on the way happen.
@@ -363,224 +723,252 @@ impl World {
     }
 
     fn tick(&mut self) {
-        let now = self.now();
-        if let Some(server) = &mut self.server {
-            server.handle(now, Input::Tick);
-            let next = server.next_deadline();
-            assert!(next.is_none_or(|next| next > now.time), "the server is due again at once: {next:?}");
+        let now = self.time;
+        let running = self.servers.iter().filter(|(_, server)| server.paused_at.is_none());
+        let is_due = |next: Option<Time>, clock: Clock| next.is_some_and(|next| next <= clock.read(now));
+        let due = running.filter(|(_, server)| is_due(server.engine.next_deadline(), server.clock));
+        for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
+            self.tell_server(id, Input::Tick);
+            let Server { engine, clock, .. } = &self.servers[&id];
+            assert!(!is_due(engine.next_deadline(), *clock), "{id:?} is due again at once");
         }
-        for (name, process) in &mut self.processes {
+        for (name, process) in self.processes.iter_mut().filter(|(_, process)| !process.is_paused) {
             let Some(engine) = &mut process.engine else { continue };
-            engine.handle(now.time, AgentInput::Tick);
-            let next = engine.next_deadline();
-            assert!(next.is_none_or(|next| next > now.time), "agent {name} is due again at once: {next:?}");
+            if is_due(engine.next_deadline(), process.clock) {
+                engine.handle(process.clock.read(now), AgentInput::Tick);
+                assert!(!is_due(engine.next_deadline(), process.clock), "agent {name} is due again at once");
+            }
         }
     }
 
-    fn next_due(&self) -> Option<Time> {
-        let server = self.server.iter().filter_map(Engine::next_deadline);
-        let processes = self.processes.values().filter(|process| process.engine.is_some());
+    /// When something is due next by itself; none when nothing ever is.
+    pub fn next_due(&self) -> Option<Time> {
+        let servers = self.servers.values().filter(|server| server.paused_at.is_none());
+        let servers = servers.filter_map(|server| Some(server.clock.when(server.engine.next_deadline()?)));
+        let processes = self.processes.values().filter(|process| !process.is_paused);
         let processes = processes.flat_map(|process| {
-            let engine = process.engine.as_ref().and_then(AgentEngine::next_deadline);
-            let running = process.running.values().map(|(end, ..)| *end);
-            let connects = process.link.is_none() && !process.is_cut && self.server.is_some();
-            running.chain(engine).chain(connects.then_some(process.connect_at))
+            let deadline = process.engine.as_ref().and_then(AgentEngine::next_deadline);
+            let deadline = deadline.map(|deadline| process.clock.when(deadline));
+            let running = process.running.values().map(Running::end);
+            let connects = self.would_connect(process).then_some(process.connect_at);
+            running.chain(deadline).chain(connects)
         });
-        server.chain(processes).map(|due| Time(due.0.max(self.time.0 + 1))).min()
+        servers.chain(processes).map(|due| Time(due.0.max(self.time.0 + 1))).min()
+    }
+
+    fn would_connect(&self, process: &Process) -> bool {
+        let is_up = self.active.is_some_and(|id| self.servers[&id].paused_at.is_none());
+        is_up && process.engine.is_some() && process.session.is_none() && process.cut.is_empty()
     }
 
     /// Lets the next thing happen that needs no time. Tells whether there was one.
     pub fn step(&mut self) -> bool {
-        let names: Vec<_> = self.processes.keys().cloned().collect();
-        self.poll_server()
-            || names.iter().any(|name| self.poll_agent(name))
-            || self.acknowledge_server()
-            || names.iter().any(|name| self.acknowledge_agent(name))
-            || names.iter().any(|name| self.carry(name))
-            || names.iter().any(|name| self.end_handler(name))
+        let first = self.choices().next();
+        first.into_iter().any(|choice| {
+            self.perform(&choice);
+            true
+        })
     }
 
-    fn poll_server(&mut self) -> bool {
-        let Some(output) = self.server.as_mut().and_then(Engine::poll_output) else { return false };
-        match output {
-            Output::Append { first, records } => {
-                assert_eq!(first.0, self.journal.len() as u64 + 1, "records follow each other");
-                assert!(self.in_flight.replace(records).is_none(), "one batch in flight at a time");
+    /// All that may happen now without time passing.
+    pub fn choices(&self) -> impl Iterator<Item = Choice> {
+        let servers = || self.servers.iter().filter(|(_, server)| server.paused_at.is_none());
+        let agents = || {
+            let live = self.processes.iter().filter(|(_, process)| !process.is_paused);
+            live.filter_map(|(name, process)| Some((name, process, process.engine.as_ref()?)))
+        };
+        let outputs = servers().filter(|(_, server)| server.engine.has_output());
+        let agent_outputs = agents().filter(|(_, _, engine)| engine.has_output());
+        let appends = servers().filter(|(_, server)| server.in_flight.is_some());
+        let agent_appends = agents().filter(|(_, process, _)| process.in_flight.is_some());
+        let connects =
+            agents().filter(|(_, process, _)| process.connect_at <= self.time && self.would_connect(process));
+        let ends = self.processes.iter().filter(|(_, process)| !process.is_paused);
+        let ends = ends.flat_map(|(name, process)| {
+            let due = process.running.iter().filter(|(_, running)| running.end() <= self.time);
+            due.map(|(call, _)| Choice::End(name.clone(), *call))
+        });
+        outputs
+            .map(|(id, _)| Choice::Server(*id))
+            .chain(agent_outputs.map(|(name, ..)| Choice::Agent(name.clone())))
+            .chain(appends.map(|(id, _)| Choice::Append(*id)))
+            .chain(agent_appends.map(|(name, ..)| Choice::AgentAppend(name.clone())))
+            .chain(connects.map(|(name, ..)| Choice::Connect(name.clone())))
+            .chain(self.links.iter().flat_map(|(session, link)| self.carried(*session, link)))
+            .chain(ends)
+    }
+
+    fn carried(&self, session: SessionId, link: &Link) -> impl Iterator<Item = Choice> + use<> {
+        let process = &self.processes[&link.agent];
+        let is_cut = |way| process.cut.contains(&way);
+        let reaches_agent = link.agent_is_there && !process.is_paused && !is_cut(Way::ToAgent);
+        let to_agent = reaches_agent && !(link.to_agent.is_empty() && link.server_end == End::Open);
+        let is_served = self.servers.get(&link.server).is_some_and(|server| server.paused_at.is_none());
+        let to_server = is_served
+            && match link.server_end {
+                End::Open if is_cut(Way::ToServer) => false,
+                End::Open => !(link.to_server.is_empty() && link.agent_is_there),
+                End::Closing => true,
+                End::Gone => false,
+            };
+        let to_agent = to_agent.then_some(Choice::ToAgent(session));
+        to_agent.into_iter().chain(to_server.then_some(Choice::ToServer(session)))
+    }
+
+    /// Lets one thing happen that [`World::choices`] has named.
+    pub fn perform(&mut self, choice: &Choice) {
+        match choice {
+            Choice::Server(id) => self.poll_server(*id),
+            Choice::Agent(name) => self.poll_agent(name),
+            Choice::Append(id) => self.append(*id),
+            Choice::AgentAppend(name) => self.append_agent(name),
+            Choice::Connect(name) => self.connect(name),
+            Choice::ToAgent(session) => self.carry_to_agent(*session),
+            Choice::ToServer(session) => self.carry_to_server(*session),
+            Choice::End(name, call) => self.end_handler(name, *call),
+        }
+    }
+
+    fn poll_server(&mut self, id: ServerId) {
+        let server = self.servers.get_mut(&id).expect("it was named as one that runs");
+        match server.engine.poll_output().expect("it was named as one with an output") {
+            Output::Append { records, .. } => {
+                assert!(server.in_flight.replace(records).is_none(), "one batch in flight at a time");
                 self.appends += 1;
             }
             Output::Order { session, order } => {
-                if let Some(link) = self.link(session).filter(|link| !link.is_closed) {
+                let link = self.links.get_mut(&session);
+                if let Some(link) = link.filter(|link| link.agent_is_there && link.server_end == End::Open) {
                     link.to_agent.push_back(order);
                 }
             }
             Output::Close { session } => {
-                let at = self.time.plus(RECONNECT_MS);
-                if let Some(process) = self
-                    .processes
-                    .values_mut()
-                    .find(|process| process.link.as_ref().is_some_and(|link| link.id == session))
-                {
-                    process.connect_at = at;
-                }
-                if let Some(link) = self.link(session) {
-                    link.is_closed = true;
+                if let Some(link) = self.links.get_mut(&session) {
+                    link.server_end = End::Closing;
                     link.to_server.clear();
                 }
             }
             Output::Reply { reply, answer } => {
-                self.note(match &answer {
-                    Ok(Accepted::Transition(id)) => format!("accepted {id}"),
-                    Ok(Accepted::Nothing) => "nothing to do".to_owned(),
-                    Ok(Accepted::Spec(index)) => format!("spec in force from {index}"),
-                    Ok(Accepted::Aborted) => "aborted".to_owned(),
-                    Err(Rejection { code, message, .. }) => format!("rejected {code}: {message}"),
-                });
+                self.note(Happened::Answered { reply, answer: answer.clone() });
                 self.answers.insert(reply, answer);
             }
-            Output::Event(Event::Warning(message)) => self.note(format!("server warns: {message}")),
+            Output::Event(Event::Warning(message)) => self.note(Happened::ServerWarned(message)),
             Output::Event(Event::Phase { .. } | Event::Voted { .. } | Event::Reported { .. }) => {}
         }
-        true
     }
 
-    fn link(&mut self, session: SessionId) -> Option<&mut Link> {
-        self.processes
-            .values_mut()
-            .filter_map(|process| process.link.as_mut())
-            .find(|link| link.id == session)
-    }
-
-    fn acknowledge_server(&mut self) -> bool {
-        let Some(records) = self.in_flight.take() else { return false };
-        for record in records {
-            self.journal.push(record);
-            let line = describe(self.journal.len(), &self.journal[self.journal.len() - 1]);
-            self.note(line);
+    /// The store takes no write but the active server's.
+    fn append(&mut self, id: ServerId) {
+        if self.active != Some(id) {
+            return self.end_server(id);
         }
-        let now = self.now();
-        self.server.as_mut().expect("a batch in flight is its server's").handle(now, Input::Appended);
-        true
+        let server = self.servers.get_mut(&id).expect("it is the active one");
+        for record in server.in_flight.take().expect("it was named as one with a write") {
+            let index = Index(self.base.revision.0 + self.journal.len() as u64 + 1);
+            self.happened.push(Happened::Recorded { index, record: record.clone() });
+            self.journal.push(record);
+        }
+        self.tell_server(id, Input::Appended);
     }
 
-    fn poll_agent(&mut self, name: &str) -> bool {
-        let now = self.time;
+    fn poll_agent(&mut self, name: &Name) {
         let process = self.process(name);
-        let Some(output) = process.engine.as_mut().and_then(AgentEngine::poll_output) else { return false };
-        match output {
+        let engine = process.engine.as_mut().expect("it was named as one that runs");
+        match engine.poll_output().expect("it was named as one with an output") {
             AgentOutput::Append(records) => {
                 assert!(process.in_flight.replace(records).is_none(), "one batch in flight at a time");
                 process.appends += 1;
             }
             AgentOutput::Send(report) => {
-                if let Some(link) = process.link.as_mut().filter(|link| !link.is_closed) {
+                let session = process.session;
+                if let Some(link) = session.and_then(|session| self.links.get_mut(&session)) {
                     link.to_server.push_back(report);
                 }
             }
             AgentOutput::Run { call, order, timeout_ms, .. } => {
                 self.start_handler(name, call, *order, timeout_ms);
             }
-            AgentOutput::Joined => self.note(format!("{name} joined")),
+            AgentOutput::Joined => self.note(Happened::Joined(name.clone())),
             AgentOutput::Disconnect(message) => {
-                process.connect_at = now.plus(RECONNECT_MS);
-                self.note(format!("{name} turns away: {message}"));
-                if let Some(link) = &mut self.process(name).link {
-                    link.is_closed = true;
-                    link.to_agent.clear();
-                }
+                self.note(Happened::TurnedAway { agent: name.clone(), message });
+                self.hang_up(name);
             }
-            AgentOutput::Warning(message) => self.note(format!("{name} warns: {message}")),
+            AgentOutput::Warning(message) => {
+                self.note(Happened::AgentWarned { agent: name.clone(), message });
+            }
         }
-        true
     }
 
-    fn acknowledge_agent(&mut self, name: &str) -> bool {
-        let now = self.time;
+    fn append_agent(&mut self, name: &Name) {
         let process = self.process(name);
-        let Some(records) = process.in_flight.take() else { return false };
-        process.journal.extend(records);
-        process.engine.as_mut().expect("a batch in flight is its agent's").handle(now, AgentInput::Appended);
-        true
+        let records = process.in_flight.take().expect("it was named as one with a write");
+        process.journal.extend(records.iter().cloned());
+        let agent = name.clone();
+        self.happened.extend(
+            records.into_iter().map(|record| Happened::AgentRecorded { agent: agent.clone(), record }),
+        );
+        self.tell_agent(name, AgentInput::Appended);
     }
 
-    /// Connects an agent, or carries one message, or tells one end that the other has closed.
-    fn carry(&mut self, name: &str) -> bool {
-        let (now, is_up) = (self.now(), self.server.is_some());
-        let id = SessionId(self.sessions + 1);
-        let process = self.process(name);
-        let Some(engine) = process.engine.as_mut().filter(|_| !process.is_cut) else { return false };
-        let Some(link) = &mut process.link else {
-            let connects = is_up && process.connect_at <= now.time;
-            if connects {
-                let (to_server, to_agent) = (VecDeque::new(), VecDeque::new());
-                process.link = Some(Link { id, to_server, to_agent, is_closed: false });
-                engine.handle(now.time, AgentInput::Connected);
-                self.sessions += 1;
-            }
-            return connects;
+    fn connect(&mut self, name: &Name) {
+        self.sessions += 1;
+        let session = SessionId(self.sessions);
+        let server = self.active.expect("agents connect to a server that runs");
+        let (to_server, to_agent) = (VecDeque::new(), VecDeque::new());
+        let (agent_is_there, server_end) = (true, End::Open);
+        let agent = name.clone();
+        self.links.insert(session, Link { agent, server, to_server, to_agent, agent_is_there, server_end });
+        self.process(name).session = Some(session);
+        self.tell_agent(name, AgentInput::Connected);
+    }
+
+    fn carry_to_agent(&mut self, session: SessionId) {
+        let link = self.links.get_mut(&session).expect("it was named as one that is there");
+        let agent = link.agent.clone();
+        let Some(order) = link.to_agent.pop_front() else { return self.hang_up(&agent) };
+        self.note(Happened::Ordered { agent: agent.clone(), order: order.clone() });
+        self.tell_agent(&agent, AgentInput::Order(order));
+    }
+
+    fn carry_to_server(&mut self, session: SessionId) {
+        let link = self.links.get_mut(&session).expect("it was named as one that is there");
+        let (agent, server) = (link.agent.clone(), link.server);
+        let Some(report) = link.to_server.pop_front() else {
+            link.server_end = End::Gone;
+            self.drop_links();
+            return self.tell_server(server, Input::Closed { session });
         };
-        if let Some(order) = link.to_agent.pop_front() {
-            let line = describe_order(name, &order);
-            engine.handle(now.time, AgentInput::Order(order));
-            self.trace.extend(line);
-        } else if link.is_closed {
-            let session = link.id;
-            process.link = None;
-            engine.handle(now.time, AgentInput::Disconnected);
-            if let Some(server) = &mut self.server {
-                server.handle(now, Input::Closed { session });
-            }
-        } else if let Some(report) = link.to_server.pop_front() {
-            let session = link.id;
-            self.trace.extend(describe_report(name, &report));
-            let server = self.server.as_mut().expect("links to a dead server are closed");
-            server.handle(now, Input::Report { session, report });
-        } else {
-            return false;
-        }
-        true
+        self.note(Happened::Reported { agent, server, report: report.clone() });
+        self.tell_server(server, Input::Report { session, report });
     }
 
     // ---- handlers
 
-    fn start_handler(&mut self, name: &str, id: CallId, call: Call, timeout_ms: u64) {
+    fn start_handler(&mut self, name: &Name, id: CallId, call: Call, timeout_ms: u64) {
         let key = (call.member.clone(), call.phase);
         let script = match self.scripts.get_mut(&key) {
             Some(scripts) if scripts.len() > 1 => scripts.pop_front(),
             Some(scripts) => scripts.front().cloned(),
             None => None,
         };
-        let mut script = script.unwrap_or_default();
-        if script.takes_ms >= timeout_ms {
-            let reason = Some(format!("ended after {timeout_ms} ms"));
-            script = Script { answer: Answer::No, reason, takes_ms: timeout_ms, ..script };
-        }
-        if call.phase != Phase::Status {
-            let mut line = format!("{name} runs {}", describe_call(&call));
-            let seen = call.context.iter().flat_map(|context| &context.out);
-            for (member, out) in seen.filter(|_| matches!(call.phase, Phase::Prepare | Phase::Commit)) {
-                write!(line, " {member} says {}", Value::Object(out.clone())).expect("a String takes all");
-            }
-            self.note(line);
-        }
-        let end = self.time.plus(script.takes_ms);
-        self.process(name).running.insert(id, (end, call, script));
+        let script = within(script.unwrap_or_default(), timeout_ms);
+        self.note(Happened::Started { agent: name.clone(), call: call.clone() });
+        let running = Running { call, script, begun: self.time, timeout_ms };
+        self.process(name).running.insert(id, running);
     }
 
     /// What pretend software says of itself; new software is in the lowest state.
     fn status(&self, member: &MemberId) -> Option<StateName> {
         let lowest = || {
-            let groups = &self.server.as_ref()?.acknowledged().spec.groups;
+            let groups = &self.server()?.acknowledged().spec.groups;
             Some(groups.get(&member.group)?.lifecycle.lowest().clone())
         };
         self.software.get(member).cloned().or_else(lowest)
     }
 
-    fn end_handler(&mut self, name: &str) -> bool {
-        let now = self.time;
-        let process = self.process(name);
-        let due = process.running.iter().find(|(_, (end, ..))| *end <= now).map(|(id, _)| *id);
-        let Some(id) = due else { return false };
-        let (_, call, script) = process.running.remove(&id).expect("it was just found");
+    fn end_handler(&mut self, name: &Name, id: CallId) {
+        let running = self.process(name).running.remove(&id).expect("it was named as one that ends");
+        let Running { call, script, .. } = running;
         let moves = matches!(call.phase, Phase::Commit | Phase::Undo | Phase::Stop);
         if let (true, true, Some(to)) = (moves, script.has_effect, &call.to) {
             self.software.insert(call.member.clone(), to.clone());
@@ -599,123 +987,26 @@ impl World {
         let own = (call.phase == Phase::Status).then(|| self.status(&call.member)).flatten();
         let state = script.state.or(own);
         let findings = Findings { out: script.out, state, ..Findings::default() };
-        let ended = AgentInput::Ended { call: id, answer: script.answer, reason: script.reason, findings };
-        let engine = self.process(name).engine.as_mut();
-        engine.expect("handlers die with their agent").handle(now, ended);
-        true
+        self.note(Happened::Ended { agent: name.clone(), call, answer: script.answer });
+        let Script { answer, reason, .. } = script;
+        self.tell_agent(name, AgentInput::Ended { call: id, answer, reason, findings });
     }
 }
 
-fn describe_call(call: &Call) -> String {
-    let mut line = format!("{} {}", call.phase, call.member);
-    let id = call.transition.map(|id| format!(" {id}")).unwrap_or_default();
-    write!(line, "{id}").expect("a String takes all");
-    if let (Phase::Commit | Phase::Undo | Phase::Stop, Some(from), Some(to)) =
-        (call.phase, &call.from, &call.to)
-    {
-        write!(line, " {from} -> {to}").expect("a String takes all");
+/// A script that may take so long; one that takes longer is ended with a no.
+fn within(script: Script, timeout_ms: u64) -> Script {
+    if script.takes_ms < timeout_ms {
+        return script;
     }
-    if let (Phase::Release, decision) = (call.phase, call.decision) {
-        let decision = decision.map_or("unknown".to_owned(), |decision| decision.to_string());
-        write!(line, " decision {decision}").expect("a String takes all");
-    }
-    if call.attempt > 1 {
-        write!(line, " try {}", call.attempt).expect("a String takes all");
-    }
-    line
-}
-
-fn describe_order(name: &str, order: &Order) -> Option<String> {
-    let Order::Outcome { transition, outcome } = order else { return None };
-    let outcome = outcome.map_or("unknown".to_owned(), |outcome| outcome.to_string());
-    Some(format!("{name} learns {transition} {outcome}"))
-}
-
-fn describe_report(name: &str, report: &Report) -> Option<String> {
-    let line = match report {
-        Report::Done(done) => {
-            let answer = match done.answer {
-                Answer::Yes => "yes",
-                Answer::No => "no",
-                Answer::Again => "again",
-            };
-            let reason = done.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
-            format!("{name} says {answer} to {} {}{reason}", done.phase, done.member)
-        }
-        Report::HoldEnded { transition, member } => {
-            format!("{name} says hold of {member} ended {transition}")
-        }
-        Report::Goodbye => format!("{name} says goodbye"),
-        Report::Hello(_) | Report::Renew { .. } | Report::State { .. } | Report::Noticed { .. } => {
-            return None;
-        }
-    };
-    Some(line)
-}
-
-fn describe(index: usize, record: &Record) -> String {
-    let text = match &record.body {
-        Body::Reign { server } => format!("reign {server}"),
-        Body::Spec { .. } => "spec".to_owned(),
-        Body::Host { host, change: HostChange::Joined { .. } } => format!("host {host} joined"),
-        Body::Host { host, change: HostChange::Liveness { liveness } } => format!("host {host} {liveness}"),
-        Body::Request { request } => {
-            let targets: Vec<_> = request.targets.iter().map(ToString::to_string).collect();
-            format!("request t{index} {}", targets.join(" "))
-        }
-        Body::Begin { transition, .. } => format!("begin {transition}"),
-        Body::Decision { transition, decision, cause, .. } => {
-            let cause = cause.as_ref().map(|cause| format!(" {}: {}", cause.code, cause.message));
-            format!("decision {transition} {decision}{}", cause.unwrap_or_default())
-        }
-        Body::Step { transition, results } => {
-            let results: Vec<_> = results.iter().map(describe_result).collect();
-            format!("step {transition} {}", results.join(", "))
-        }
-        Body::Turn { transition, turn, member, reason } => {
-            format!("turn {transition} {turn:?} {member}: {reason}")
-                .replace("Undo", "undo")
-                .replace("Exclude", "exclude")
-        }
-        Body::Outcome { transition, outcome, left } => {
-            let mut line = format!("outcome {transition} {outcome}");
-            for (member, left) in left {
-                let doubt = if left.in_doubt { "in doubt" } else { "failed" };
-                write!(line, "; {member} {doubt}: {}", left.problem).expect("a String takes all");
-            }
-            line
-        }
-        Body::Report { member, actual } => {
-            format!("report {member} {}", actual.as_ref().map_or("unknown", StateName::as_str))
-        }
-    };
-    format!("{index} {text}")
-}
-
-fn describe_result(result: &StepResult) -> String {
-    match result {
-        StepResult::Confirmed { step, direction } => format!("{step} {direction:?} confirmed").to_lowercase(),
-        StepResult::Failed { step, direction, reason } => {
-            format!("{step} {} failed: {reason}", format!("{direction:?}").to_lowercase())
-        }
-        StepResult::Unknown { step, direction } => format!("{step} {direction:?} unknown").to_lowercase(),
-        StepResult::Stopped { member } => format!("{member} stopped"),
-        StepResult::HoldEnded { member, end } => {
-            format!("hold of {member} {}", format!("{end:?}").to_lowercase())
-        }
-    }
-}
-
-/// The lines that describe durable records, for those who look back.
-pub fn journal_lines(records: &[Record]) -> Vec<String> {
-    records.iter().enumerate().map(|(place, record)| describe(place + 1, record)).collect()
+    let reason = Some(format!("ended after {timeout_ms} ms"));
+    Script { answer: Answer::No, reason, takes_ms: timeout_ms, ..script }
 }
 
 /// The hosts whose agents hold a hold that has not been let go, or a promise that no outcome has ended.
 pub fn unsettled(world: &World) -> BTreeSet<HostName> {
     let processes = world.processes.values();
     let unsettled = processes.filter(|process| {
-        let mut state = AgentState::default();
+        let mut state = process.base.clone();
         process.journal.iter().for_each(|record| state.apply(record));
         !state.open.is_empty()
     });

@@ -123,10 +123,10 @@ impl Trial {
     }
 
     fn run_for(&mut self, ms: u64) {
-        let end = self.world.now().time.plus(ms);
+        let end = self.world.now().plus(ms);
         self.settle_now();
-        while self.world.now().time < end {
-            self.world.advance_to_next(end.since(self.world.now().time));
+        while self.world.now() < end {
+            self.world.advance_to_next(end.since(self.world.now()));
             self.settle_now();
         }
     }

@@ -1,0 +1,222 @@
+//! What happens in a world, and the line that a story shows of it.
+
+use super::{Name, ServerId};
+use crate::agent::AgentRecord;
+use crate::engine::{Accepted, ReplyId};
+use crate::id::{Index, StateName};
+use crate::message::{Call, Order, Phase, Report};
+use crate::record::{Body, HostChange, Record, StepResult};
+use crate::request::Rejection;
+use crate::vote::Answer;
+use serde_json::Value;
+use std::fmt::Write;
+
+/// Something that has happened in a world.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Happened {
+    /// A record is durable, and its server is told.
+    Recorded {
+        /// Its place.
+        index: Index,
+        /// The record.
+        record: Record,
+    },
+    /// A record of an agent is durable, and the agent is told.
+    AgentRecorded {
+        /// Whose.
+        agent: Name,
+        /// The record.
+        record: AgentRecord,
+    },
+    /// An operator was answered.
+    Answered {
+        /// Which request.
+        reply: ReplyId,
+        /// The answer.
+        answer: Result<Accepted, Rejection>,
+    },
+    /// An order has reached its agent.
+    Ordered {
+        /// Which.
+        agent: Name,
+        /// The order.
+        order: Order,
+    },
+    /// A report has reached a server.
+    Reported {
+        /// Whose.
+        agent: Name,
+        /// Which server.
+        server: ServerId,
+        /// The report.
+        report: Report,
+    },
+    /// A session stands.
+    Joined(Name),
+    /// An agent wants no more of its connection.
+    TurnedAway {
+        /// Which.
+        agent: Name,
+        /// Why.
+        message: String,
+    },
+    /// A handler has started.
+    Started {
+        /// Whose.
+        agent: Name,
+        /// What for.
+        call: Call,
+    },
+    /// A handler has ended.
+    Ended {
+        /// Whose.
+        agent: Name,
+        /// What it was called for.
+        call: Call,
+        /// What it answers.
+        answer: Answer,
+    },
+    /// The server has something for its log.
+    ServerWarned(String),
+    /// An agent has something for its log.
+    AgentWarned {
+        /// Which.
+        agent: Name,
+        /// What.
+        message: String,
+    },
+}
+
+impl Happened {
+    /// The line that a story shows of it, if it shows one.
+    pub fn line(&self) -> Option<String> {
+        Some(match self {
+            Self::Recorded { index, record } => describe(*index, record),
+            Self::Answered { answer, .. } => match answer {
+                Ok(Accepted::Transition(id)) => format!("accepted {id}"),
+                Ok(Accepted::Nothing) => "nothing to do".to_owned(),
+                Ok(Accepted::Spec(index)) => format!("spec in force from {index}"),
+                Ok(Accepted::Aborted) => "aborted".to_owned(),
+                Err(Rejection { code, message, .. }) => format!("rejected {code}: {message}"),
+            },
+            Self::Ordered { agent, order } => return describe_order(agent, order),
+            Self::Reported { agent, report, .. } => return describe_report(agent, report),
+            Self::Joined(agent) => format!("{agent} joined"),
+            Self::TurnedAway { agent, message } => format!("{agent} turns away: {message}"),
+            Self::Started { call, .. } if call.phase == Phase::Status => return None,
+            Self::Started { agent, call } => format!("{agent} runs {}", describe_call(call)),
+            Self::ServerWarned(message) => format!("server warns: {message}"),
+            Self::AgentWarned { agent, message } => format!("{agent} warns: {message}"),
+            Self::AgentRecorded { .. } | Self::Ended { .. } => return None,
+        })
+    }
+}
+
+/// The lines that describe durable records, for those who look back.
+pub fn journal_lines(records: &[Record]) -> Vec<String> {
+    (1..).map(Index).zip(records).map(|(index, record)| describe(index, record)).collect()
+}
+
+fn describe_call(call: &Call) -> String {
+    let mut line = format!("{} {}", call.phase, call.member);
+    let id = call.transition.map(|id| format!(" {id}")).unwrap_or_default();
+    write!(line, "{id}").expect("a String takes all");
+    if let (Phase::Commit | Phase::Undo | Phase::Stop, Some(from), Some(to)) =
+        (call.phase, &call.from, &call.to)
+    {
+        write!(line, " {from} -> {to}").expect("a String takes all");
+    }
+    if let (Phase::Release, decision) = (call.phase, call.decision) {
+        let decision = decision.map_or("unknown".to_owned(), |decision| decision.to_string());
+        write!(line, " decision {decision}").expect("a String takes all");
+    }
+    if call.attempt > 1 {
+        write!(line, " try {}", call.attempt).expect("a String takes all");
+    }
+    let seen = call.context.iter().flat_map(|context| &context.out);
+    for (member, out) in seen.filter(|_| matches!(call.phase, Phase::Prepare | Phase::Commit)) {
+        write!(line, " {member} says {}", Value::Object(out.clone())).expect("a String takes all");
+    }
+    line
+}
+
+fn describe_order(name: &str, order: &Order) -> Option<String> {
+    let Order::Outcome { transition, outcome } = order else { return None };
+    let outcome = outcome.map_or("unknown".to_owned(), |outcome| outcome.to_string());
+    Some(format!("{name} learns {transition} {outcome}"))
+}
+
+fn describe_report(name: &str, report: &Report) -> Option<String> {
+    let line = match report {
+        Report::Done(done) => {
+            let answer = match done.answer {
+                Answer::Yes => "yes",
+                Answer::No => "no",
+                Answer::Again => "again",
+            };
+            let reason = done.reason.as_ref().map(|reason| format!(": {reason}")).unwrap_or_default();
+            format!("{name} says {answer} to {} {}{reason}", done.phase, done.member)
+        }
+        Report::HoldEnded { transition, member } => {
+            format!("{name} says hold of {member} ended {transition}")
+        }
+        Report::Goodbye => format!("{name} says goodbye"),
+        Report::Hello(_) | Report::Renew { .. } | Report::State { .. } | Report::Noticed { .. } => {
+            return None;
+        }
+    };
+    Some(line)
+}
+
+fn describe(index: Index, record: &Record) -> String {
+    let text = match &record.body {
+        Body::Reign { server } => format!("reign {server}"),
+        Body::Spec { .. } => "spec".to_owned(),
+        Body::Host { host, change: HostChange::Joined { .. } } => format!("host {host} joined"),
+        Body::Host { host, change: HostChange::Liveness { liveness } } => format!("host {host} {liveness}"),
+        Body::Request { request } => {
+            let targets: Vec<_> = request.targets.iter().map(ToString::to_string).collect();
+            format!("request t{index} {}", targets.join(" "))
+        }
+        Body::Begin { transition, .. } => format!("begin {transition}"),
+        Body::Decision { transition, decision, cause, .. } => {
+            let cause = cause.as_ref().map(|cause| format!(" {}: {}", cause.code, cause.message));
+            format!("decision {transition} {decision}{}", cause.unwrap_or_default())
+        }
+        Body::Step { transition, results } => {
+            let results: Vec<_> = results.iter().map(describe_result).collect();
+            format!("step {transition} {}", results.join(", "))
+        }
+        Body::Turn { transition, turn, member, reason } => {
+            format!("turn {transition} {turn:?} {member}: {reason}")
+                .replace("Undo", "undo")
+                .replace("Exclude", "exclude")
+        }
+        Body::Outcome { transition, outcome, left } => {
+            let mut line = format!("outcome {transition} {outcome}");
+            for (member, left) in left {
+                let doubt = if left.in_doubt { "in doubt" } else { "failed" };
+                write!(line, "; {member} {doubt}: {}", left.problem).expect("a String takes all");
+            }
+            line
+        }
+        Body::Report { member, actual } => {
+            format!("report {member} {}", actual.as_ref().map_or("unknown", StateName::as_str))
+        }
+    };
+    format!("{index} {text}")
+}
+
+fn describe_result(result: &StepResult) -> String {
+    match result {
+        StepResult::Confirmed { step, direction } => format!("{step} {direction:?} confirmed").to_lowercase(),
+        StepResult::Failed { step, direction, reason } => {
+            format!("{step} {} failed: {reason}", format!("{direction:?}").to_lowercase())
+        }
+        StepResult::Unknown { step, direction } => format!("{step} {direction:?} unknown").to_lowercase(),
+        StepResult::Stopped { member } => format!("{member} stopped"),
+        StepResult::HoldEnded { member, end } => {
+            format!("hold of {member} {}", format!("{end:?}").to_lowercase())
+        }
+    }
+}
