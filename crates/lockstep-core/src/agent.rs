@@ -11,6 +11,7 @@ use crate::id::{
 use crate::message::{
     Assignment, Call, Decision, Done, Findings, Hello, Notice, Order, Outcome, PROTOCOL, Phase, Report, Role,
 };
+use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::spec::HANDLER_NONE;
 use crate::time::Time;
@@ -503,6 +504,10 @@ impl AgentEngine {
             AgentInput::Disconnected => {
                 self.is_connected = false;
                 self.is_welcome = false;
+                if mutant::is(Mutant::GivesUpAfterYes) {
+                    let open: Vec<_> = self.state.open.keys().copied().collect();
+                    open.into_iter().for_each(|id| self.close(id, Outcome::Aborted));
+                }
             }
             AgentInput::Order(order) => self.order(order),
             AgentInput::Ended { call, answer, reason, findings } => {
@@ -534,6 +539,7 @@ impl AgentEngine {
         let holds = self.state.open.values().flat_map(|open| open.holds.iter());
         let holds = holds
             .filter(|(member, hold)| !hold.is_over && !self.is_releasing(member))
+            .filter(|_| !mutant::is(Mutant::HoldWithoutEnd))
             .map(|(_, hold)| hold.until);
         let later = self.queues.values().flat_map(|queue| queue.later.iter().map(|(at, _)| *at));
         let status = self.state.members.keys().filter(|member| self.polls_status(member));
@@ -666,7 +672,8 @@ impl AgentEngine {
     /// whoever sends it: a server that was deposed may not know it yet.
     fn refusal(&self, call: &Call) -> Option<Done> {
         let known = self.state.tokens.get(&call.member.group).copied().unwrap_or_default();
-        if let Some(token) = call.token.filter(|token| *token < known) {
+        let is_checked = !mutant::is(Mutant::TokenUnchecked);
+        if let Some(token) = call.token.filter(|token| *token < known && is_checked) {
             let reason =
                 format!("token {token} is lower than {known}, which has been seen for {}", call.member.group);
             return Some(Done { refused: Some(known), ..answer(call, Answer::No, Some(reason)) });
@@ -688,7 +695,13 @@ impl AgentEngine {
     fn answered(&self, call: &Call) -> Option<Done> {
         let id = call.transition?;
         let known = match call.step {
-            Some(step) => self.state.open.get(&id)?.steps.get(&(step, call.phase))?.done.as_deref()?,
+            Some(step) => {
+                let taken = self.state.open.get(&id)?.steps.get(&(step, call.phase))?;
+                if mutant::is(Mutant::StartedIsDone) && taken.done.is_none() {
+                    return Some(answer(call, Answer::Yes, None));
+                }
+                taken.done.as_deref()?
+            }
             None => self.answers.get(&(id, call.member.clone(), call.phase))?,
         };
         // A server that has taken over plans anew, and asks the same question about another plan. What one member
@@ -812,6 +825,7 @@ impl AgentEngine {
         for (&id, open) in &self.state.open {
             for (member, hold) in open.holds.iter().filter(|(_, hold)| !hold.is_over) {
                 let is_due = hold.until <= self.now || hold.until > self.now.plus(hold.hold_ms);
+                let is_due = is_due && !mutant::is(Mutant::HoldWithoutEnd);
                 if is_due && !self.is_releasing(member) {
                     over.push((id, member.clone()));
                 }

@@ -4,6 +4,7 @@ use crate::id::{
     AgentId, GroupName, HostName, Index, MemberId, Reign, SettingKey, StateName, StepId, Token, TransitionId,
 };
 use crate::message::{Assignment, Decision, Outcome, Role};
+use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
 use crate::record::{Body, Cause, Direction, HoldEnd, HostChange, Left, Liveness, Record, StepResult, Turn};
 use crate::request::Request;
@@ -194,6 +195,9 @@ impl Cluster {
     /// known, wherever it may be.
     pub fn may_be_in(&self, id: &MemberId, state: &StateName) -> bool {
         let member = &self.members[id];
+        if mutant::is(Mutant::DoubtUncounted) {
+            return member.actual.as_ref() == Some(state);
+        }
         let Some(actual) = &member.actual else { return true };
         // Its goal does not tell: once its transition has turned back, that is where it was before.
         let is_on_the_way = || {
@@ -246,6 +250,7 @@ impl Cluster {
         assert!(index > self.revision, "record {index} does not follow {}", self.revision);
         self.revision = index;
         match &record.body {
+            Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
             Body::Reign { .. } => self.reign = Reign(index.0),
             Body::Spec { spec, .. } => {
                 self.spec = Arc::new(spec.check().expect("a spec is checked before it is recorded"));

@@ -12,6 +12,7 @@ use crate::id::{GroupName, HostName, Index, MemberId, RunId, StateName, Transiti
 use crate::message::{
     Assignment, Call, ContextMember, Decision, Done, Hello, Order, PROTOCOL, Phase, Report,
 };
+use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Scores};
 use crate::record::{Body, Cause, HostChange, Liveness, Record};
@@ -254,12 +255,17 @@ impl Engine {
     /// Takes one input in. Outputs are to be polled afterwards.
     pub fn handle(&mut self, now: Now, input: Input) {
         self.now = now;
+        if mutant::is(Mutant::WallClockLease) {
+            self.now.time = Time(now.wall.0);
+        }
         match input {
             Input::Appended => {
                 let count = self.outbox.acknowledge();
                 let acked = Arc::make_mut(&mut self.acked);
                 for (index, record) in self.pending.drain(..count) {
-                    acked.apply(index, &record);
+                    if !mutant::is(Mutant::UnacknowledgedShown) {
+                        acked.apply(index, &record);
+                    }
                 }
                 // Each record is asserted as it is applied; a walk over everything is for builds that doubt.
                 if cfg!(debug_assertions) {
@@ -313,6 +319,9 @@ impl Engine {
         let index = Index(self.head.revision.0 + 1);
         let record = Record { at: self.now.wall, body };
         self.head.apply(index, &record);
+        if mutant::is(Mutant::UnacknowledgedShown) {
+            self.acked = Arc::new(self.head.clone());
+        }
         self.outbox.propose((index, record));
         index
     }
@@ -335,7 +344,9 @@ impl Engine {
     // ---- requests
 
     fn request(&mut self, request: Request) -> Result<Accepted, Rejection> {
-        if let Some(&known) = self.head.requests.get(&request.request_id) {
+        if let Some(&known) = self.head.requests.get(&request.request_id)
+            && !mutant::is(Mutant::RequestForgotten)
+        {
             if *self.head.transitions[&known].request == request {
                 return Ok(Accepted::Transition(known));
             }

@@ -11,6 +11,7 @@ pub mod id;
 pub mod lifecycle;
 pub mod log;
 pub mod message;
+pub mod mutant;
 mod outbox;
 pub mod plan;
 pub mod record;

@@ -5,6 +5,7 @@
 //! what it tells of. One batch of records is in flight at a time, and all that is proposed meanwhile goes into
 //! the next one (group commit).
 
+use crate::mutant::{self, Mutant};
 use std::collections::VecDeque;
 
 /// The most records in one batch: bounds a batch's size, and with it the time that its write takes.
@@ -50,7 +51,8 @@ impl<R, O> Outbox<R, O> {
 
     /// Emits an output, which waits for all records proposed so far.
     pub(crate) fn emit(&mut self, output: O) {
-        self.outputs.push_back((self.proposed, output));
+        let after = if mutant::is(Mutant::SentBeforeAppend) { self.acknowledged } else { self.proposed };
+        self.outputs.push_back((after, output));
     }
 
     /// The batch in flight is durable. Tells how many records it had.

@@ -16,6 +16,7 @@ use crate::engine::{Engine, Event};
 use crate::flow::Flow;
 use crate::id::{GroupName, HostName, Index, MemberId, StepId, TransitionId};
 use crate::message::{Decision, Done, Notice, Order, Outcome, Phase, Role};
+use crate::mutant::{self, Mutant};
 use crate::plan::{self, Plan};
 use crate::record::{Body, Cause, Direction, Left, StepResult};
 use crate::request::Rejection;
@@ -187,6 +188,9 @@ impl Run {
     }
 
     fn conflicts_with(&self, other: &Self) -> bool {
+        if mutant::is(Mutant::FootprintsIgnored) {
+            return false;
+        }
         let (a, b) = (&self.plan, &other.plan);
         !a.exclusive.is_disjoint(&b.exclusive)
             || !a.exclusive.is_disjoint(&b.shared)
@@ -288,6 +292,10 @@ impl Engine {
                     run.stage = Stage::Commit(Box::new(self.course(&transition, &plan)))
                 }
                 Some(Decision::Abort) => run.stage = self.abort_stage(&plan),
+                None if mutant::is(Mutant::BegunIsCommitted) => {
+                    run.stage = Stage::Prepare { poll: Poll::over(self.now.time), waves: Vec::new() };
+                    self.decide(id, &mut run);
+                }
                 None => {
                     let message = "the server restarted before the decision".to_owned();
                     let cause = Cause { code: "new-reign".to_owned(), message, member: None };
@@ -436,13 +444,16 @@ impl Engine {
 
     /// A member that has said yes and whose agent is not connected now, if there is one.
     fn absent(&self, run: &Run, poll: &Poll) -> Option<MemberId> {
+        if mutant::is(Mutant::LostHostCounts) {
+            return None;
+        }
         let mut voters = run.votes.iter().chain(poll.ballot.votes()).map(|vote| &vote.member);
         voters.find(|member| !self.sessions.contains_key(&member.host)).cloned()
     }
 
     fn begin(&mut self, id: TransitionId, run: &mut Run, poll: Poll) -> Next {
         let plan = run.plan.clone();
-        if plan::digest(&self.head, &plan) != plan.digest {
+        if self.is_stale(&plan) {
             // The decision would find it out, when clients have been waiting.
             run.stage = Stage::Check(poll);
             return self.give_up(id, run, "plan-stale", STALE, None);
@@ -519,7 +530,7 @@ impl Engine {
     /// The one durable decision. Whatever it rests on is looked at once more, at this instant.
     fn decide(&mut self, id: TransitionId, run: &mut Run) -> Next {
         let plan = run.plan.clone();
-        if plan::digest(&self.head, &plan) != plan.digest {
+        if self.is_stale(&plan) {
             return self.give_up(id, run, "plan-stale", STALE, None);
         }
         let votes = std::mem::take(&mut run.votes);
@@ -540,6 +551,11 @@ impl Engine {
             is_halted: false,
         }));
         Next::Again
+    }
+
+    /// Whether something that a plan rests on is no longer as it was when the plan was made.
+    fn is_stale(&self, plan: &Plan) -> bool {
+        plan::digest(&self.head, plan) != plan.digest && !mutant::is(Mutant::StalePlanDecided)
     }
 
     // ---- questions

@@ -10,3 +10,6 @@ pub mod json;
 pub mod server;
 pub mod spec_file;
 pub mod store;
+
+#[cfg(lockstep_mutants)]
+compile_error!("mutants are for the simulator: nothing that runs may be built with them");

@@ -7,6 +7,7 @@ use crate::engine::Engine;
 use crate::flow::Flow;
 use crate::id::{GroupName, MemberId, StateName, StepId, TransitionId};
 use crate::message::{Done, Outcome, Phase, Role};
+use crate::mutant::{self, Mutant};
 use crate::plan::{self, Plan};
 use crate::record::{Body, Direction, HoldEnd, Left, StepResult, Turn};
 use crate::spec::OnFailure;
@@ -52,6 +53,7 @@ impl Engine {
             .holds
             .keys()
             .filter(|holder| is_idle || self.may_release(run, &course, id, holder))
+            .filter(|_| course.back.is_none() || !mutant::is(Mutant::UndoForgetsHolder))
             .cloned()
             .collect();
         self.release(id, run, &holders);
@@ -272,6 +274,9 @@ impl Engine {
     fn back_action(&self, id: TransitionId, run: &Run, course: &Course, step: StepId) -> Action {
         let transition = &self.head.transitions[&id];
         if course.tries.contains_key(&(step, Direction::Forward)) {
+            if mutant::is(Mutant::UndoWaitsForNobody) {
+                return Action::Order;
+            }
             return Action::Wait;
         }
         if transition.steps.contains_key(&(step, Direction::Back)) {

@@ -5,6 +5,7 @@ use crate::cluster::Transition;
 use crate::engine::Engine;
 use crate::id::{HostName, MemberId, TransitionId};
 use crate::message::{Call, Done, Phase, Role};
+use crate::mutant::{self, Mutant};
 use crate::record::{Cause, Direction, HoldEnd, StepResult};
 use crate::spec::Ask;
 use crate::vote::Answer;
@@ -13,6 +14,9 @@ impl Engine {
     /// A hold of which less than half is left: it might run out before the steps are taken, and let clients in
     /// between two states. No decision can follow any more, so nobody is kept waiting for one.
     pub(super) fn short_hold(&self, run: &Run) -> Option<(&'static str, String, Option<MemberId>)> {
+        if mutant::is(Mutant::LateHoldDecided) {
+            return None;
+        }
         let (member, hold) = run.holds.iter().find(|(_, hold)| hold.too_short_at() <= self.now.time)?;
         let left = hold.end.since(self.now.time);
         let message = format!("the hold of {member} has {left} ms left of {}", hold.hold_ms);

@@ -4,6 +4,7 @@ use super::{Run, Stage};
 use crate::engine::Engine;
 use crate::id::{HostName, RunId, TransitionId};
 use crate::message::{Hello, Order};
+use crate::mutant::{self, Mutant};
 use crate::record::Cause;
 use crate::vote::{Answer, Round, Vote};
 
@@ -11,6 +12,9 @@ impl Engine {
     /// A new run of an agent has introduced itself. What the old one had answered before the decision no
     /// longer counts: it may have lost what the yes promised.
     pub(crate) fn new_run(&mut self, host: &HostName, new: &RunId) {
+        if mutant::is(Mutant::OlderRunCounts) {
+            return;
+        }
         let undecided: Vec<_> =
             self.runs.iter().filter(|(_, run)| run.is_undecided()).map(|(id, _)| *id).collect();
         for id in undecided {
@@ -34,6 +38,9 @@ impl Engine {
 
     /// A host's lease has run out: its votes no longer count.
     pub(crate) fn host_lost(&mut self, host: &HostName) {
+        if mutant::is(Mutant::LostHostCounts) {
+            return;
+        }
         let undecided: Vec<_> =
             self.runs.iter().filter(|(_, run)| run.is_undecided()).map(|(id, _)| *id).collect();
         for id in undecided {
@@ -51,6 +58,9 @@ impl Engine {
 
     /// Gives a host that has come back what it missed: outcomes first, then notices, then what is under way.
     pub(crate) fn catch_up(&mut self, host: &HostName, hello: &Hello) {
+        if mutant::is(Mutant::OrdersBeforeOutcomes) {
+            self.send_open(host);
+        }
         for &id in &hello.open {
             match self.head.transitions.get(&id).cloned() {
                 None => {
@@ -69,7 +79,12 @@ impl Engine {
             .notices
             .get(host)
             .map_or(0, |list| list.partition_point(|(index, _)| *index <= hello.noticed));
+        let from = if mutant::is(Mutant::NoticeSkipped) { from.saturating_add(1).min(notices) } else { from };
         (from..notices).for_each(|place| self.send_notice(host, place));
+        self.send_open(host);
+    }
+
+    fn send_open(&mut self, host: &HostName) {
         let ids: Vec<_> = self.runs.keys().copied().collect();
         for id in ids {
             let run = self.runs.remove(&id).expect("it was listed");

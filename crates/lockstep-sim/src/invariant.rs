@@ -1,0 +1,84 @@
+//! What must hold, whatever happens. One file for each invariant of `docs/guarantee.md` that a simulation can check.
+
+use lockstep_core::world::{Happened, World};
+use std::fmt;
+
+/// What an invariant finds; an error says what has been broken.
+pub type Verdict = Result<(), String>;
+
+/// One promise, and what has to be remembered to see it broken.
+pub trait Invariant {
+    /// Its number in `docs/guarantee.md`, and what it promises.
+    const NAME: &'static str;
+
+    /// Something has happened; the world is as it is after that.
+    fn happened(&mut self, _world: &World, _what: &Happened) -> Verdict {
+        Ok(())
+    }
+
+    /// Looks at the world after each step.
+    fn look(&mut self, _world: &World) -> Verdict {
+        Ok(())
+    }
+
+    /// Looks at a world that was left alone, without faults, for as long as everything may take to resolve.
+    fn end(&mut self, _world: &World) -> Verdict {
+        Ok(())
+    }
+}
+
+/// A broken promise.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Violation {
+    /// Which.
+    pub invariant: &'static str,
+    /// How.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.invariant, self.what)
+    }
+}
+
+macro_rules! invariants {
+    ($($module:ident::$type:ident,)*) => {
+        $(mod $module;)*
+
+        /// All invariants together. Equal ones judge every future alike.
+        #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+        pub struct Invariants {
+            $($module: $module::$type,)*
+        }
+
+        impl Invariants {
+            /// Their names.
+            pub const NAMES: &[&str] = &[$($module::$type::NAME,)*];
+
+            /// Looks at a world after a step and what happened in it.
+            pub fn look(&mut self, world: &World, happened: &[Happened]) -> Result<(), Violation> {
+                $(judge(&mut self.$module, |invariant| {
+                    happened.iter().try_for_each(|what| invariant.happened(world, what))?;
+                    invariant.look(world)
+                })?;)*
+                Ok(())
+            }
+
+            /// Looks at a world in which everything should have resolved.
+            pub fn end(&mut self, world: &World) -> Result<(), Violation> {
+                $(judge(&mut self.$module, |invariant| invariant.end(world))?;)*
+                Ok(())
+            }
+        }
+    };
+}
+
+fn judge<I: Invariant>(invariant: &mut I, look: impl FnOnce(&mut I) -> Verdict) -> Result<(), Violation> {
+    look(invariant).map_err(|what| Violation { invariant: I::NAME, what })
+}
+
+invariants! {
+    i02_outcome_once::OutcomeOnce,
+    i12_max_holds::MaxHolds,
+}

@@ -1,0 +1,3 @@
+//! `lockstep-sim`: runs seeds, and tells what they found.
+
+fn main() {}
