@@ -117,6 +117,8 @@ impl Running {
 struct Server {
     engine: Engine,
     in_flight: Option<Vec<Record>>,
+    /// The batch in flight is durable, and the answer is on its way.
+    has_landed: bool,
     clock: Clock,
     /// Since when it does not run, when it was stopped.
     paused_at: Option<Time>,
@@ -244,6 +246,16 @@ impl World {
         self.processes.get(name)?.in_flight.as_deref()
     }
 
+    /// Whether the active server's batch in flight is durable already.
+    pub fn has_landed(&self) -> bool {
+        self.active.is_some_and(|id| self.servers[&id].has_landed)
+    }
+
+    /// Whether the active server's process is stopped.
+    pub fn is_server_paused(&self) -> bool {
+        self.active.is_some_and(|id| self.servers[&id].paused_at.is_some())
+    }
+
     /// The agents, running or not.
     pub fn agents(&self) -> impl Iterator<Item = &Name> {
         self.processes.keys()
@@ -340,7 +352,8 @@ impl World {
         let clock = Clock::default();
         let engine = Engine::new(cluster, &format!("server-{}", self.server_starts), self.now_of(clock));
         let id = ServerId(self.server_starts);
-        self.servers.insert(id, Server { engine, in_flight: None, clock, paused_at: None });
+        self.servers
+            .insert(id, Server { engine, in_flight: None, has_landed: false, clock, paused_at: None });
         self.active = Some(id);
         let now = self.time;
         self.processes.values_mut().for_each(|process| process.connect_at = now);
@@ -349,8 +362,9 @@ impl World {
     /// Kills the active server. The batch in flight is lost, or durable although nobody has been told.
     pub fn kill_server(&mut self, keeps_in_flight: bool) {
         let Some(id) = self.active.take() else { return };
-        let in_flight = self.servers.get_mut(&id).and_then(|server| server.in_flight.take());
-        self.journal.extend(in_flight.filter(|_| keeps_in_flight).into_iter().flatten());
+        let server = self.servers.get_mut(&id).expect("the active server runs");
+        let in_flight = server.in_flight.take().filter(|_| keeps_in_flight && !server.has_landed);
+        self.record(in_flight.into_iter().flatten());
         self.end_server(id);
     }
 
@@ -362,6 +376,23 @@ impl World {
             link.to_server.clear();
         }
         self.drop_links();
+    }
+
+    /// The active server's write arrives, and its answer takes a while: whoever takes over meanwhile has read it.
+    pub fn land(&mut self) {
+        let Some(server) = self.active.and_then(|id| self.servers.get_mut(&id)) else { return };
+        if let Some(records) = server.in_flight.clone().filter(|_| !server.has_landed) {
+            server.has_landed = true;
+            self.record(records);
+        }
+    }
+
+    fn record(&mut self, records: impl IntoIterator<Item = Record>) {
+        for record in records {
+            let index = Index(self.base.revision.0 + self.journal.len() as u64 + 1);
+            self.happened.push(Happened::Recorded { index, record: record.clone() });
+            self.journal.push(record);
+        }
     }
 
     /// Stops the active server's process for a while; [`World::start_server`] meanwhile deposes it.
@@ -393,10 +424,13 @@ impl World {
         }
     }
 
-    /// What a server reads from its store when it starts next.
+    /// What a server reads from its store when it starts next: what is durable now, and perhaps more.
     pub fn set_journal(&mut self, records: Vec<Record>) {
         assert!(self.active.is_none(), "a store is read by servers that start");
-        self.journal = records;
+        let known = self.journal.len().min(records.len());
+        let mut records = records.into_iter();
+        self.journal = records.by_ref().take(known).collect();
+        self.record(records);
     }
 
     fn tell_server(&mut self, id: ServerId, input: Input) {
@@ -420,7 +454,10 @@ impl World {
 
     /// Asks for a transition.
     pub fn run(&mut self, request: Request) -> ReplyId {
-        self.input(|reply| Input::Run { reply, request })
+        let asked = request.clone();
+        let reply = self.input(|reply| Input::Run { reply, request });
+        self.note(Happened::Asked { reply, request: asked });
+        reply
     }
 
     /// Asks for a transition to be aborted.
@@ -477,9 +514,8 @@ impl World {
     }
 
     /// A second agent from a copy of a host's disk: the same host name, identity and journal.
-    pub fn copy_agent(&mut self, name: &str, copy: &str) {
+    pub fn copy_agent(&mut self, name: &str, copy: &str, journal: Vec<AgentRecord>) {
         let process = self.process(name).clone();
-        let journal = process.journal.clone();
         let copied = Process {
             engine: None,
             in_flight: None,
@@ -494,6 +530,17 @@ impl World {
         };
         self.processes.insert(copy.into(), copied);
         self.start_agent(copy);
+    }
+
+    /// Ends an agent for good.
+    pub fn forget_agent(&mut self, name: &str) {
+        self.kill_agent(name, false);
+        self.links.retain(|_, link| *link.agent != *name || link.server_end != End::Gone);
+        let is_on_its_way = self.links.values().any(|link| *link.agent == *name);
+        // Its name stays while a server still hears from it.
+        if !is_on_its_way {
+            self.processes.remove(name);
+        }
     }
 
     /// Starts an agent over what is durable. Handlers that outlived its last run are killed.
@@ -541,9 +588,9 @@ impl World {
         self.hang_up(name);
         let process = self.process(name);
         let in_flight = process.in_flight.take().filter(|_| keeps_in_flight);
-        process.journal.extend(in_flight.into_iter().flatten());
         process.engine = None;
         process.is_paused = false;
+        self.record_agent(name, in_flight.into_iter().flatten());
     }
 
     /// Gives a host's clock since boot a new beginning, as its restart does. Its agent has been killed before.
@@ -576,7 +623,18 @@ impl World {
     pub fn set_agent_journal(&mut self, name: &str, records: Vec<AgentRecord>) {
         let process = self.process(name);
         assert!(process.engine.is_none(), "a journal is read by agents that start");
-        process.journal = records;
+        let known = process.journal.len().min(records.len());
+        let mut records = records.into_iter();
+        process.journal = records.by_ref().take(known).collect();
+        self.record_agent(name, records);
+    }
+
+    fn record_agent(&mut self, name: &str, records: impl IntoIterator<Item = AgentRecord>) {
+        let agent: Name = name.into();
+        for record in records {
+            self.happened.push(Happened::AgentRecorded { agent: agent.clone(), record: record.clone() });
+            self.process(name).journal.push(record);
+        }
     }
 
     fn tell_agent(&mut self, name: &str, input: AgentInput) {
@@ -859,14 +917,14 @@ impl World {
 
     /// The store takes no write but the active server's.
     fn append(&mut self, id: ServerId) {
-        if self.active != Some(id) {
+        let server = self.servers.get_mut(&id).expect("it was named as one that runs");
+        let has_landed = std::mem::take(&mut server.has_landed);
+        if self.active != Some(id) && !has_landed {
             return self.end_server(id);
         }
-        let server = self.servers.get_mut(&id).expect("it is the active one");
-        for record in server.in_flight.take().expect("it was named as one with a write") {
-            let index = Index(self.base.revision.0 + self.journal.len() as u64 + 1);
-            self.happened.push(Happened::Recorded { index, record: record.clone() });
-            self.journal.push(record);
+        let records = server.in_flight.take().expect("it was named as one with a write");
+        if !has_landed {
+            self.record(records);
         }
         self.tell_server(id, Input::Appended);
     }
@@ -902,11 +960,7 @@ impl World {
     fn append_agent(&mut self, name: &Name) {
         let process = self.process(name);
         let records = process.in_flight.take().expect("it was named as one with a write");
-        process.journal.extend(records.iter().cloned());
-        let agent = name.clone();
-        self.happened.extend(
-            records.into_iter().map(|record| Happened::AgentRecorded { agent: agent.clone(), record }),
-        );
+        self.record_agent(name, records);
         self.tell_agent(name, AgentInput::Appended);
     }
 
@@ -952,7 +1006,7 @@ impl World {
             None => None,
         };
         let script = within(script.unwrap_or_default(), timeout_ms);
-        self.note(Happened::Started { agent: name.clone(), call: call.clone() });
+        self.note(Happened::Started { agent: name.clone(), id, call: call.clone() });
         let running = Running { call, script, begun: self.time, timeout_ms };
         self.process(name).running.insert(id, running);
     }

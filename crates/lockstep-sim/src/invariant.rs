@@ -1,6 +1,6 @@
 //! What must hold, whatever happens. One file for each invariant of `docs/guarantee.md` that a simulation can check.
 
-use lockstep_core::world::{Happened, World};
+use lockstep_core::world::{Happened, Name, World};
 use std::fmt;
 
 /// What an invariant finds; an error says what has been broken.
@@ -20,6 +20,13 @@ pub trait Invariant {
     fn look(&mut self, _world: &World) -> Verdict {
         Ok(())
     }
+
+    /// A host of which promises cannot be expected any more: its disk was set back, or its messages were disturbed
+    /// as no connection does.
+    fn excuse(&mut self, _name: &Name) {}
+
+    /// A host that no fault touches.
+    fn spare(&mut self, _name: &Name) {}
 
     /// Looks at a world that was left alone, without faults, for as long as everything may take to resolve.
     fn end(&mut self, _world: &World) -> Verdict {
@@ -65,6 +72,16 @@ macro_rules! invariants {
                 Ok(())
             }
 
+            /// Expects no promises of a host any more.
+            pub fn excuse(&mut self, name: &Name) {
+                $(self.$module.excuse(name);)*
+            }
+
+            /// Expects all of a host: no fault touches it.
+            pub fn spare(&mut self, name: &Name) {
+                $(self.$module.spare(name);)*
+            }
+
             /// Looks at a world in which everything should have resolved.
             pub fn end(&mut self, world: &World) -> Result<(), Violation> {
                 $(judge(&mut self.$module, |invariant| invariant.end(world))?;)*
@@ -79,6 +96,22 @@ fn judge<I: Invariant>(invariant: &mut I, look: impl FnOnce(&mut I) -> Verdict) 
 }
 
 invariants! {
+    i01_one_outcome::OneOutcome,
     i02_outcome_once::OutcomeOnce,
+    i03_votes_bind::VotesBind,
+    i04_decision_is_current::DecisionIsCurrent,
+    i05_prepared_stays::PreparedStays,
+    i06_reads_are_whole::ReadsAreWhole,
+    i07_same_request_same_answer::SameRequestSameAnswer,
+    i08_acknowledged_survives::AcknowledgedSurvives,
+    i10_tokens_fence::TokensFence,
+    i11_reigns_grow::ReignsGrow,
     i12_max_holds::MaxHolds,
+    i13_killed_is_not_done::KilledIsNotDone,
+    i14_holds_end::HoldsEnd,
+    i15_footprints_serialise::FootprintsSerialise,
+    i16_notices_in_order::NoticesInOrder,
+    i18_missed_outcomes_first::MissedOutcomesFirst,
+    i19_heals::Heals,
+    i20_spared_stay::SparedStay,
 }

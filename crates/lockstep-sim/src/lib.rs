@@ -4,4 +4,10 @@
 //! What is promised is in `docs/guarantee.md`; each file in [`invariant`] checks one promise of it, by what is durable,
 //! sent, shown and really running, never by asking the engines whether they are right.
 
+mod fault;
 pub mod invariant;
+mod journal;
+pub mod run;
+mod shape;
+pub mod sim;
+pub mod tally;

@@ -1,12 +1,12 @@
 //! What happens in a world, and the line that a story shows of it.
 
 use super::{Name, ServerId};
-use crate::agent::AgentRecord;
+use crate::agent::{AgentRecord, CallId};
 use crate::engine::{Accepted, ReplyId};
 use crate::id::{Index, StateName};
 use crate::message::{Call, Order, Phase, Report};
 use crate::record::{Body, HostChange, Record, StepResult};
-use crate::request::Rejection;
+use crate::request::{Rejection, Request};
 use crate::vote::Answer;
 use serde_json::Value;
 use std::fmt::Write;
@@ -27,6 +27,13 @@ pub enum Happened {
         agent: Name,
         /// The record.
         record: AgentRecord,
+    },
+    /// An operator has asked for a transition.
+    Asked {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// What for.
+        request: Request,
     },
     /// An operator was answered.
     Answered {
@@ -64,6 +71,8 @@ pub enum Happened {
     Started {
         /// Whose.
         agent: Name,
+        /// Which run.
+        id: CallId,
         /// What for.
         call: Call,
     },
@@ -104,10 +113,10 @@ impl Happened {
             Self::Joined(agent) => format!("{agent} joined"),
             Self::TurnedAway { agent, message } => format!("{agent} turns away: {message}"),
             Self::Started { call, .. } if call.phase == Phase::Status => return None,
-            Self::Started { agent, call } => format!("{agent} runs {}", describe_call(call)),
+            Self::Started { agent, call, .. } => format!("{agent} runs {}", describe_call(call)),
             Self::ServerWarned(message) => format!("server warns: {message}"),
             Self::AgentWarned { agent, message } => format!("{agent} warns: {message}"),
-            Self::AgentRecorded { .. } | Self::Ended { .. } => return None,
+            Self::Asked { .. } | Self::AgentRecorded { .. } | Self::Ended { .. } => return None,
         })
     }
 }

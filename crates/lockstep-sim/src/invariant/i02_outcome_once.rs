@@ -17,17 +17,19 @@ impl Invariant for OutcomeOnce {
 
     fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
         let Happened::Recorded { record, .. } = what else { return Ok(()) };
-        match &record.body {
-            Body::Decision { transition, .. } if !self.decided.insert(*transition) => {
-                Err(format!("{transition} is decided twice"))
-            }
-            Body::Outcome { transition, .. } if !self.decided.contains(transition) => {
-                Err(format!("{transition} ends without a decision"))
-            }
-            Body::Outcome { transition, .. } if !self.ended.insert(*transition) => {
-                Err(format!("{transition} ends twice"))
-            }
-            _ => Ok(()),
+        if let Body::Decision { transition, .. } = &record.body
+            && !self.decided.insert(*transition)
+        {
+            return Err(format!("{transition} is decided twice"));
         }
+        if let Body::Outcome { transition, .. } = &record.body {
+            if !self.decided.contains(transition) {
+                return Err(format!("{transition} ends without a decision"));
+            }
+            if !self.ended.insert(*transition) {
+                return Err(format!("{transition} ends twice"));
+            }
+        }
+        Ok(())
     }
 }

@@ -1,0 +1,360 @@
+//! The faults that a seed may make: which, how often, and what each does.
+
+use crate::invariant::Violation;
+use crate::sim::{Later, Sim, Slow};
+use lockstep_core::log::{Crash, Op};
+use lockstep_core::world::{Name, Way};
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+
+macro_rules! faults {
+    ($($(#[$doc:meta])* $variant:ident = $name:literal,)*) => {
+        /// A kind of fault.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Fault {
+            $($(#[$doc])* $variant,)*
+        }
+
+        impl Fault {
+            const ALL: &[Self] = &[$(Self::$variant,)*];
+
+            fn as_str(self) -> &'static str {
+                match self {
+                    $(Self::$variant => $name,)*
+                }
+            }
+        }
+    };
+}
+
+faults! {
+    /// The server's process ends; what it was writing is lost, torn, or there.
+    ServerKill = "server-kill",
+    /// The server's process is stopped for a while.
+    ServerPause = "server-pause",
+    /// The server is stopped, another takes over, and then it wakes up.
+    ServerDeposed = "server-deposed",
+    /// The server's disk fails a write or a sync.
+    ServerDiskFails = "server-disk-fails",
+    /// The server's disk is full.
+    ServerDiskFull = "server-disk-full",
+    /// The server is slow, or its disk.
+    ServerSlow = "server-slow",
+    /// An agent's process ends, and its handlers with it or not.
+    AgentKill = "agent-kill",
+    /// A host loses power and starts again.
+    HostPowerCut = "host-power-cut",
+    /// A host is stopped for a while.
+    HostPause = "host-pause",
+    /// An agent's disk fails a write or a sync.
+    AgentDiskFails = "agent-disk-fails",
+    /// An agent's disk is full.
+    AgentDiskFull = "agent-disk-full",
+    /// An agent is slow, or its disk.
+    AgentSlow = "agent-slow",
+    /// A host comes back from an old image of its disk.
+    OldImage = "old-image",
+    /// A host appears twice.
+    Copy = "copy",
+    /// Nothing gets through to and from a host for a while.
+    Cut = "cut",
+    /// The same in one direction.
+    CutOneWay = "cut-one-way",
+    /// Some hosts are cut off together.
+    Partition = "partition",
+    /// A host's link comes and goes.
+    Flap = "flap",
+    /// A connection breaks, and what was on its way is lost.
+    Break = "break",
+    /// An agent drops its connection; the server learns of it late.
+    HangUp = "hang-up",
+    /// Messages are late.
+    Delay = "delay",
+    /// A message is lost on a connection that stands.
+    Lose = "lose",
+    /// A message arrives twice.
+    Duplicate = "duplicate",
+    /// A message is overtaken.
+    Reorder = "reorder",
+    /// A clock runs too fast or too slowly.
+    Drift = "drift",
+    /// The wall clock jumps.
+    WallClock = "wall-clock",
+    /// A bit decays in what is read back.
+    Decay = "decay",
+}
+
+/// What a seed may do, and how often.
+#[derive(Debug, Clone)]
+pub(crate) struct Faults {
+    kinds: Vec<Fault>,
+    /// The mean pause between two, in milliseconds.
+    pub(crate) pause_ms: u64,
+}
+
+impl Faults {
+    /// Some kinds and not others: what hides behind a frequent fault shows when that one is absent.
+    pub(crate) fn random(rng: &mut ChaCha8Rng) -> Self {
+        let share = *[2, 4, 8].choose(rng).expect("there are some");
+        let mut kinds: Vec<_> = Fault::ALL.iter().copied().filter(|_| rng.random_ratio(share, 10)).collect();
+        // Connections do not do that by themselves, so most seeds go without.
+        if !rng.random_ratio(1, 8) {
+            kinds.retain(|kind| !matches!(kind, Fault::Lose | Fault::Duplicate | Fault::Reorder));
+        }
+        if !rng.random_ratio(1, 4) {
+            kinds.retain(|kind| !matches!(kind, Fault::OldImage | Fault::Copy));
+        }
+        Self { kinds, pause_ms: *[300, 1500, 6000].choose(rng).expect("there are some") }
+    }
+
+    /// No more faults.
+    pub(crate) fn end(&mut self) {
+        self.kinds.clear();
+    }
+
+    /// Whether a fault that comes with an occasion strikes on this one.
+    pub(crate) fn strikes(&self, fault: Fault, rng: &mut ChaCha8Rng) -> bool {
+        self.kinds.contains(&fault) && rng.random_ratio(1, 3)
+    }
+}
+
+/// What a stop leaves of a disk.
+fn crash(rng: &mut ChaCha8Rng) -> Crash {
+    match rng.random_range(0..4) {
+        0 => Crash::Process,
+        1 => Crash::PowerLost,
+        2 => Crash::Torn(rng.random_range(0..=2000)),
+        _ => Crash::Blocks(rng.random()),
+    }
+}
+
+impl Sim {
+    /// Makes one fault.
+    pub(crate) fn strike(&mut self) -> Result<(), Violation> {
+        let Some(&fault) = self.faults.kinds.choose(&mut self.rng) else { return Ok(()) };
+        let hosts: Vec<Name> =
+            self.disks.keys().filter(|name| self.spared.as_ref() != Some(*name)).cloned().collect();
+        let Some(name) = hosts.choose(&mut self.rng).cloned() else { return Ok(()) };
+        self.tally.struck(fault.as_str());
+        self.say(format!("FAULT {} {name}", fault.as_str()));
+        let has_bitten = match fault {
+            Fault::ServerKill => self.kill_server(),
+            Fault::ServerPause => self.pause_server(),
+            Fault::ServerDeposed => {
+                // It bites when the one that was deposed finds out.
+                self.depose_server()?;
+                false
+            }
+            Fault::ServerDiskFails => {
+                let op = *[Op::Sync, Op::Write, Op::SyncDir, Op::Rename, Op::SetLen]
+                    .choose(&mut self.rng)
+                    .expect("there are some");
+                self.server_disk.fail(op);
+                false
+            }
+            Fault::ServerDiskFull => {
+                self.server_disk.set_room(Some(0));
+                let ms = self.rng.random_range(100..=6000);
+                self.later(ms, Later::GiveServerRoom);
+                false
+            }
+            Fault::ServerSlow => {
+                // Longer than that is a pause: a server that does not run does not blame others for silence.
+                let ms = self.rng.random_range(1..=400);
+                let what = if self.rng.random_ratio(1, 2) { Slow::Server } else { Slow::ServerDisk };
+                self.slow.insert(what, self.world.now().plus(ms));
+                true
+            }
+            Fault::AgentKill => self.kill_agent(&name),
+            Fault::HostPowerCut => self.cut_power(&name),
+            Fault::HostPause => {
+                let is_new = self.world.agent(&name).is_some() && !self.world.is_paused(&name);
+                if is_new {
+                    self.world.pause(&name);
+                    let ms = self.rng.random_range(100..=30_000);
+                    self.later(ms, Later::Resume(name));
+                }
+                is_new
+            }
+            Fault::AgentDiskFails => {
+                let op = *[Op::Sync, Op::Write, Op::SetLen].choose(&mut self.rng).expect("there are some");
+                self.disks.get_mut(&name).expect("it was just listed").fail(op);
+                false
+            }
+            Fault::AgentDiskFull => {
+                self.disks.get_mut(&name).expect("it was just listed").set_room(Some(0));
+                let ms = self.rng.random_range(100..=20_000);
+                self.later(ms, Later::GiveRoom(name));
+                false
+            }
+            Fault::AgentSlow => {
+                let ms = self.rng.random_range(1..=5000);
+                let what =
+                    if self.rng.random_ratio(1, 2) { Slow::Agent(name) } else { Slow::AgentDisk(name) };
+                self.slow.insert(what, self.world.now().plus(ms));
+                true
+            }
+            Fault::OldImage => self.restore_image(&name),
+            Fault::Copy => {
+                self.copy_agent(&name);
+                true
+            }
+            Fault::Cut => self.cut(&name, &[Way::ToServer, Way::ToAgent]),
+            Fault::CutOneWay => {
+                let way = if self.rng.random_ratio(1, 2) { Way::ToServer } else { Way::ToAgent };
+                self.cut(&name, &[way])
+            }
+            Fault::Partition => {
+                let some: Vec<_> = hosts.iter().filter(|_| self.rng.random_ratio(1, 2)).cloned().collect();
+                some.iter().for_each(|name| _ = self.cut(name, &[Way::ToServer, Way::ToAgent]));
+                true
+            }
+            Fault::Flap => {
+                let times = self.rng.random_range(2..=8);
+                self.later(0, Later::Flap(name, times));
+                true
+            }
+            Fault::Break => {
+                self.world.break_link(&name);
+                true
+            }
+            Fault::HangUp => {
+                self.world.hang_up(&name);
+                true
+            }
+            Fault::Delay => {
+                let ms = self.rng.random_range(1..=4000);
+                let way = if self.rng.random_ratio(1, 2) { Way::ToServer } else { Way::ToAgent };
+                self.slow.insert(Slow::Network(name, way), self.world.now().plus(ms));
+                true
+            }
+            Fault::Lose | Fault::Duplicate | Fault::Reorder => self.disturb(fault),
+            Fault::Drift => {
+                let rate_ppm = self.rng.random_range(-25_000..=25_000);
+                if self.rng.random_ratio(1, 4) {
+                    self.world.drift_server(rate_ppm);
+                } else {
+                    self.world.drift(&name, rate_ppm);
+                }
+                true
+            }
+            Fault::WallClock => {
+                let ms =
+                    *[-3_600_000, -1000, 60_000, 3_600_000].choose(&mut self.rng).expect("there are some");
+                self.jump_wall_clock(ms);
+                true
+            }
+            // It comes with the next start.
+            Fault::Decay => false,
+        };
+        if has_bitten {
+            self.tally.bit(fault.as_str());
+        }
+        self.look()
+    }
+
+    fn kill_server(&mut self) -> bool {
+        if self.world.active().is_none() {
+            return false;
+        }
+        let crash = crash(&mut self.rng);
+        match (self.server_payloads(), self.rng.random_range(0..3)) {
+            (Some(payloads), 0) => {
+                // It is written, and nobody is told. A disk in trouble is one that lost it.
+                let _ = self.server_disk.append(payloads);
+            }
+            (Some(payloads), 1) => self.server_disk.tear(&payloads, crash),
+            (Some(_) | None, _) => {}
+        }
+        self.end_server(crash);
+        true
+    }
+
+    fn pause_server(&mut self) -> bool {
+        let Some(id) = self.world.active().filter(|_| !self.world.is_server_paused()) else { return false };
+        self.world.pause_server();
+        let ms = *[500, 4000, 15_000].choose(&mut self.rng).expect("there are some");
+        self.later(ms, Later::ResumeServer(id));
+        true
+    }
+
+    fn kill_agent(&mut self, name: &Name) -> bool {
+        let Some(payloads) = self.world.agent(name).map(|_| self.agent_payloads(name)) else { return false };
+        let crash = crash(&mut self.rng);
+        let disk = self.disks.get_mut(name).expect("each agent has a disk");
+        match (payloads, self.rng.random_range(0..3)) {
+            (Some(payloads), 0) => _ = disk.append(payloads),
+            (Some(payloads), 1) => disk.tear(&payloads, crash),
+            (Some(_) | None, _) => {}
+        }
+        let handlers_go_on = self.rng.random_ratio(1, 2);
+        self.end_agent(name, crash, handlers_go_on);
+        true
+    }
+
+    fn agent_payloads(&self, name: &Name) -> Option<Vec<Vec<u8>>> {
+        let records = self.world.agent_in_flight(name)?;
+        let encoded =
+            records.iter().map(|record| serde_json::to_vec(record).expect("records are plain data"));
+        Some(encoded.collect())
+    }
+
+    fn cut_power(&mut self, name: &Name) -> bool {
+        if self.world.agent(name).is_none() {
+            return false;
+        }
+        let crash = *[Crash::PowerLost, Crash::Torn(500)].choose(&mut self.rng).expect("there are some");
+        self.end_agent(name, crash, false);
+        self.world.reboot(name);
+        true
+    }
+
+    fn restore_image(&mut self, name: &Name) -> bool {
+        if self.world.agent(name).is_none() {
+            return false;
+        }
+        // Of the disk as it is: the agent forgets what it learns until then.
+        let image = self.disks[name].image();
+        self.images.entry(name.clone()).or_insert(image);
+        let Some(old) = self.images.remove(name).filter(|_| self.rng.random_ratio(1, 2)) else {
+            return false;
+        };
+        self.excuse(name);
+        self.end_agent(name, Crash::PowerLost, false);
+        self.disks.get_mut(name).expect("each agent has a disk").restore(old);
+        true
+    }
+
+    fn cut(&mut self, name: &Name, ways: &[Way]) -> bool {
+        ways.iter().for_each(|way| self.world.cut_way(name, *way));
+        let ms = *[300, 2000, 8000, 20_000].choose(&mut self.rng).expect("there are some");
+        self.later(ms, Later::Heal(name.clone()));
+        if ms > 5000 && self.rng.random_ratio(1, 2) {
+            // Its agent gives the connection up before it heals.
+            self.later(ms / 2, Later::HangUp(name.clone()));
+        }
+        true
+    }
+
+    /// Does something to a message that is on its way.
+    fn disturb(&mut self, fault: Fault) -> bool {
+        let busy: Vec<_> = self
+            .world
+            .links()
+            .filter(|(_, agent, ..)| self.spared.as_ref() != Some(*agent))
+            .flat_map(|(id, agent, up, down)| {
+                let up = (up > 0).then(|| (id, agent.clone(), Way::ToServer, up));
+                up.into_iter().chain((down > 0).then(|| (id, agent.clone(), Way::ToAgent, down)))
+            })
+            .collect();
+        let Some((session, agent, way, count)) = busy.choose(&mut self.rng).cloned() else { return false };
+        self.excuse(&agent);
+        match fault {
+            Fault::Lose => self.world.lose(session, way),
+            Fault::Duplicate => self.world.duplicate(session, way),
+            _ => self.world.reorder(session, way),
+        }
+        fault != Fault::Reorder || count > 1
+    }
+}

@@ -1,0 +1,79 @@
+//! Nobody ever learns of another outcome, or another decision, than anybody else: the journal, readers at every
+//! server, agents, their handlers.
+
+use super::{Invariant, Verdict};
+use lockstep_core::id::TransitionId;
+use lockstep_core::message::{Decision, Order, Outcome};
+use lockstep_core::record::Body;
+use lockstep_core::world::{Happened, World};
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct OneOutcome {
+    decisions: BTreeMap<TransitionId, Decision>,
+    outcomes: BTreeMap<TransitionId, Outcome>,
+}
+
+fn learn<T: Copy + PartialEq + Debug>(
+    known: &mut BTreeMap<TransitionId, T>,
+    id: TransitionId,
+    said: T,
+    who: &str,
+) -> Verdict {
+    let first = *known.entry(id).or_insert(said);
+    if first == said { Ok(()) } else { Err(format!("{who} learns that {id} is {said:?}, it was {first:?}")) }
+}
+
+impl Invariant for OneOutcome {
+    const NAME: &'static str = "1 one-outcome";
+
+    fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
+        if let Happened::Recorded { record, .. } = what {
+            if let Body::Decision { transition, decision, .. } = &record.body {
+                learn(&mut self.decisions, *transition, *decision, "the journal")?;
+            }
+            if let Body::Outcome { transition, outcome, .. } = &record.body {
+                learn(&mut self.outcomes, *transition, *outcome, "the journal")?;
+            }
+        }
+        if let Happened::Ordered { agent, order } = what {
+            if let Order::Outcome { transition, outcome: Some(outcome) } = order {
+                learn(&mut self.outcomes, *transition, *outcome, agent)?;
+            }
+            if let Order::Notice(notice) = order
+                && let Some(outcome) = notice.outcome
+            {
+                learn(&mut self.outcomes, notice.transition, outcome, agent)?;
+            }
+        }
+        if let Happened::Started { agent, call, .. } = what
+            && let (Some(id), Some(decision)) = (call.transition, call.decision)
+        {
+            learn(&mut self.decisions, id, decision, agent)?;
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, world: &World) -> Verdict {
+        for (_, server) in world.servers() {
+            // What is open changes; what has ended was looked at when it did.
+            for id in &server.acknowledged().open {
+                if let Some(decision) = server.acknowledged().transitions[id].decision {
+                    learn(&mut self.decisions, *id, decision, "a reader")?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn end(&mut self, world: &World) -> Verdict {
+        let Some(server) = world.server() else { return Ok(()) };
+        for (id, transition) in &server.acknowledged().transitions {
+            if let Some(outcome) = transition.outcome {
+                learn(&mut self.outcomes, *id, outcome, "a reader")?;
+            }
+        }
+        Ok(())
+    }
+}

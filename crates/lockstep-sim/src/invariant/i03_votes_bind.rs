@@ -1,0 +1,107 @@
+//! A server decides commit only with the yes of everybody who is asked, in each round, on the plan that it commits,
+//! durable where it was given, from the agent run that the server hears now, of a host that is not lost.
+//!
+//! It is looked at when the decision is taken, before it is durable: what comes between is too late to count.
+
+use super::{Invariant, Verdict};
+use lockstep_core::agent::AgentRecord;
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::{HostName, Index, MemberId, RunId, TransitionId};
+use lockstep_core::message::{Decision, Phase, Report, Role};
+use lockstep_core::record::Liveness;
+use lockstep_core::vote::Answer;
+use lockstep_core::world::{Happened, ServerId, World};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct VotesBind {
+    /// What is durable at hosts: who has said yes to what.
+    promised: BTreeSet<(TransitionId, MemberId, Phase)>,
+    /// The agent run that each server last heard the greeting of.
+    runs: BTreeMap<(ServerId, HostName), RunId>,
+    /// The yes that has reached a server, by its plan and the run that said it.
+    said: BTreeSet<(ServerId, TransitionId, MemberId, Phase, Option<String>, RunId)>,
+    decided: BTreeSet<(ServerId, TransitionId)>,
+    /// How far each server's proposals have been looked at.
+    seen: BTreeMap<ServerId, Index>,
+}
+
+impl VotesBind {
+    fn check(&self, server: ServerId, id: TransitionId, cluster: &Cluster) -> Verdict {
+        let transition = &cluster.transitions[&id];
+        let Some(plan) = &transition.plan else { return Err(format!("{id} is decided without a plan")) };
+        for asked in plan.asked() {
+            let member = &asked.member;
+            let phases: &[Phase] = match asked.role {
+                Role::Actor => &[Phase::Check, Phase::Prepare],
+                Role::Holder => &[Phase::Check, Phase::Hold],
+                Role::Voter => &[Phase::Check],
+                Role::Observer => &[],
+            };
+            let host = cluster.hosts.get(&member.host);
+            if host.is_none_or(|host| host.liveness == Liveness::Lost) {
+                return Err(format!("{id} is decided while the host of {member} is lost"));
+            }
+            let Some(run) = self.runs.get(&(server, member.host.clone())) else {
+                return Err(format!("{id} is decided without a word of {member}"));
+            };
+            for &phase in phases {
+                if !self.promised.contains(&(id, member.clone(), phase)) {
+                    return Err(format!("{id} is decided, and no yes to {phase} of {member} is durable"));
+                }
+                let plan = Some(plan.hash.clone());
+                if !self.said.contains(&(server, id, member.clone(), phase, plan, run.clone())) {
+                    return Err(format!("{id} is decided without the yes to {phase} of {member} in its {run}"));
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Invariant for VotesBind {
+    const NAME: &'static str = "3 votes-bind";
+
+    fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
+        if let Happened::AgentRecorded { record: AgentRecord::Voted { transition, member, phase }, .. } = what {
+            self.promised.insert((*transition, member.clone(), *phase));
+        }
+        if let Happened::Reported { server, report: Report::Hello(hello), .. } = what {
+            self.runs.insert((*server, hello.host.clone()), hello.run.clone());
+        }
+        if let Happened::Reported { server, report: Report::Done(done), .. } = what
+            && let (Some(id), Answer::Yes) = (done.transition, done.answer)
+            && let Some(run) = self.runs.get(&(*server, done.member.host.clone()))
+        {
+            let run = run.clone();
+            self.said.insert((*server, id, done.member.clone(), done.phase, done.plan.clone(), run));
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, world: &World) -> Verdict {
+        for (server, engine) in world.servers() {
+            let cluster = engine.proposed();
+            if self.seen.insert(server, cluster.revision) == Some(cluster.revision) {
+                continue;
+            }
+            for (id, transition) in &cluster.transitions {
+                let is_new = transition.decision == Some(Decision::Commit) && self.decided.insert((server, *id));
+                // What it has read of another's time was looked at then.
+                if is_new && transition.plan.is_some() && self.is_own(world, *id) {
+                    self.check(server, *id, cluster)?;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl VotesBind {
+    /// Whether the decision is not durable yet, and so is this server's own.
+    fn is_own(&self, world: &World, id: TransitionId) -> bool {
+        !world.journal().iter().any(|record| {
+            matches!(&record.body, lockstep_core::record::Body::Decision { transition, .. } if *transition == id)
+        })
+    }
+}

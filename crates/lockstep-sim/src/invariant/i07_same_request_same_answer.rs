@@ -1,0 +1,40 @@
+//! The same request gets the same answer, whoever has been restarted meanwhile; another under its id is refused.
+
+use super::{Invariant, Verdict};
+use lockstep_core::engine::{Accepted, ReplyId};
+use lockstep_core::id::TransitionId;
+use lockstep_core::request::{Code, Request};
+use lockstep_core::world::{Happened, World};
+use std::collections::BTreeMap;
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct SameRequestSameAnswer {
+    asked: BTreeMap<ReplyId, Request>,
+    accepted: BTreeMap<String, (Request, TransitionId)>,
+}
+
+impl Invariant for SameRequestSameAnswer {
+    const NAME: &'static str = "7 same-request-same-answer";
+
+    fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
+        if let Happened::Asked { reply, request } = what {
+            self.asked.insert(*reply, request.clone());
+        }
+        let Happened::Answered { reply, answer } = what else { return Ok(()) };
+        let Some(request) = self.asked.remove(reply) else { return Ok(()) };
+        let key = request.request_id.clone();
+        match (answer, self.accepted.get(&key)) {
+            (Ok(Accepted::Transition(id)), None) => {
+                self.accepted.insert(key, (request, *id));
+                Ok(())
+            }
+            (Ok(Accepted::Transition(id)), Some((known, first))) if *known == request && first == id => Ok(()),
+            (Err(rejection), Some((known, _))) if *known != request && rejection.code == Code::RequestConflict => Ok(()),
+            (_, Some((known, first))) => {
+                let is_same = *known == request;
+                Err(format!("{key} was {first}; asked again, the same: {is_same}, the answer is {answer:?}"))
+            }
+            (Ok(Accepted::Nothing | Accepted::Spec(_) | Accepted::Aborted) | Err(_), None) => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,60 @@
+//! Each server reigns under a number of its own, higher than any before; each token is given once.
+
+use super::{Invariant, Verdict};
+use lockstep_core::id::{Reign, Token, TransitionId};
+use lockstep_core::message::Order;
+use lockstep_core::record::Body;
+use lockstep_core::world::{Happened, Name, ServerId, World};
+use std::collections::{BTreeMap, BTreeSet};
+
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct ReignsGrow {
+    reigns: BTreeMap<ServerId, Reign>,
+    tokens: BTreeMap<Token, TransitionId>,
+    followed: BTreeMap<Name, Reign>,
+    excused: BTreeSet<Name>,
+}
+
+impl Invariant for ReignsGrow {
+    const NAME: &'static str = "11 reigns-grow";
+
+    fn excuse(&mut self, name: &Name) {
+        self.excused.insert(name.clone());
+    }
+
+    fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
+        if let Happened::Recorded { index, record } = what
+            && let Body::Begin { transition, .. } | Body::Turn { transition, .. } = &record.body
+        {
+            self.tokens.insert(Token(index.0), *transition);
+        }
+        if let Happened::Joined(name) = what
+            && let Some(agent) = world.agent(name).filter(|_| !self.excused.contains(name))
+        {
+            let reign = agent.state().reign;
+            if self.followed.insert(name.clone(), reign).is_some_and(|before| before > reign) {
+                return Err(format!("{name} follows reign {reign} after a higher one"));
+            }
+        }
+        if let Happened::Ordered { agent, order: Order::Call(call) } = what
+            && let Some(token) = call.token
+            && self.tokens.get(&token) != call.transition.as_ref()
+        {
+            return Err(format!("{agent} is ordered under {token}, which was not given to {:?}", call.transition));
+        }
+        Ok(())
+    }
+
+    fn look(&mut self, world: &World) -> Verdict {
+        let Some((id, server)) = world.active().zip(world.server()) else { return Ok(()) };
+        let reign = server.proposed().reign;
+        if *self.reigns.entry(id).or_insert(reign) != reign {
+            return Err(format!("{id:?} changes its reign to {reign}"));
+        }
+        let before = self.reigns.range(..id).next_back();
+        if let Some((before, known)) = before.filter(|(_, known)| **known >= reign) {
+            return Err(format!("{id:?} reigns under {reign}, and {before:?} did under {known}"));
+        }
+        Ok(())
+    }
+}

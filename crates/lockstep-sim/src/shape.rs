@@ -1,0 +1,212 @@
+//! Random clusters and random requests.
+
+use lockstep_core::id::HostName;
+use lockstep_core::request::{Request, Target};
+use lockstep_core::spec::{OnFailure, SpecFile};
+use rand::Rng;
+use rand::seq::IndexedRandom;
+use rand_chacha::ChaCha8Rng;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+
+/// A cluster to try things on: what is declared, and the hosts with their labels.
+#[derive(Debug, Clone)]
+pub(crate) struct Shape {
+    groups: Vec<Group>,
+    relations: Vec<Value>,
+    lease_ms: u64,
+    /// Counts the specs, so that each is another one.
+    version: u64,
+    pub(crate) hosts: Vec<HostName>,
+}
+
+#[derive(Debug, Clone)]
+struct Group {
+    name: String,
+    lifecycle: &'static str,
+    states: &'static [&'static str],
+    on_failure: Option<&'static str>,
+    retries: u32,
+    hold_ms: u64,
+    commit_ms: u64,
+    hosts: Vec<usize>,
+}
+
+const LIFECYCLES: [(&str, &[&str]); 3] = [
+    ("primary-standby", &["offline", "standby", "primary"]),
+    ("service", &["offline", "online"]),
+    ("cache", &["offline", "replica", "primary"]),
+];
+
+impl Shape {
+    /// One to four groups over three to eight hosts, and relations among them.
+    pub(crate) fn random(rng: &mut ChaCha8Rng) -> Self {
+        let host_count = rng.random_range(3..=8);
+        let hosts =
+            (0..host_count).map(|at| HostName::new(&format!("h{at}")).expect("a valid name")).collect();
+        let groups: Vec<_> = (0..rng.random_range(1..=4))
+            .map(|at| {
+                let (lifecycle, states) = *LIFECYCLES.choose(rng).expect("there are some");
+                let members = rng.random_range(1..=4.min(host_count));
+                let first = rng.random_range(0..host_count);
+                Group {
+                    name: format!("g{at}"),
+                    lifecycle,
+                    states,
+                    on_failure: *[None, Some("undo"), Some("exclude")].choose(rng).expect("there are some"),
+                    retries: rng.random_range(0..=2),
+                    hold_ms: *[1500, 3000, 5000].choose(rng).expect("there are some"),
+                    commit_ms: *[2000, 5000, 15_000].choose(rng).expect("there are some"),
+                    hosts: (0..members).map(|next| (first + next) % host_count).collect(),
+                }
+            })
+            .collect();
+        let mut shape = Self { groups, relations: Vec::new(), lease_ms: 3000, version: 0, hosts };
+        shape.relate(rng);
+        shape
+    }
+
+    /// Relations lead from later groups to earlier ones, so that there is no cycle.
+    fn relate(&mut self, rng: &mut ChaCha8Rng) {
+        self.relations.clear();
+        for from in 1..self.groups.len() {
+            for to in 0..from {
+                if rng.random_ratio(1, 2) {
+                    let kind = *["requires", "watches"].choose(rng).expect("there are some");
+                    let mut relation =
+                        json!({"from": self.groups[from].name, "to": self.groups[to].name, "kind": kind});
+                    if let Some(ask) = [None, Some("vote"), Some("hold")].choose(rng).expect("there are some")
+                    {
+                        relation["ask"] = json!(ask);
+                    }
+                    self.relations.push(relation);
+                }
+            }
+        }
+    }
+
+    /// Changes something that is declared.
+    pub(crate) fn change(&mut self, rng: &mut ChaCha8Rng) {
+        self.version += 1;
+        match rng.random_range(0..4) {
+            0 => self.relate(rng),
+            1 => self.lease_ms = *[2000, 3000, 6000].choose(rng).expect("there are some"),
+            2 => {
+                let group = rng.random_range(0..self.groups.len());
+                self.groups[group].retries = rng.random_range(0..=2);
+            }
+            3 => {
+                let group = rng.random_range(0..self.groups.len());
+                self.groups[group].hold_ms = *[1500, 3000, 5000].choose(rng).expect("there are some");
+            }
+            _ => unreachable!("there are four changes"),
+        }
+    }
+
+    /// What is declared now.
+    pub(crate) fn spec(&self) -> SpecFile {
+        let groups: BTreeMap<_, _> =
+            self.groups.iter().map(|group| (&group.name, group.declared())).collect();
+        let written = json!({
+            "cluster": format!("sim-{}", self.version),
+            "lease_ms": self.lease_ms,
+            "groups": groups,
+            "relations": self.relations,
+            "lifecycles": {"cache": {
+                "states": ["offline", "replica", "primary"],
+                "serving": ["primary"],
+                "limits": {"primary": {"max": 1}},
+                "edges": [["offline", "replica"], ["replica", "primary"], ["primary", "replica"], ["replica", "offline"]],
+            }},
+        });
+        serde_json::from_value(written).expect("it is written as specs are")
+    }
+
+    /// The labels of a host: the groups that it is in.
+    pub(crate) fn labels(&self, host: usize) -> BTreeMap<String, String> {
+        let groups = self.groups.iter().filter(|group| group.hosts.contains(&host));
+        groups.map(|group| (group.name.clone(), "y".to_owned())).collect()
+    }
+
+    /// Takes a host out of a group, or puts it in.
+    pub(crate) fn relabel(&mut self, host: usize, rng: &mut ChaCha8Rng) {
+        let group = rng.random_range(0..self.groups.len());
+        let hosts = &mut self.groups[group].hosts;
+        match hosts.iter().position(|member| *member == host) {
+            Some(place) if hosts.len() > 1 => drop(hosts.remove(place)),
+            Some(_) => {}
+            None => hosts.push(host),
+        }
+    }
+
+    /// A request that is mostly possible.
+    pub(crate) fn request(&self, id: String, rng: &mut ChaCha8Rng) -> Request {
+        let mut targets = Vec::new();
+        for _ in 0..*[1, 1, 1, 2].choose(rng).expect("there are some") {
+            let group = self.groups.choose(rng).expect("there are some");
+            let state = group.states.choose(rng).expect("there are some");
+            let whole = match rng.random_range(0..8) {
+                0 => Some("up".to_owned()),
+                1 => Some("down".to_owned()),
+                2 => Some((*state).to_owned()),
+                _ => None,
+            };
+            let host = &self.hosts[*group.hosts.choose(rng).expect("groups have members")];
+            let target: Target = match whole {
+                Some(state) => format!("{}={state}", group.name),
+                None => format!("{}@{host}={state}", group.name),
+            }
+            .parse()
+            .expect("it is written as targets are");
+            targets.push(target);
+        }
+        let deadlines = [None, None, None, Some(500), Some(4000)];
+        Request {
+            request_id: id,
+            principal: "operator".to_owned(),
+            targets,
+            reason: None,
+            on_failure: *[None, None, Some(OnFailure::Undo), Some(OnFailure::Exclude)]
+                .choose(rng)
+                .expect("there are some"),
+            deadline_ms: *deadlines.choose(rng).expect("there are some"),
+            plan_hash: rng.random_ratio(1, 40).then(|| "no-such-plan".to_owned()),
+        }
+    }
+}
+
+impl Group {
+    fn declared(&self) -> Value {
+        let mut declared = json!({
+            "select": {&self.name: "y"},
+            "lifecycle": self.lifecycle,
+            "handler": "sim",
+            "retries": self.retries,
+            "hold_ms": self.hold_ms,
+            "deadlines_ms": {"check": 2000, "prepare": 2000, "commit": self.commit_ms},
+        });
+        if let Some(policy) = self.on_failure {
+            declared["on_failure"] = json!(policy);
+        }
+        declared
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use rand::SeedableRng;
+
+    #[test]
+    fn random_clusters_are_declared_well() {
+        for seed in 0..200 {
+            let mut rng = ChaCha8Rng::seed_from_u64(seed);
+            let mut shape = Shape::random(&mut rng);
+            for _ in 0..10 {
+                shape.spec().check().unwrap_or_else(|rejection| panic!("seed {seed}: {rejection:?}"));
+                shape.change(&mut rng);
+                shape.relabel(0, &mut rng);
+            }
+        }
+    }
+}

@@ -1,0 +1,684 @@
+//! One seed: a random cluster, random requests and random faults, then quiet, in which everything has to resolve.
+
+use crate::fault::{Fault, Faults};
+use crate::invariant::{Invariants, Violation};
+use crate::journal::{Journal, Unopened};
+use crate::shape::Shape;
+use crate::tally::Tally;
+use lockstep_core::agent::AgentRecord;
+use lockstep_core::engine::Accepted;
+use lockstep_core::id::TransitionId;
+use lockstep_core::log::{Crash, MemDisk};
+use lockstep_core::message::Phase;
+use lockstep_core::record::{Body, Record};
+use lockstep_core::request::Request;
+use lockstep_core::time::Time;
+use lockstep_core::vote::Answer;
+use lockstep_core::world::{Choice, Happened, Name, Script, ServerId, Way, World};
+use rand::seq::IndexedRandom;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use std::collections::{BTreeMap, VecDeque};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// Everything resolves within so long once no fault is left, in milliseconds: queued transitions run one after the
+/// other, and each may wait for the longest commit deadline twice, forward and back.
+pub const RESOLVE_MS: u64 = 240_000;
+/// How many of the last lines are kept to be shown.
+const LINES_MAX: usize = 4000;
+/// How often a server tries again to write to a full disk before it stops, as the real one does.
+const FULL_TRIES_MAX: u32 = 5;
+/// The pause before that, in milliseconds.
+const FULL_PAUSE_MS: u64 = 500;
+
+/// What a run is asked to be, beside its seed.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Options {
+    /// Wall clocks stay as they are. Everything else has to go the same way.
+    pub keeps_wall_clock: bool,
+}
+
+/// Something that is slow for a while.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Slow {
+    Server,
+    ServerDisk,
+    Agent(Name),
+    AgentDisk(Name),
+    Network(Name, Way),
+}
+
+/// Something that is going to be done.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Later {
+    StartServer,
+    ResumeServer(ServerId),
+    StartAgent(Name),
+    Resume(Name),
+    Heal(Name),
+    HangUp(Name),
+    /// Cuts or heals, so many times more.
+    Flap(Name, u32),
+    GiveRoom(Name),
+    GiveServerRoom,
+    /// A second agent from a copied disk goes away.
+    EndCopy(Name),
+}
+
+/// A run in progress.
+pub struct Sim {
+    options: Options,
+    pub(crate) rng: ChaCha8Rng,
+    pub(crate) shape: Shape,
+    pub(crate) world: World,
+    pub(crate) server_disk: Journal,
+    pub(crate) disks: BTreeMap<Name, Journal>,
+    /// What disks once were.
+    pub(crate) images: BTreeMap<Name, (MemDisk, Vec<Vec<u8>>)>,
+    pub(crate) slow: BTreeMap<Slow, Time>,
+    later: BTreeMap<(Time, u64), Later>,
+    /// Names what is done later, in the order in which it was thought of.
+    counted: u64,
+    pub(crate) faults: Faults,
+    invariants: Invariants,
+    /// One handler call in so many does something other than what it should.
+    trouble: u32,
+    asks_every_ms: u64,
+    next_ask: Time,
+    next_fault: Time,
+    full_tries: u32,
+    asked: Vec<Request>,
+    /// A host that no fault touches; it must not be evicted.
+    pub(crate) spared: Option<Name>,
+    /// A host that stays broken to the end.
+    pub(crate) broken: Option<Name>,
+    pub(crate) tally: Tally,
+    lines: VecDeque<String>,
+    digest: DefaultHasher,
+}
+
+impl Sim {
+    /// The beginning of a seed: nothing has been started.
+    pub fn new(seed: u64, options: Options) -> Self {
+        let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let shape = Shape::random(&mut rng);
+        let faults = Faults::random(&mut rng);
+        let world = World::new();
+        let names: Vec<Name> = shape.hosts.iter().map(|host| host.as_str().into()).collect();
+        let spared = rng.random_ratio(1, 2).then(|| names[0].clone());
+        let broken = rng.random_ratio(1, 4).then(|| names[names.len() - 1].clone());
+        let mut invariants = Invariants::default();
+        if let Some(name) = &spared {
+            invariants.spare(name);
+        }
+        let trouble = *[0, 100, 30, 8].choose(&mut rng).expect("there are some");
+        let asks_every_ms = *[200, 1000, 4000].choose(&mut rng).expect("there are some");
+        let (next_ask, next_fault) = (world.now().plus(2000), world.now().plus(2000));
+        Self {
+            options,
+            rng,
+            shape,
+            world,
+            server_disk: Journal::default(),
+            disks: BTreeMap::new(),
+            images: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            later: BTreeMap::new(),
+            counted: 0,
+            faults,
+            invariants,
+            trouble,
+            asks_every_ms,
+            next_ask,
+            next_fault,
+            full_tries: 0,
+            asked: Vec::new(),
+            spared,
+            broken,
+            tally: Tally::default(),
+            lines: VecDeque::new(),
+            digest: DefaultHasher::new(),
+        }
+    }
+
+    /// Runs it to its end.
+    pub fn run(&mut self) -> Result<(), Violation> {
+        let began = self.world.now();
+        self.start_server()?;
+        self.turn_until(began.plus(200), false)?;
+        let spec = self.shape.spec();
+        self.world.apply(spec);
+        for at in 0..self.shape.hosts.len() {
+            let host = self.shape.hosts[at].clone();
+            let name: Name = host.as_str().into();
+            let mut disk = Journal::default();
+            self.opened::<AgentRecord>(disk.open())?;
+            self.disks.insert(name.clone(), disk);
+            self.world.join(&name, &host, self.shape.labels(at), Some(format!("10.0.0.{at}")));
+        }
+        let trouble_ms = self.rng.random_range(20_000..=90_000);
+        let end = self.world.now().plus(trouble_ms);
+        self.turn_until(end, true)?;
+        self.heal()?;
+        let resolved = self.resolve();
+        self.tally.simulated_ms += self.world.now().since(began);
+        resolved
+    }
+
+    /// What all of it came to, in a number: equal for equal runs.
+    pub fn digest(&self) -> u64 {
+        self.digest.clone().finish()
+    }
+
+    /// What was counted.
+    pub fn tally(&self) -> &Tally {
+        &self.tally
+    }
+
+    /// The last things that happened.
+    pub fn lines(&self) -> impl Iterator<Item = &String> {
+        self.lines.iter()
+    }
+
+    // ---- time
+
+    fn turn_until(&mut self, end: Time, is_troubled: bool) -> Result<(), Violation> {
+        while self.world.now() < end {
+            self.turn(end, is_troubled)?;
+        }
+        Ok(())
+    }
+
+    fn turn(&mut self, end: Time, is_troubled: bool) -> Result<(), Violation> {
+        let now = self.world.now();
+        if let Some(next) = self.later.first_entry().filter(|next| next.key().0 <= now) {
+            let later = next.remove();
+            return self.do_now(later);
+        }
+        if is_troubled && self.next_fault <= now {
+            let pause = self.faults.pause_ms;
+            self.next_fault = now.plus(self.rng.random_range(1..=2 * pause));
+            return self.strike();
+        }
+        if is_troubled && self.next_ask <= now {
+            self.next_ask = now.plus(self.rng.random_range(1..=2 * self.asks_every_ms));
+            return self.ask();
+        }
+        self.slow.retain(|_, until| *until > now);
+        let choices: Vec<_> = self.world.choices().filter(|choice| !self.is_slow(choice)).collect();
+        if choices.is_empty() || self.rng.random_ratio(1, 16) {
+            let mut next = self.slow.values().copied().chain([end]).min().unwrap_or(end);
+            next = self.later.keys().map(|(at, _)| *at).chain([next]).min().unwrap_or(next);
+            if is_troubled {
+                next = next.min(self.next_fault).min(self.next_ask);
+            }
+            if !choices.is_empty() {
+                next = next.min(now.plus(self.rng.random_range(1..=3)));
+            }
+            self.world.advance_to_next(next.since(now).max(1));
+            return self.look();
+        }
+        let choice = choices.choose(&mut self.rng).expect("it is not empty").clone();
+        self.perform(&choice)
+    }
+
+    fn is_slow(&self, choice: &Choice) -> bool {
+        if self.slow.is_empty() {
+            return false;
+        }
+        let network = |session, way| {
+            let link = self.world.links().find(|(id, ..)| *id == session);
+            link.map(|(_, agent, ..)| Slow::Network(agent.clone(), way))
+        };
+        let slow = match choice {
+            Choice::Server(_) => Some(Slow::Server),
+            Choice::Append(_) => Some(Slow::ServerDisk),
+            Choice::Agent(name) | Choice::Connect(name) => Some(Slow::Agent(name.clone())),
+            Choice::AgentAppend(name) => Some(Slow::AgentDisk(name.clone())),
+            Choice::ToAgent(session) => network(*session, Way::ToAgent),
+            Choice::ToServer(session) => network(*session, Way::ToServer),
+            Choice::End(..) => None,
+        };
+        slow.is_some_and(|slow| self.slow.contains_key(&slow))
+    }
+
+    pub(crate) fn later(&mut self, ms: u64, what: Later) {
+        self.counted += 1;
+        self.later.insert((self.world.now().plus(ms), self.counted), what);
+    }
+
+    fn do_now(&mut self, later: Later) -> Result<(), Violation> {
+        match later {
+            Later::StartServer => self.start_server()?,
+            Later::ResumeServer(id) => self.world.resume_server(id),
+            Later::StartAgent(name) => self.start_agent(&name)?,
+            Later::Resume(name) => {
+                if self.world.is_paused(&name) {
+                    self.world.resume(&name);
+                }
+            }
+            Later::Heal(name) => self.world.heal(&name),
+            Later::HangUp(name) => self.world.hang_up(&name),
+            Later::Flap(name, more) => {
+                if self.world.cuts(&name).is_empty() {
+                    self.world.cut(&name);
+                } else {
+                    self.world.heal(&name);
+                }
+                let ms = self.rng.random_range(50..=3000);
+                let next = if more > 0 { Later::Flap(name, more - 1) } else { Later::Heal(name) };
+                self.later(ms, next);
+            }
+            Later::GiveRoom(name) => {
+                if let Some(disk) = self.disks.get_mut(&name) {
+                    disk.set_room(None);
+                }
+            }
+            Later::GiveServerRoom => self.server_disk.set_room(None),
+            Later::EndCopy(name) => self.end_copy(&name),
+        }
+        self.look()
+    }
+
+    // ---- what is done
+
+    fn perform(&mut self, choice: &Choice) -> Result<(), Violation> {
+        match choice {
+            Choice::Append(id) => self.append(*id),
+            Choice::AgentAppend(name) => self.append_agent(name),
+            Choice::Server(_)
+            | Choice::Agent(_)
+            | Choice::Connect(_)
+            | Choice::ToAgent(_)
+            | Choice::ToServer(_)
+            | Choice::End(..) => self.world.perform(choice),
+        }
+        self.look()
+    }
+
+    /// Looks at what has happened, and lets the invariants judge it.
+    pub(crate) fn look(&mut self) -> Result<(), Violation> {
+        let happened = self.world.take_happened();
+        for what in &happened {
+            self.note(what);
+            match what {
+                Happened::Started { agent, id, call } => {
+                    let script = self.script(call.phase);
+                    self.world.rescript(agent, *id, script);
+                }
+                Happened::Answered { answer, .. } => self.tally.answered(answer),
+                Happened::Recorded { record, .. } => {
+                    if let Body::Outcome { outcome, .. } = &record.body {
+                        *self.tally.outcomes.entry(outcome.to_string()).or_default() += 1;
+                    }
+                }
+                Happened::Ordered { .. }
+                | Happened::AgentRecorded { .. }
+                | Happened::Asked { .. }
+                | Happened::Reported { .. }
+                | Happened::Joined(_)
+                | Happened::TurnedAway { .. }
+                | Happened::Ended { .. }
+                | Happened::ServerWarned(_)
+                | Happened::AgentWarned { .. } => {}
+            }
+        }
+        self.invariants.look(&self.world, &happened)
+    }
+
+    fn note(&mut self, what: &Happened) {
+        if let Some(line) = what.line() {
+            self.say(line);
+        }
+    }
+
+    pub(crate) fn say(&mut self, line: impl AsRef<str>) {
+        let line = format!("{:>9} {}", self.world.now().0 - 1_000_000, line.as_ref());
+        line.hash(&mut self.digest);
+        if self.lines.len() == LINES_MAX {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line);
+    }
+
+    /// What a handler does when it is called.
+    fn script(&mut self, phase: Phase) -> Script {
+        let takes_ms = self.rng.random_range(0..=40);
+        let well = Script { takes_ms, ..Script::default() };
+        if self.trouble == 0 || !self.rng.random_ratio(1, self.trouble) {
+            return well;
+        }
+        let reason = Some("it does not".to_owned());
+        let has_effect = self.rng.random_ratio(1, 2);
+        let (name, script) = match self.rng.random_range(0..5) {
+            0 => ("handler-no", Script { answer: Answer::No, reason, has_effect: false, ..well }),
+            // It has its effect and does not say so.
+            1 => ("handler-liar", Script { answer: Answer::No, reason, has_effect: true, ..well }),
+            2 => ("handler-again", Script { answer: Answer::Again, reason, has_effect, ..well }),
+            3 => ("handler-hangs", Script { takes_ms: u64::MAX, has_effect, ..well }),
+            4 => ("handler-slow", Script { takes_ms: self.rng.random_range(100..6000), ..well }),
+            _ => unreachable!("there are five troubles"),
+        };
+        // Holders let go and software forgets what it prepared, however often they have to be told.
+        let is_last_word = matches!(phase, Phase::Release | Phase::Cancel) && self.rng.random_ratio(1, 2);
+        if is_last_word {
+            return Script { takes_ms, ..Script::default() };
+        }
+        self.tally.struck(name);
+        self.tally.bit(name);
+        script
+    }
+
+    fn append(&mut self, id: ServerId) {
+        let Some(payloads) = self.server_payloads().filter(|_| self.world.active() == Some(id)) else {
+            // The store refuses one that was deposed; a write that has landed is only answered.
+            self.tally.bit("server-deposed");
+            return self.world.perform(&Choice::Append(id));
+        };
+        match self.server_disk.append(payloads) {
+            Ok(()) => {
+                self.full_tries = 0;
+                self.world.perform(&Choice::Append(id));
+            }
+            Err(lockstep_core::log::Error::Full { .. }) if self.full_tries < FULL_TRIES_MAX => {
+                self.tally.bit("server-disk-full");
+                self.full_tries += 1;
+                self.slow.insert(Slow::ServerDisk, self.world.now().plus(FULL_PAUSE_MS));
+            }
+            Err(error) => {
+                self.tally.bit("server-disk-fails");
+                self.say(format!("server stops: {error}"));
+                self.end_server(Crash::Process);
+            }
+        }
+    }
+
+    /// What the active server wants to be written, as bytes; none when nothing is, or when it is already.
+    pub(crate) fn server_payloads(&self) -> Option<Vec<Vec<u8>>> {
+        let records = self.world.in_flight(self.world.active()?)?;
+        (!self.world.has_landed()).then(|| encode(records))
+    }
+
+    fn append_agent(&mut self, name: &Name) {
+        let payloads = encode(self.world.agent_in_flight(name).expect("it was named as one with a write"));
+        let disk = self.disks.get_mut(name).expect("each agent has a disk");
+        match disk.append(payloads) {
+            Ok(()) => self.world.perform(&Choice::AgentAppend(name.clone())),
+            Err(error) => {
+                self.tally.bit("agent-disk-fails");
+                self.say(format!("{name} stops: {error}"));
+                self.end_agent(name, Crash::Process, false);
+            }
+        }
+    }
+
+    /// Ends the active server's process, and has it started again.
+    pub(crate) fn end_server(&mut self, crash: Crash) {
+        self.full_tries = 0;
+        self.server_disk.crash(crash);
+        self.world.kill_server(false);
+        let ms = self.rng.random_range(0..=6000);
+        self.later(ms, Later::StartServer);
+    }
+
+    fn start_server(&mut self) -> Result<(), Violation> {
+        if self.world.active().is_some() {
+            return Ok(());
+        }
+        let opened = if self.faults.strikes(Fault::Decay, &mut self.rng) {
+            let (at, bit) = (self.rng.random(), self.rng.random());
+            let opened = self.server_disk.open_decayed(at, bit);
+            self.tally.decayed(&opened);
+            opened
+        } else {
+            self.server_disk.open()
+        };
+        match self.opened(opened)? {
+            Some(records) => {
+                self.world.set_journal(records);
+                self.world.start_server();
+                self.say("server starts");
+            }
+            None => self.later(500, Later::StartServer),
+        }
+        self.look()
+    }
+
+    /// Another server takes over while the active one is stopped, and has perhaps a write on its way.
+    pub(crate) fn depose_server(&mut self) -> Result<(), Violation> {
+        let Some(id) = self.world.active() else { return Ok(()) };
+        self.world.pause_server();
+        if let Some(payloads) = self.server_payloads().filter(|_| self.rng.random_ratio(1, 2))
+            && self.server_disk.append(payloads).is_ok()
+        {
+            self.world.land();
+        }
+        self.server_disk.crash(Crash::Process);
+        let opened = self.server_disk.open();
+        if self.opened::<Record>(opened)?.is_some() {
+            self.world.start_server();
+            self.say("another server takes over");
+            let ms = self.rng.random_range(100..=20_000);
+            self.later(ms, Later::ResumeServer(id));
+        } else {
+            self.end_server(Crash::Process);
+        }
+        Ok(())
+    }
+
+    /// Ends an agent's process, and has it started again.
+    pub(crate) fn end_agent(&mut self, name: &Name, crash: Crash, handlers_go_on: bool) {
+        if self.world.agent(name).is_none() {
+            return;
+        }
+        self.disks.get_mut(name).expect("each agent has a disk").crash(crash);
+        if handlers_go_on {
+            self.world.kill_agent_only(name, false);
+        } else {
+            self.world.kill_agent(name, false);
+        }
+        let ms = *[0, 300, 2000, 10_000].choose(&mut self.rng).expect("there are some");
+        self.later(ms, Later::StartAgent(name.clone()));
+    }
+
+    fn start_agent(&mut self, name: &Name) -> Result<(), Violation> {
+        if self.world.agent(name).is_some() || !self.disks.contains_key(name) {
+            return Ok(());
+        }
+        let decays = self.faults.strikes(Fault::Decay, &mut self.rng);
+        let (at, bit) = (self.rng.random(), self.rng.random());
+        let disk = self.disks.get_mut(name).expect("each agent has a disk");
+        let opened = if decays { disk.open_decayed(at, bit) } else { disk.open() };
+        if decays {
+            self.tally.decayed(&opened);
+        }
+        match self.opened::<AgentRecord>(opened)? {
+            Some(records) => {
+                self.world.set_agent_journal(name, records);
+                self.world.start_agent(name);
+                self.say(format!("{name} starts"));
+            }
+            None => self.later(500, Later::StartAgent(name.clone())),
+        }
+        Ok(())
+    }
+
+    /// A second agent under the identity of another, from a copy of its disk.
+    pub(crate) fn copy_agent(&mut self, name: &Name) {
+        let copy: Name = format!("{name}-copy").into();
+        if self.world.agent(name).is_none() || self.disks.contains_key(&copy) {
+            return;
+        }
+        let mut disk = Journal::default();
+        disk.restore(self.disks[name].image());
+        // What the copy begins with is what is safe on the disk; the original may have a write under way.
+        if let Ok(records) = disk.open() {
+            self.disks.insert(copy.clone(), disk);
+            self.invariants.excuse(name);
+            self.invariants.excuse(&copy);
+            self.world.copy_agent(name, &copy, decode(&records));
+            self.say(format!("{copy} starts"));
+            let ms = self.rng.random_range(100..=5000);
+            self.later(ms, Later::EndCopy(copy));
+        }
+    }
+
+    fn end_copy(&mut self, copy: &Name) {
+        if self.disks.remove(copy).is_some() {
+            self.world.forget_agent(copy);
+            self.say(format!("{copy} ends"));
+        }
+    }
+
+    /// An agent that comes back from an old image of its disk has forgotten promises; nobody can ask it to keep them.
+    pub(crate) fn excuse(&mut self, name: &Name) {
+        self.invariants.excuse(name);
+    }
+
+    /// What was read back; none when the disk was in trouble.
+    fn opened<T: DeserializeOwned>(
+        &mut self,
+        opened: Result<Vec<Vec<u8>>, Unopened>,
+    ) -> Result<Option<Vec<T>>, Violation> {
+        match opened {
+            Ok(payloads) => Ok(Some(decode(&payloads))),
+            Err(Unopened::Trouble(error)) => {
+                self.say(format!("cannot start: {error}"));
+                Ok(None)
+            }
+            Err(Unopened::Broken(what)) => Err(Violation { invariant: "8 acknowledged-survives", what }),
+        }
+    }
+
+    pub(crate) fn jump_wall_clock(&mut self, ms: i64) {
+        if !self.options.keeps_wall_clock {
+            self.world.jump_wall_clock(ms);
+        }
+    }
+
+    // ---- what operators do
+
+    fn ask(&mut self) -> Result<(), Violation> {
+        let is_up = self.world.active().is_some() && !self.world.is_server_paused();
+        if !is_up {
+            return Ok(());
+        }
+        match self.rng.random_range(0..20) {
+            0 | 1 if !self.asked.is_empty() => {
+                // The same once more, as a client does that got no answer; sometimes it is not quite the same.
+                let mut request = self.asked.choose(&mut self.rng).expect("it is not empty").clone();
+                if self.rng.random_ratio(1, 4) {
+                    request.reason = Some("another body".to_owned());
+                }
+                self.world.run(request);
+            }
+            2 => {
+                let known = self.world.server().map(|server| server.acknowledged().transitions.clone());
+                let known: Vec<TransitionId> = known.into_iter().flatten().map(|(id, _)| id).collect();
+                if let Some(id) = known.choose(&mut self.rng) {
+                    self.world.abort(*id);
+                }
+            }
+            3 => {
+                self.shape.change(&mut self.rng);
+                let spec = self.shape.spec();
+                self.world.apply(spec);
+            }
+            4 => {
+                let host = self.rng.random_range(0..self.shape.hosts.len());
+                let name: Name = self.shape.hosts[host].as_str().into();
+                if self.spared.as_ref() != Some(&name) {
+                    self.shape.relabel(host, &mut self.rng);
+                    let labels = self.shape.labels(host);
+                    self.world.label(&name, labels);
+                    self.end_agent(&name, Crash::Process, false);
+                }
+            }
+            _ => {
+                let id = format!("request-{}", self.asked.len());
+                let request = self.shape.request(id, &mut self.rng);
+                self.asked.push(request.clone());
+                self.world.run(request);
+            }
+        }
+        self.look()
+    }
+
+    // ---- the end
+
+    /// Takes every fault back, but that one host stays broken.
+    fn heal(&mut self) -> Result<(), Violation> {
+        self.say("everything heals");
+        self.trouble = 0;
+        self.faults.end();
+        self.slow.clear();
+        let waiting = std::mem::take(&mut self.later);
+        let copies = waiting.into_values().filter_map(|later| match later {
+            Later::EndCopy(copy) => Some(copy),
+            _ => None,
+        });
+        copies.collect::<Vec<_>>().iter().for_each(|copy| self.end_copy(copy));
+        self.server_disk.set_room(None);
+        for name in self.disks.keys().cloned().collect::<Vec<_>>() {
+            self.disks.get_mut(&name).expect("it was just listed").set_room(None);
+            self.world.heal(&name);
+            if self.world.is_paused(&name) {
+                self.world.resume(&name);
+            }
+            if self.broken.as_ref() == Some(&name) {
+                self.world.kill_agent(&name, false);
+                self.disks.get_mut(&name).expect("it was just listed").crash(Crash::Process);
+            } else {
+                self.start_agent(&name)?;
+            }
+        }
+        let servers: Vec<_> = self.world.servers().map(|(id, _)| id).collect();
+        servers.into_iter().for_each(|id| self.world.resume_server(id));
+        self.start_server()
+    }
+
+    fn resolve(&mut self) -> Result<(), Violation> {
+        let began = self.world.now();
+        loop {
+            let next = self.world.now().plus(2000);
+            self.turn_until(next, false)?;
+            let found = self.invariants.end(&self.world);
+            let after_ms = self.world.now().since(began);
+            if found.is_ok() || after_ms > RESOLVE_MS {
+                self.tally.resolved_ms_max = self.tally.resolved_ms_max.max(after_ms);
+                return found;
+            }
+        }
+    }
+}
+
+impl Tally {
+    fn answered(&mut self, answer: &Result<Accepted, lockstep_core::request::Rejection>) {
+        let told = match answer {
+            Ok(Accepted::Transition(_)) => "accepted".to_owned(),
+            Ok(Accepted::Nothing) => "nothing-to-do".to_owned(),
+            Ok(Accepted::Spec(_)) => "spec".to_owned(),
+            Ok(Accepted::Aborted) => "abort".to_owned(),
+            Err(rejection) => rejection.code.to_string(),
+        };
+        *self.answers.entry(told).or_default() += 1;
+    }
+
+    fn decayed(&mut self, opened: &Result<Vec<Vec<u8>>, Unopened>) {
+        self.struck("decay");
+        if let Err(Unopened::Trouble(_)) = opened {
+            self.bit("decay");
+        }
+    }
+}
+
+fn encode<T: Serialize>(records: &[T]) -> Vec<Vec<u8>> {
+    records.iter().map(|record| serde_json::to_vec(record).expect("records are plain data")).collect()
+}
+
+fn decode<T: DeserializeOwned>(payloads: &[Vec<u8>]) -> Vec<T> {
+    let read = |payload: &Vec<u8>| serde_json::from_slice(payload).expect("what we wrote can be read");
+    payloads.iter().map(read).collect()
+}

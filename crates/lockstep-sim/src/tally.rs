@@ -1,0 +1,70 @@
+//! What a run, or many, came to.
+
+use std::collections::BTreeMap;
+use std::fmt::{self, Display};
+
+/// Counts.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Tally {
+    /// How many seeds.
+    pub seeds: u64,
+    /// Virtual time that has passed, in milliseconds.
+    pub simulated_ms: u64,
+    /// Transitions by outcome.
+    pub outcomes: BTreeMap<String, u64>,
+    /// What operators were told.
+    pub answers: BTreeMap<String, u64>,
+    /// Faults by kind: how often they were made, and how often they bit.
+    pub faults: BTreeMap<&'static str, (u64, u64)>,
+    /// The longest that anything took to resolve once no fault was left, in milliseconds.
+    pub resolved_ms_max: u64,
+}
+
+impl Tally {
+    /// A fault was made.
+    pub fn struck(&mut self, kind: &'static str) {
+        self.faults.entry(kind).or_default().0 += 1;
+    }
+
+    /// A fault has made a difference.
+    pub fn bit(&mut self, kind: &'static str) {
+        self.faults.entry(kind).or_default().1 += 1;
+    }
+
+    /// Takes another's counts in.
+    pub fn add(&mut self, other: &Self) {
+        self.seeds += other.seeds;
+        self.simulated_ms += other.simulated_ms;
+        self.resolved_ms_max = self.resolved_ms_max.max(other.resolved_ms_max);
+        other
+            .outcomes
+            .iter()
+            .for_each(|(name, count)| *self.outcomes.entry(name.clone()).or_default() += count);
+        other
+            .answers
+            .iter()
+            .for_each(|(name, count)| *self.answers.entry(name.clone()).or_default() += count);
+        for (name, (struck, bit)) in &other.faults {
+            let known = self.faults.entry(name).or_default();
+            *known = (known.0 + struck, known.1 + bit);
+        }
+    }
+}
+
+impl Display for Tally {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let list = |counts: &BTreeMap<String, u64>| {
+            counts.iter().map(|(name, count)| format!("{name} {count}")).collect::<Vec<_>>().join("  ")
+        };
+        writeln!(f, "seeds        {}", self.seeds)?;
+        writeln!(f, "simulated    {:.1} hours", self.simulated_ms as f64 / 3_600_000.0)?;
+        writeln!(f, "outcomes     {}", list(&self.outcomes))?;
+        writeln!(f, "answers      {}", list(&self.answers))?;
+        writeln!(f, "resolved in  {:.1} s at most", self.resolved_ms_max as f64 / 1000.0)?;
+        writeln!(f, "{:<20} {:>10} {:>10}", "fault", "made", "bit")?;
+        for (name, (struck, bit)) in &self.faults {
+            writeln!(f, "{name:<20} {struck:>10} {bit:>10}")?;
+        }
+        Ok(())
+    }
+}
