@@ -186,6 +186,8 @@ pub struct AgentState {
     pub noticed: Index,
     /// The members on this host, as the server last assigned them.
     pub members: BTreeMap<MemberId, Assignment>,
+    /// Members that are none any more, and still have to forget what they prepared or to let go whom they hold.
+    pub former: BTreeMap<MemberId, Assignment>,
     closed: BTreeSet<TransitionId>,
 }
 
@@ -222,7 +224,19 @@ pub struct HeldUntil {
     pub is_over: bool,
 }
 
+impl OpenTransition {
+    /// Whether a member has something to take back.
+    fn owes(&self, member: &MemberId) -> bool {
+        self.prepared.contains(member) || self.holds.get(member).is_some_and(|hold| !hold.is_over)
+    }
+}
+
 impl AgentState {
+    /// How a member's handler is called, also of one that is none any more and has something to take back.
+    fn assignment(&self, member: &MemberId) -> Option<&Assignment> {
+        self.members.get(member).or_else(|| self.former.get(member))
+    }
+
     /// Takes one record in.
     pub fn apply(&mut self, record: &AgentRecord) {
         match record {
@@ -232,8 +246,8 @@ impl AgentState {
                 self.tokens.insert(group.clone(), *token);
             }
             AgentRecord::Assigned { members } => {
-                let members = members.iter();
-                self.members = members.map(|known| (known.member.clone(), known.clone())).collect();
+                let members = members.iter().map(|known| (known.member.clone(), known.clone())).collect();
+                self.former.append(&mut std::mem::replace(&mut self.members, members));
             }
             AgentRecord::Preparing { transition, member } => {
                 self.open.entry(*transition).or_default().prepared.insert(member.clone());
@@ -281,6 +295,9 @@ impl AgentState {
                 }
             }
         }
+        let (members, open) = (&self.members, &self.open);
+        let owes = |member: &MemberId| open.values().any(|open| open.owes(member));
+        self.former.retain(|member, _| !members.contains_key(member) && owes(member));
     }
 
     /// The fewest records that say the same, so that a journal can be begun anew.
@@ -296,7 +313,6 @@ impl AgentState {
             states.map(|(member, state)| AgentRecord::State { member: member.clone(), state: state.clone() }),
         );
         records.push(AgentRecord::Noticed { index: self.noticed });
-        records.push(AgentRecord::Assigned { members: self.members.values().cloned().collect() });
         records.extend(self.closed.iter().map(|transition| AgentRecord::Closed { transition: *transition }));
         for (&transition, open) in &self.open {
             for (member, phase) in &open.votes {
@@ -326,6 +342,10 @@ impl AgentState {
                 });
             }
         }
+        if !self.former.is_empty() {
+            records.push(AgentRecord::Assigned { members: self.former.values().cloned().collect() });
+        }
+        records.push(AgentRecord::Assigned { members: self.members.values().cloned().collect() });
         records
     }
 }
@@ -443,6 +463,8 @@ pub struct AgentEngine {
     is_welcome: bool,
     lease_ms: u64,
     renew_at: Time,
+    /// When the server was last heard.
+    heard_at: Time,
     queues: BTreeMap<MemberId, Queue>,
     next_call: u64,
     /// The answers to what was asked in open transitions, for when the question comes again.
@@ -471,6 +493,7 @@ impl AgentEngine {
             is_welcome: false,
             lease_ms: 3000,
             renew_at: now,
+            heard_at: now,
             queues: BTreeMap::new(),
             next_call: 0,
             answers: BTreeMap::new(),
@@ -509,24 +532,37 @@ impl AgentEngine {
                     open.into_iter().for_each(|id| self.close(id, Outcome::Aborted));
                 }
             }
-            AgentInput::Order(order) => self.order(order),
+            AgentInput::Order(order) => {
+                self.heard_at = now;
+                self.order(order);
+            }
             AgentInput::Ended { call, answer, reason, findings } => {
                 self.ended(call, answer, reason, findings)
             }
             AgentInput::Tick => {}
         }
         self.renew();
+        self.turn_from_silence();
         self.end_holds();
+        self.start();
         self.ask_status();
         self.start();
     }
 
     /// What is to be done next, if anything is.
     pub fn poll_output(&mut self) -> Option<AgentOutput> {
-        Some(match self.outbox.poll()? {
-            Out::Append(records) => AgentOutput::Append(records),
-            Out::Ready(output) => output,
-        })
+        loop {
+            match self.outbox.poll()? {
+                Out::Append(records) => return Some(AgentOutput::Append(records)),
+                // A higher token came while its start was being written down.
+                Out::Ready(AgentOutput::Run { call, order, .. }) if self.is_overtaken(&order) => {
+                    let reason = "a newer order came before it could start".to_owned();
+                    self.ended(call, Answer::No, Some(reason), Findings::default());
+                    self.start();
+                }
+                Out::Ready(output) => return Some(output),
+            }
+        }
     }
 
     /// Whether [`AgentEngine::poll_output`] has something.
@@ -544,7 +580,7 @@ impl AgentEngine {
         let later = self.queues.values().flat_map(|queue| queue.later.iter().map(|(at, _)| *at));
         let status = self.state.members.keys().filter(|member| self.polls_status(member));
         let status = status.map(|member| self.queues.get(member).map_or(self.now, |queue| queue.status_at));
-        let renew = self.is_welcome.then_some(self.renew_at);
+        let renew = self.is_welcome.then_some(self.renew_at.min(self.silent_at()));
         holds.chain(later).chain(status).chain(renew).min()
     }
 
@@ -598,7 +634,10 @@ impl AgentEngine {
                 ));
             }
             Order::Notice(notice) => self.notice(notice),
-            Order::Renewed { .. } => {}
+            Order::Renewed { lease_ms, .. } => {
+                self.lease_ms = lease_ms.unwrap_or(self.lease_ms);
+                self.renew_at = self.renew_at.min(self.now.plus((self.lease_ms / 3).max(1)));
+            }
         }
     }
 
@@ -689,6 +728,17 @@ impl AgentEngine {
             Phase::Cancel | Phase::Stop | Phase::Status | Phase::Notice | Phase::Fence => is_closed,
         };
         is_refused.then(|| answer(call, Answer::No, Some("the transition has ended here".to_owned())))
+    }
+
+    /// Whether a handler that was about to act must not any more: its agent has learned of a higher token meanwhile.
+    fn is_overtaken(&self, call: &Call) -> bool {
+        let known = self.state.tokens.get(&call.member.group);
+        let acts = match call.phase {
+            Phase::Prepare | Phase::Hold | Phase::Commit | Phase::Undo | Phase::Stop => true,
+            Phase::Check | Phase::Cancel | Phase::Release => false,
+            Phase::Status | Phase::Notice | Phase::Fence => false,
+        };
+        acts && call.token.is_some_and(|token| known.is_some_and(|known| token < *known))
     }
 
     /// The answer to a question that has been answered, when it comes again.
@@ -814,6 +864,20 @@ impl AgentEngine {
         }
     }
 
+    /// From then on the server counts as gone: it has answered two renewals with nothing.
+    fn silent_at(&self) -> Time {
+        self.heard_at.plus((self.lease_ms / 3 * 2).max(1))
+    }
+
+    /// A server that stands still keeps its connections. Whoever has taken over from it gives this host up when the
+    /// lease ends, so its agent looks for that one while there is time.
+    fn turn_from_silence(&mut self) {
+        if self.is_welcome && self.silent_at() <= self.now {
+            self.is_welcome = false;
+            self.outbox.emit(AgentOutput::Disconnect("the server has gone silent".to_owned()));
+        }
+    }
+
     fn is_releasing(&self, member: &MemberId) -> bool {
         self.queues.get(member).is_some_and(|queue| queue.jobs().any(|job| job.call.phase == Phase::Release))
     }
@@ -897,11 +961,13 @@ impl AgentEngine {
             self.send(Report::Done(refusal));
             return job.call.transition.into_iter().for_each(|id| self.close_if_done(id));
         }
-        if job.deadline <= self.now && job.why == Why::Ordered {
+        // A release is worth something however late it is: clients wait for it, and nobody may order it again.
+        let is_bound = job.why == Why::Ordered && job.call.phase != Phase::Release;
+        if job.deadline <= self.now && is_bound {
             let reason = "its time was up before it could start: the member was busy".to_owned();
             return self.finish(job, Answer::No, Some(reason), Findings::default());
         }
-        let Some(assignment) = self.state.members.get(&job.call.member) else {
+        let Some(assignment) = self.state.assignment(&job.call.member) else {
             let reason = format!("{} is not a member here", job.call.member);
             return self.finish(job, Answer::No, Some(reason), Findings::default());
         };
@@ -920,8 +986,8 @@ impl AgentEngine {
         // An order is worth nothing after its deadline. What the agent does of its own accord has to be done
         // however late: a hold is let go also by the handler that had to wait for a long commit to end.
         let timeout_ms = match job.why {
-            Why::Ordered => timeout_ms.min(job.deadline.since(self.now)).max(1),
-            Why::Status | Why::HoldEnd | Why::Cancel | Why::Notice(_) => timeout_ms,
+            Why::Ordered if is_bound => timeout_ms.min(job.deadline.since(self.now)).max(1),
+            Why::Ordered | Why::Status | Why::HoldEnd | Why::Cancel | Why::Notice(_) => timeout_ms,
         };
         self.note_start(&job);
         let call = CallId(self.next_call);
@@ -962,7 +1028,7 @@ impl AgentEngine {
 
     /// A call that needs no handler: it succeeds, unless success would be a lie.
     fn without_call(&mut self, job: Job, lowest: &StateName) {
-        let handler = &self.state.members[&job.call.member].handler;
+        let handler = &self.state.assignment(&job.call.member).expect("the caller has looked").handler;
         let is_real = handler.as_str() != HANDLER_NONE;
         let confirmed = self.state.states.get(&job.call.member).unwrap_or(lowest).clone();
         let (answer, reason) = match job.call.phase {
@@ -1228,10 +1294,10 @@ mod tests {
         engine.handle(Time(10), ended(calls[0]));
         assert_eq!(told(&mut engine, Time(10)).0, [Some(lowest.clone())]);
 
-        engine.handle(Time(2000), AgentInput::Tick);
-        let (_, calls) = told(&mut engine, Time(2000));
+        engine.handle(Time(1900), AgentInput::Tick);
+        let (_, calls) = told(&mut engine, Time(1900));
         for members in [Vec::new(), members()] {
-            engine.handle(Time(2000), AgentInput::Order(Order::Assign { members }));
+            engine.handle(Time(1900), AgentInput::Order(Order::Assign { members }));
         }
         engine.handle(Time(2010), ended(calls[0]));
         let (states, _) = told(&mut engine, Time(2010));

@@ -25,6 +25,8 @@ pub struct Cluster {
     pub spec: Arc<Spec>,
     /// The declared cluster as it was written; none before the first `apply`.
     pub spec_file: Option<Arc<SpecFile>>,
+    /// The lease before the last spec changed it, in milliseconds: hosts may not have heard of the new one.
+    pub lease_before_ms: u64,
     /// The hosts.
     pub hosts: BTreeMap<HostName, Arc<Host>>,
     /// The members: every host that a group selects, and those that are still leaving it.
@@ -253,6 +255,7 @@ impl Cluster {
             Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
             Body::Reign { .. } => self.reign = Reign(index.0),
             Body::Spec { spec, .. } => {
+                self.lease_before_ms = self.spec.lease_ms;
                 self.spec = Arc::new(spec.check().expect("a spec is checked before it is recorded"));
                 self.spec_file = Some(spec.clone());
                 self.select_members(None);

@@ -173,6 +173,24 @@ pub(crate) struct Session {
     pub(crate) run: RunId,
     /// What the agent was last told of its members.
     assigned: Vec<Assignment>,
+    /// The transitions whose outcome it waited for when it came.
+    pub(crate) waits_for: BTreeSet<TransitionId>,
+}
+
+/// When a host was last heard of, and the lease that it knows of.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Heard {
+    at: Time,
+    lease_ms: u64,
+}
+
+impl Heard {
+    /// A host counts as lost 1.05 leases after it was last heard of: of its own, if that is longer than the one that
+    /// is in force by now.
+    fn lost_at(self, lease_ms: u64) -> Time {
+        let lease_ms = self.lease_ms.max(lease_ms);
+        self.at.plus(lease_ms + lease_ms / 20)
+    }
 }
 
 /// For which transition, group and revision, and what.
@@ -189,7 +207,7 @@ pub struct Engine {
     pub(crate) sessions: BTreeMap<HostName, Session>,
     hosts_by_session: BTreeMap<SessionId, HostName>,
     /// When each host was last heard of; those that have not been since this engine began count from then.
-    last_heard: BTreeMap<HostName, Time>,
+    last_heard: BTreeMap<HostName, Heard>,
     /// The agent run that each host was last seen with in this reign.
     last_run: BTreeMap<HostName, RunId>,
     pub(crate) scores: Scores,
@@ -227,7 +245,9 @@ impl Engine {
             hosts_due: Some(now.time),
         };
         for host in engine.head.hosts.keys() {
-            engine.last_heard.insert(host.clone(), now.time);
+            // A host that the reign before has told of a longer lease renews it that seldom.
+            let lease_ms = engine.lease_ms().max(engine.head.lease_before_ms);
+            engine.last_heard.insert(host.clone(), Heard { at: now.time, lease_ms });
         }
         engine.propose(Body::Reign { server: server.to_owned() });
         engine.resume();
@@ -450,11 +470,17 @@ impl Engine {
             // Said by a connection that was refused, replaced or that never introduced itself.
             return self.outbox.emit(Output::Close { session });
         };
-        self.last_heard.insert(host.clone(), self.now.time);
+        if let Some(heard) = self.last_heard.get_mut(&host) {
+            heard.at = self.now.time;
+        }
         match report {
             Report::Hello(_) => unreachable!("handled above"),
             Report::Renew { sent } => {
-                self.order(&host, Order::Renewed { sent });
+                let lease_ms = self.lease_ms();
+                let told = self.last_heard.get_mut(&host).expect("it was just heard");
+                let lease_ms =
+                    (std::mem::replace(&mut told.lease_ms, lease_ms) != lease_ms).then_some(lease_ms);
+                self.order(&host, Order::Renewed { sent, lease_ms });
             }
             Report::Done(done) => self.done(&host, done),
             Report::HoldEnded { transition, member } => {
@@ -506,11 +532,13 @@ impl Engine {
         let members = self.head.assignments(&host);
         let is_new_run =
             self.last_run.insert(host.clone(), hello.run.clone()).is_none_or(|last| last != hello.run);
-        let assigned = members.clone();
-        self.sessions.insert(host.clone(), Session { id: session, run: hello.run.clone(), assigned });
+        let (assigned, waits_for) = (members.clone(), hello.open.iter().copied().collect());
+        self.sessions
+            .insert(host.clone(), Session { id: session, run: hello.run.clone(), assigned, waits_for });
         self.hosts_by_session.insert(session, host.clone());
-        self.last_heard.insert(host.clone(), self.now.time);
-        let due = self.now.time.plus(self.lost_after_ms());
+        let heard = Heard { at: self.now.time, lease_ms: self.lease_ms() };
+        self.last_heard.insert(host.clone(), heard);
+        let due = heard.lost_at(heard.lease_ms);
         self.hosts_due = Some(self.hosts_due.map_or(due, |at| at.min(due)));
         self.stir_all();
         let (reign, lease_ms) = (self.head.reign, self.lease_ms());
@@ -591,7 +619,7 @@ impl Engine {
     /// not: their ends are known to others, and an abort is safe.
     fn woke(&mut self, after_ms: u64) {
         for heard in self.last_heard.values_mut() {
-            *heard = heard.plus(after_ms);
+            heard.at = heard.at.plus(after_ms);
         }
         self.hosts_due = self.hosts_due.map(|due| due.plus(after_ms));
         for run in self.runs.values_mut() {
@@ -600,17 +628,12 @@ impl Engine {
         self.stirred.extend(self.runs.keys());
     }
 
-    /// A host counts as lost 1.05 leases after it was last heard of.
-    fn lost_after_ms(&self) -> u64 {
-        self.lease_ms() + self.lease_ms() / 20
-    }
-
     fn watch_hosts(&mut self) {
         if self.hosts_due.is_none_or(|due| due > self.now.time) {
             return;
         }
-        let after = self.lost_after_ms();
-        let is_due = |heard: &Time| heard.plus(after) <= self.now.time;
+        let lease_ms = self.lease_ms();
+        let is_due = |heard: &Heard| heard.lost_at(lease_ms) <= self.now.time;
         let due: Vec<_> = self
             .last_heard
             .iter()
@@ -625,7 +648,7 @@ impl Engine {
             self.host_lost(&host);
         }
         let watched = self.last_heard.iter().filter(|(host, _)| self.is_reachable(host));
-        self.hosts_due = watched.map(|(_, heard)| heard.plus(after)).min();
+        self.hosts_due = watched.map(|(_, heard)| heard.lost_at(lease_ms)).min();
     }
 
     fn set_liveness(&mut self, host: &HostName, liveness: Liveness) {

@@ -307,6 +307,9 @@ pub enum Order {
     Renewed {
         /// The `sent` of the renewal.
         sent: Time,
+        /// The lease from now on in milliseconds, when it is another one than this host was told last.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lease_ms: Option<u64>,
     },
 }
 

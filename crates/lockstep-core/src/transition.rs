@@ -18,7 +18,7 @@ use crate::id::{GroupName, HostName, Index, MemberId, StepId, TransitionId};
 use crate::message::{Decision, Done, Notice, Order, Outcome, Phase, Role};
 use crate::mutant::{self, Mutant};
 use crate::plan::{self, Plan};
-use crate::record::{Body, Cause, Direction, Left, StepResult};
+use crate::record::{Body, Cause, Direction, HoldEnd, Left, StepResult};
 use crate::request::Rejection;
 use crate::spec::{self, Deadlines};
 use crate::time::Time;
@@ -282,10 +282,16 @@ impl Engine {
             let mut run = Run::queued(plan.clone(), None);
             run.votes.clone_from(&transition.votes);
             for holder in plan.with_role(Role::Holder) {
-                if !transition.holds.contains_key(holder) {
-                    let hold = Hold::begin(self.now.time, self.hold_ms(&holder.group));
-                    run.holds.insert(holder.clone(), hold);
-                }
+                let hold = Hold::begin(self.now.time, self.hold_ms(&holder.group));
+                let hold = match transition.holds.get(holder) {
+                    Some(HoldEnd::Released) => continue,
+                    // Its holder has let go, and is still to learn where its group went.
+                    Some(HoldEnd::Ended | HoldEnd::Presumed) => {
+                        Hold { end: self.now.time, is_over: true, ..hold }
+                    }
+                    None => hold,
+                };
+                run.holds.insert(holder.clone(), hold);
             }
             match transition.decision {
                 Some(Decision::Commit) => {
@@ -769,7 +775,10 @@ impl Engine {
 
     fn end(&mut self, id: TransitionId, run: &Run, outcome: Outcome, left: BTreeMap<MemberId, Left>) {
         self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
-        let hosts: BTreeSet<_> = run.plan.asked().map(|who| who.member.host.clone()).collect();
+        let mut hosts: BTreeSet<_> = run.plan.asked().map(|who| who.member.host.clone()).collect();
+        // An earlier reign may have asked others about another plan.
+        let waiting = self.sessions.iter().filter(|(_, session)| session.waits_for.contains(&id));
+        hosts.extend(waiting.map(|(host, _)| host.clone()));
         for host in hosts {
             self.order(&host, Order::Outcome { transition: id, outcome: Some(outcome) });
         }

@@ -411,6 +411,13 @@ impl World {
         }
     }
 
+    /// A server that was deposed finds out by itself, as one does whose lease on the store has ended.
+    pub fn end_deposed(&mut self, id: ServerId) {
+        if self.active != Some(id) {
+            self.end_server(id);
+        }
+    }
+
     /// Moves the servers' wall clock.
     pub fn jump_wall_clock(&mut self, ms: i64) {
         self.wall_ahead_ms += ms;
@@ -667,10 +674,9 @@ impl World {
     /// Drops the messages on the way to and from an agent, and its connection with them; both ends learn of it.
     pub fn break_link(&mut self, name: &str) {
         let Some(session) = self.process(name).session else { return };
-        let server = self.links[&session].server;
         self.hang_up(name);
-        if self.links.remove(&session).is_some_and(|link| link.server_end != End::Gone) {
-            self.tell_server(server, Input::Closed { session });
+        if let Some(link) = self.links.get_mut(&session) {
+            link.to_server.clear();
         }
         self.process(name).connect_at = self.time;
     }
@@ -932,7 +938,9 @@ impl World {
     fn poll_agent(&mut self, name: &Name) {
         let process = self.process(name);
         let engine = process.engine.as_mut().expect("it was named as one that runs");
-        match engine.poll_output().expect("it was named as one with an output") {
+        // What it had to say may have become void meanwhile.
+        let Some(output) = engine.poll_output() else { return };
+        match output {
             AgentOutput::Append(records) => {
                 assert!(process.in_flight.replace(records).is_none(), "one batch in flight at a time");
                 process.appends += 1;
@@ -1006,6 +1014,9 @@ impl World {
             None => None,
         };
         let script = within(script.unwrap_or_default(), timeout_ms);
+        if matches!(call.phase, Phase::Commit | Phase::Undo | Phase::Stop) {
+            self.promises.remove(&(call.member.clone(), Phase::Prepare));
+        }
         self.note(Happened::Started { agent: name.clone(), id, call: call.clone() });
         let running = Running { call, script, begun: self.time, timeout_ms };
         self.process(name).running.insert(id, running);
@@ -1030,12 +1041,11 @@ impl World {
         let member = call.member.clone();
         match call.phase {
             Phase::Prepare | Phase::Hold => _ = self.promises.insert((member, call.phase)),
-            Phase::Commit | Phase::Undo | Phase::Cancel | Phase::Stop => {
-                self.promises.remove(&(member, Phase::Prepare));
-            }
+            Phase::Cancel => _ = self.promises.remove(&(member, Phase::Prepare)),
             Phase::Release if script.answer == Answer::Yes => {
                 self.promises.remove(&(member, Phase::Hold));
             }
+            Phase::Commit | Phase::Undo | Phase::Stop => {}
             Phase::Check | Phase::Release | Phase::Status | Phase::Notice | Phase::Fence => {}
         }
         let own = (call.phase == Phase::Status).then(|| self.status(&call.member)).flatten();

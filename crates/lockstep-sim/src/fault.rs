@@ -133,8 +133,13 @@ impl Sim {
     /// Makes one fault.
     pub(crate) fn strike(&mut self) -> Result<(), Violation> {
         let Some(&fault) = self.faults.kinds.choose(&mut self.rng) else { return Ok(()) };
-        let hosts: Vec<Name> =
-            self.disks.keys().filter(|name| self.spared.as_ref() != Some(*name)).cloned().collect();
+        let hosts: Vec<Name> = self
+            .disks
+            .keys()
+            .filter(|name| !name.ends_with("-copy"))
+            .filter(|name| self.spared.as_ref() != Some(*name))
+            .cloned()
+            .collect();
         let Some(name) = hosts.choose(&mut self.rng).cloned() else { return Ok(()) };
         self.tally.struck(fault.as_str());
         self.say(format!("FAULT {} {name}", fault.as_str()));

@@ -55,6 +55,8 @@ pub(crate) enum Slow {
 pub(crate) enum Later {
     StartServer,
     ResumeServer(ServerId),
+    /// One that was deposed finds out.
+    EndDeposed(ServerId),
     StartAgent(Name),
     Resume(Name),
     Heal(Name),
@@ -105,7 +107,9 @@ impl Sim {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
         let shape = Shape::random(&mut rng);
         let faults = Faults::random(&mut rng);
-        let world = World::new();
+        let mut world = World::new();
+        // Of as many digits whatever the jumps are, so that they change no record's length.
+        world.jump_wall_clock(1_700_000_000_000);
         let names: Vec<Name> = shape.hosts.iter().map(|host| host.as_str().into()).collect();
         let spared = rng.random_ratio(1, 2).then(|| names[0].clone());
         let broken = rng.random_ratio(1, 4).then(|| names[names.len() - 1].clone());
@@ -154,7 +158,7 @@ impl Sim {
             let host = self.shape.hosts[at].clone();
             let name: Name = host.as_str().into();
             let mut disk = Journal::default();
-            self.opened::<AgentRecord>(disk.open())?;
+            self.opened::<AgentRecord>(&name, disk.open())?;
             self.disks.insert(name.clone(), disk);
             self.world.join(&name, &host, self.shape.labels(at), Some(format!("10.0.0.{at}")));
         }
@@ -252,7 +256,14 @@ impl Sim {
     fn do_now(&mut self, later: Later) -> Result<(), Violation> {
         match later {
             Later::StartServer => self.start_server()?,
-            Later::ResumeServer(id) => self.world.resume_server(id),
+            Later::ResumeServer(id) => {
+                self.world.resume_server(id);
+                if self.world.active() != Some(id) {
+                    let ms = self.rng.random_range(0..=3000);
+                    self.later(ms, Later::EndDeposed(id));
+                }
+            }
+            Later::EndDeposed(id) => self.world.end_deposed(id),
             Later::StartAgent(name) => self.start_agent(&name)?,
             Later::Resume(name) => {
                 if self.world.is_paused(&name) {
@@ -435,7 +446,7 @@ impl Sim {
         } else {
             self.server_disk.open()
         };
-        match self.opened(opened)? {
+        match self.opened("server", opened)? {
             Some(records) => {
                 self.world.set_journal(records);
                 self.world.start_server();
@@ -457,7 +468,7 @@ impl Sim {
         }
         self.server_disk.crash(Crash::Process);
         let opened = self.server_disk.open();
-        if self.opened::<Record>(opened)?.is_some() {
+        if self.opened::<Record>("server", opened)?.is_some() {
             self.world.start_server();
             self.say("another server takes over");
             let ms = self.rng.random_range(100..=20_000);
@@ -492,9 +503,10 @@ impl Sim {
         let disk = self.disks.get_mut(name).expect("each agent has a disk");
         let opened = if decays { disk.open_decayed(at, bit) } else { disk.open() };
         if decays {
+            self.say(format!("a bit decays at {name}"));
             self.tally.decayed(&opened);
         }
-        match self.opened::<AgentRecord>(opened)? {
+        match self.opened::<AgentRecord>(name, opened)? {
             Some(records) => {
                 self.world.set_agent_journal(name, records);
                 self.world.start_agent(name);
@@ -540,15 +552,18 @@ impl Sim {
     /// What was read back; none when the disk was in trouble.
     fn opened<T: DeserializeOwned>(
         &mut self,
+        who: &str,
         opened: Result<Vec<Vec<u8>>, Unopened>,
     ) -> Result<Option<Vec<T>>, Violation> {
         match opened {
             Ok(payloads) => Ok(Some(decode(&payloads))),
             Err(Unopened::Trouble(error)) => {
-                self.say(format!("cannot start: {error}"));
+                self.say(format!("{who} cannot start: {error}"));
                 Ok(None)
             }
-            Err(Unopened::Broken(what)) => Err(Violation { invariant: "8 acknowledged-survives", what }),
+            Err(Unopened::Broken(what)) => {
+                Err(Violation { invariant: "8 acknowledged-survives", what: format!("{who}: {what}") })
+            }
         }
     }
 
@@ -635,7 +650,10 @@ impl Sim {
             }
         }
         let servers: Vec<_> = self.world.servers().map(|(id, _)| id).collect();
-        servers.into_iter().for_each(|id| self.world.resume_server(id));
+        for id in servers {
+            self.world.resume_server(id);
+            self.world.end_deposed(id);
+        }
         self.start_server()
     }
 

@@ -215,11 +215,13 @@ fn written_end(file: &[u8]) -> usize {
 /// Whether the frame's head or its tail says that all of it lies before `end`, the last byte that is not zero.
 fn was_whole(file: &[u8], offset: usize, end: usize) -> bool {
     let by_head = framed(&file[offset..end]).is_some_and(|size| offset + size <= end);
-    let by_tail = end.is_multiple_of(ALIGN) && end >= offset + HEAD_LEN + TAIL_LEN && {
+    // Its tail may be anywhere: behind it there may be another frame, which was cut short.
+    let mut ends = (offset + HEAD_LEN + TAIL_LEN..=end).step_by(ALIGN);
+    let is_tail = |end: usize| {
         let len = (!u32_at(file, end - 4) as usize).next_multiple_of(ALIGN);
         offset + HEAD_LEN + len + TAIL_LEN == end
     };
-    by_head || by_tail
+    by_head || ends.any(is_tail)
 }
 
 /// Whether a block between `offset` and `end` is still as zero as it was preallocated.

@@ -33,6 +33,8 @@ impl VotesBind {
         for asked in plan.asked() {
             let member = &asked.member;
             let phases: &[Phase] = match asked.role {
+                // It is where it should be already, and only its goal changes.
+                Role::Actor if plan.steps_of(member).next().is_none() => &[Phase::Check],
                 Role::Actor => &[Phase::Check, Phase::Prepare],
                 Role::Holder => &[Phase::Check, Phase::Hold],
                 Role::Voter => &[Phase::Check],

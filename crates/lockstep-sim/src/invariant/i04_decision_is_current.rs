@@ -4,6 +4,7 @@
 use super::{Invariant, Verdict};
 use lockstep_core::cluster::{Cluster, Mark};
 use lockstep_core::id::{GroupName, Index, MemberId, StateName, TransitionId};
+use lockstep_core::lifecycle::{Lifecycle, Limit};
 use lockstep_core::message::Decision;
 use lockstep_core::plan::Plan;
 use lockstep_core::record::Body;
@@ -22,11 +23,16 @@ pub(crate) struct DecisionIsCurrent {
 
 type Place = (Option<StateName>, Option<StateName>, Option<TransitionId>, Mark, bool);
 
+/// What says whether a group serves.
+type Serving = (Lifecycle, BTreeMap<StateName, Limit>);
+
 /// What a plan rests on.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Footprint {
     members: BTreeMap<MemberId, Place>,
-    groups: BTreeMap<GroupName, Option<Group>>,
+    moving: BTreeMap<GroupName, Option<Group>>,
+    /// Of the other groups, what says whether they serve.
+    others: BTreeMap<GroupName, Option<Serving>>,
     relations: Vec<Relation>,
 }
 
@@ -38,10 +44,13 @@ impl Footprint {
             let (actual, goal) = (member.actual.clone(), member.goal.clone());
             (id.clone(), (actual, goal, member.transition, member.mark, member.leaving))
         });
+        let group = |name: &GroupName| cluster.spec.groups.get(name).cloned();
+        let limits = |group: Group| (group.lifecycle, group.limits);
         let touches = |relation: &&Relation| names().any(|group| relation.from == *group);
         Self {
             members: members.collect(),
-            groups: names().map(|name| (name.clone(), cluster.spec.groups.get(name).cloned())).collect(),
+            moving: plan.exclusive.iter().map(|name| (name.clone(), group(name))).collect(),
+            others: plan.shared.iter().map(|name| (name.clone(), group(name).map(limits))).collect(),
             relations: cluster.spec.relations.iter().filter(touches).cloned().collect(),
         }
     }
