@@ -1,10 +1,12 @@
-//! The project's own commands: `cargo xtask verify | fix | test | bench | soak`.
+//! The project's own commands: `cargo xtask verify | fix | test | bench | mutants | soak`.
 //!
 //! Every command says what it runs, stops at the first failure, and ends with that command's own words.
 
 use std::env;
+use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Command, ExitCode, Stdio};
 
 const HELP: &str = "\
 cargo xtask COMMAND
@@ -13,12 +15,16 @@ cargo xtask COMMAND
   fix              formats, and applies what the lints can mend
   test [ARGS]      installs what the tests need (as root, on Debian), then runs all of them; ARGS go to the runner
   bench [--json F] measures, each figure beside its floor in the same run
+  mutants [SEEDS]  lets the simulator look for each deliberate fault, in 3000 seeds unless SEEDS says otherwise
   soak [RUNS]      the Redis switchover under load, 10 times unless RUNS says otherwise
 ";
 
 /// What the tests run beside Rust: a program of each Debian package, and the package.
 const PACKAGES: [(&str, &str); 3] =
     [("python3", "python3"), ("redis-server", "redis-server"), ("haproxy", "haproxy")];
+
+/// What `mutants` found, a line for each.
+const MUTANTS: &str = "target/mutants.txt";
 
 const SCENARIO: &str = "scenarios/redis-switchover/run";
 
@@ -39,6 +45,7 @@ fn main() -> ExitCode {
         Some("fix") => fix(),
         Some("test") => test(&args[1..]),
         Some("bench") => bench(&args[1..]),
+        Some("mutants") => mutants(args.get(1).map_or("3000", String::as_str)),
         Some("soak") => soak(args.get(1).map_or("10", String::as_str)),
         Some(_) | None => Err(Stopped(HELP.to_owned())),
     };
@@ -93,6 +100,31 @@ fn test(args: &[String]) -> Done {
 fn bench(args: &[String]) -> Done {
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     cargo(&[&["bench", "--locked", "--package", "lockstep", "--bench", "lockstep", "--"], &args[..]].concat())
+}
+
+/// A checker that was never seen to fail counts as absent: each deliberate fault has to be caught.
+fn mutants(seeds: &str) -> Done {
+    let build =
+        ["build", "--release", "--locked", "--package", "lockstep-sim", "--target-dir", "target/mutants"];
+    run("cargo", &build, &[("RUSTFLAGS", "--cfg lockstep_mutants")])?;
+    let hunt = Command::new("target/mutants/release/lockstep-sim")
+        .args(["--mutants", "--seeds", seeds])
+        .stdout(Stdio::piped())
+        .spawn();
+    let mut hunt = hunt.map_err(|error| Stopped(format!("cannot run the simulator: {error}")))?;
+    let mut lines = String::new();
+    for line in BufReader::new(hunt.stdout.take().expect("it is piped")).lines().map_while(Result::ok) {
+        println!("{line}");
+        lines.push_str(&line);
+        lines.push('\n');
+    }
+    let ended = hunt.wait().map_err(|error| Stopped(format!("cannot wait for the simulator: {error}")))?;
+    fs::write(MUTANTS, &lines).map_err(|error| Stopped(format!("cannot write {MUTANTS}: {error}")))?;
+    if ended.success() {
+        Ok(())
+    } else {
+        Err(Stopped("a mutant survived: close the hole in the checks".to_owned()))
+    }
 }
 
 fn soak(runs: &str) -> Done {

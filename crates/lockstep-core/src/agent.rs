@@ -522,6 +522,7 @@ impl AgentEngine {
             }
             AgentInput::Connected => {
                 self.is_connected = true;
+                self.heard_at = now;
                 self.hello();
             }
             AgentInput::Disconnected => {
@@ -580,8 +581,9 @@ impl AgentEngine {
         let later = self.queues.values().flat_map(|queue| queue.later.iter().map(|(at, _)| *at));
         let status = self.state.members.keys().filter(|member| self.polls_status(member));
         let status = status.map(|member| self.queues.get(member).map_or(self.now, |queue| queue.status_at));
-        let renew = self.is_welcome.then_some(self.renew_at.min(self.silent_at()));
-        holds.chain(later).chain(status).chain(renew).min()
+        let renew = self.is_welcome.then_some(self.renew_at);
+        let silent = self.is_connected.then(|| self.silent_at());
+        holds.chain(later).chain(status).chain(renew).chain(silent).min()
     }
 
     fn record(&mut self, record: AgentRecord) {
@@ -864,15 +866,18 @@ impl AgentEngine {
         }
     }
 
-    /// From then on the server counts as gone: it has answered two renewals with nothing.
+    /// From then on the server counts as gone: it has answered two renewals with nothing, or a greeting, for which a
+    /// server that a thousand agents greet at once gets a little longer.
     fn silent_at(&self) -> Time {
-        self.heard_at.plus((self.lease_ms / 3 * 2).max(1))
+        let patience_ms = if self.is_welcome { self.lease_ms / 3 * 2 } else { self.lease_ms };
+        self.heard_at.plus(patience_ms.max(1))
     }
 
     /// A server that stands still keeps its connections. Whoever has taken over from it gives this host up when the
     /// lease ends, so its agent looks for that one while there is time.
     fn turn_from_silence(&mut self) {
-        if self.is_welcome && self.silent_at() <= self.now {
+        if self.is_connected && self.silent_at() <= self.now {
+            self.is_connected = false;
             self.is_welcome = false;
             self.outbox.emit(AgentOutput::Disconnect("the server has gone silent".to_owned()));
         }

@@ -211,7 +211,8 @@ impl Run {
 
     /// When something is due at the latest.
     pub(crate) fn wake(&self) -> Option<Time> {
-        let holds = self.holds.values().filter(|hold| !hold.is_over);
+        let is_ignored = self.is_undecided() && mutant::is(Mutant::LateHoldDecided);
+        let holds = self.holds.values().filter(|hold| !hold.is_over && !is_ignored);
         let holds = holds.flat_map(|hold| {
             let end = if self.is_undecided() { hold.too_short_at() } else { hold.end };
             [Some(end), hold.release.and_then(|release| release.again_at)]

@@ -23,16 +23,17 @@ struct Args {
     /// How many threads.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Puts a deliberate fault in force, and ends with the first seed that catches it (`--cfg lockstep_mutants`).
+    /// Puts a deliberate fault in force, in builds that have them (`--cfg lockstep_mutants`).
     #[arg(long)]
     mutant: Option<Mutant>,
+    /// Looks for each deliberate fault in turn, until a seed catches it.
+    #[arg(long, conflicts_with = "mutant")]
+    mutants: bool,
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    if let Some(mutant) = args.mutant
-        && !run::force(mutant)
-    {
+    if (args.mutants || args.mutant.is_some()) && !run::force(args.mutant) {
         eprintln!(
             "this build has no mutants: RUSTFLAGS=\"--cfg lockstep_mutants\" cargo run -p lockstep-sim ..."
         );
@@ -45,8 +46,11 @@ fn main() -> ExitCode {
         count: if only { 1 } else { args.seeds },
         until: args.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes)),
         threads: args.threads.max(1),
-        ends_with_first: args.mutant.is_some(),
+        ends_with_first: args.mutants,
     };
+    if args.mutants {
+        return hunt(&plan);
+    }
     let began = Instant::now();
     let (tally, found) = run::run(&plan);
     print!("{tally}");
@@ -60,4 +64,22 @@ fn main() -> ExitCode {
     let seconds = began.elapsed().as_secs_f64();
     eprintln!("{:.1} s, {:.1} seeds a second", seconds, tally.seeds as f64 / seconds);
     if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Lets seeds look for each deliberate fault. One that survives is a hole in the checks.
+fn hunt(plan: &Plan) -> ExitCode {
+    let mut all_caught = true;
+    for &mutant in Mutant::ALL {
+        run::force(Some(mutant));
+        let (_, found) = run::run(plan);
+        match found.first() {
+            Some(found) => {
+                let seeds = found.seed - plan.first + 1;
+                println!("{mutant} caught by {} after {seeds} seeds", found.violation.invariant);
+            }
+            None => println!("{mutant} survived"),
+        }
+        all_caught &= !found.is_empty();
+    }
+    if all_caught { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

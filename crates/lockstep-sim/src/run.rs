@@ -41,16 +41,16 @@ pub struct Found {
     pub lines: Vec<String>,
 }
 
-/// Puts a deliberate fault in force; not in builds that have none.
+/// Puts a deliberate fault in force, or none; `false` in builds that have no such faults.
 #[cfg(not(lockstep_mutants))]
-pub fn force(_: Mutant) -> bool {
+pub fn force(_: Option<Mutant>) -> bool {
     false
 }
 
-/// Puts a deliberate fault in force.
+/// Puts a deliberate fault in force, or none.
 #[cfg(lockstep_mutants)]
-pub fn force(mutant: Mutant) -> bool {
-    lockstep_core::mutant::force(Some(mutant));
+pub fn force(mutant: Option<Mutant>) -> bool {
+    lockstep_core::mutant::force(mutant);
     true
 }
 

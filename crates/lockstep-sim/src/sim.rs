@@ -259,7 +259,8 @@ impl Sim {
             Later::ResumeServer(id) => {
                 self.world.resume_server(id);
                 if self.world.active() != Some(id) {
-                    let ms = self.rng.random_range(0..=3000);
+                    // Soon: what it tells agents until then keeps them from looking for another server.
+                    let ms = self.rng.random_range(0..=500);
                     self.later(ms, Later::EndDeposed(id));
                 }
             }
@@ -526,11 +527,11 @@ impl Sim {
         let mut disk = Journal::default();
         disk.restore(self.disks[name].image());
         // What the copy begins with is what is safe on the disk; the original may have a write under way.
-        if let Ok(records) = disk.open() {
+        if let Some(records) = disk.open().ok().and_then(|payloads| decode(&payloads)) {
             self.disks.insert(copy.clone(), disk);
             self.invariants.excuse(name);
             self.invariants.excuse(&copy);
-            self.world.copy_agent(name, &copy, decode(&records));
+            self.world.copy_agent(name, &copy, records);
             self.say(format!("{copy} starts"));
             let ms = self.rng.random_range(100..=5000);
             self.later(ms, Later::EndCopy(copy));
@@ -556,7 +557,10 @@ impl Sim {
         opened: Result<Vec<Vec<u8>>, Unopened>,
     ) -> Result<Option<Vec<T>>, Violation> {
         match opened {
-            Ok(payloads) => Ok(Some(decode(&payloads))),
+            Ok(payloads) => {
+                let what = "what is read back is not what was written".to_owned();
+                decode(&payloads).map(Some).ok_or(Violation { invariant: "23 corrupt-is-refused", what })
+            }
             Err(Unopened::Trouble(error)) => {
                 self.say(format!("{who} cannot start: {error}"));
                 Ok(None)
@@ -696,7 +700,6 @@ fn encode<T: Serialize>(records: &[T]) -> Vec<Vec<u8>> {
     records.iter().map(|record| serde_json::to_vec(record).expect("records are plain data")).collect()
 }
 
-fn decode<T: DeserializeOwned>(payloads: &[Vec<u8>]) -> Vec<T> {
-    let read = |payload: &Vec<u8>| serde_json::from_slice(payload).expect("what we wrote can be read");
-    payloads.iter().map(read).collect()
+fn decode<T: DeserializeOwned>(payloads: &[Vec<u8>]) -> Option<Vec<T>> {
+    payloads.iter().map(|payload| serde_json::from_slice(payload).ok()).collect()
 }
