@@ -248,7 +248,19 @@ impl Engine {
 
     /// Takes one input in. Outputs are to be polled afterwards.
     pub fn handle(&mut self, now: Now, input: Input) {
+        self.handle_all(now, [input]);
+    }
+
+    /// Takes in what has come at once, in order. What it makes possible is looked at once: a thousand answers to one
+    /// question would else be counted a thousand times.
+    pub fn handle_all(&mut self, now: Now, inputs: impl IntoIterator<Item = Input>) {
         self.now = now;
+        inputs.into_iter().for_each(|input| self.take(input));
+        self.watch_hosts();
+        self.settle();
+    }
+
+    fn take(&mut self, input: Input) {
         match input {
             Input::Appended => {
                 let count = self.outbox.acknowledge();
@@ -278,8 +290,6 @@ impl Engine {
             Input::Tick => {}
             Input::Woke { after_ms } => self.woke(after_ms),
         }
-        self.watch_hosts();
-        self.settle();
     }
 
     /// What is to be done next, if anything is.

@@ -144,22 +144,20 @@ impl<S: Store> Driver<S> {
                     self.publish();
                 }
                 Heard::Said(first) => {
-                    self.hear(first);
+                    let mut heard = vec![self.hear(first)];
                     // Everything that has arrived goes into one write, and so does what other connections are about
                     // to hand over: answers to one question come in a burst, and each write costs a sync.
-                    let (mut heard, mut turns) = (1, 0);
-                    while heard < HEARD_MAX && turns < TURNS_MAX {
+                    let mut turns = 0;
+                    while heard.len() < HEARD_MAX && turns < TURNS_MAX {
                         match said.try_recv() {
-                            Ok(next) => {
-                                self.hear(next);
-                                heard += 1;
-                            }
+                            Ok(next) => heard.push(self.hear(next)),
                             Err(_) => {
                                 tokio::task::yield_now().await;
                                 turns += 1;
                             }
                         }
                     }
+                    self.engine.handle_all(self.clock.now(), heard);
                 }
                 Heard::Command(command) => self.command(command),
                 Heard::Tick => self.engine.handle(self.clock.now(), Input::Tick),
@@ -167,15 +165,14 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn hear(&mut self, said: Said) {
-        let input = match said {
+    fn hear(&mut self, said: Said) -> Input {
+        match said {
             Said::Report(session, report) => Input::Report { session, report: *report },
             Said::Closed(session) => {
                 self.sessions.forget(session);
                 Input::Closed { session }
             }
-        };
-        self.engine.handle(self.clock.now(), input);
+        }
     }
 
     fn command(&mut self, command: Command) {
