@@ -169,7 +169,7 @@ impl<S: Store> Driver<S> {
         match said {
             Said::Report(session, report) => Input::Report { session, report: *report },
             Said::Closed(session) => {
-                self.sessions.forget(session);
+                self.sessions.close(session);
                 Input::Closed { session }
             }
         }
@@ -208,7 +208,7 @@ impl<S: Store> Driver<S> {
         while let Some(output) = self.engine.poll_output() {
             match output {
                 Output::Append { first, records } => self.append(first, &records),
-                Output::Order { session, order } => self.sessions.send(session, order),
+                Output::Order { session, order } => self.sessions.send(session, &order),
                 Output::Close { session } => self.sessions.close(session),
                 Output::Reply { reply, answer } => self.reply(reply, answer),
                 Output::Event(event) => self.event(event),
