@@ -31,7 +31,7 @@ pub struct Cluster {
     /// The transitions.
     pub transitions: BTreeMap<TransitionId, Arc<Transition>>,
     /// Which transition a request id asked for.
-    pub requests: BTreeMap<String, TransitionId>,
+    pub requests: BTreeMap<Arc<str>, TransitionId>,
     /// The transitions that have no outcome yet, in order of arrival.
     pub open: BTreeSet<TransitionId>,
     /// The notices of each host, oldest first.
@@ -255,7 +255,7 @@ impl Cluster {
             Body::Host { host, change } => self.apply_host(host, change),
             Body::Request { request } => {
                 let id = TransitionId(index.0);
-                self.requests.insert(request.request_id.clone(), id);
+                self.requests.insert(request.request_id.as_str().into(), id);
                 self.transitions.insert(id, Arc::new(Transition::new(request.clone(), record.at)));
                 self.open.insert(id);
             }

@@ -335,7 +335,7 @@ impl Engine {
     // ---- requests
 
     fn request(&mut self, request: Request) -> Result<Accepted, Rejection> {
-        if let Some(&known) = self.head.requests.get(&request.request_id) {
+        if let Some(&known) = self.head.requests.get(request.request_id.as_str()) {
             if *self.head.transitions[&known].request == request {
                 return Ok(Accepted::Transition(known));
             }

@@ -71,7 +71,7 @@ impl Engine {
     }
 
     fn run(&mut self, request: lockstep_core::request::Request) -> Result<Option<TransitionId>, Rejection> {
-        if let Some(id) = self.cluster.requests.get(&request.request_id) {
+        if let Some(id) = self.cluster.requests.get(request.request_id.as_str()) {
             let is_same = *self.cluster.transitions[id].request == request;
             let conflict =
                 || Rejection::new(Code::RequestConflict, "it asks for something else", "choose another id");
