@@ -140,8 +140,10 @@ impl<S: Store> Driver<S> {
                     done?;
                     self.engine.handle(self.clock.now(), Input::Appended);
                     self.news = self.news.max(self.appended);
-                    // Before anybody is told of it: who then asks is shown it.
+                    // Before anybody is told of it: who then asks is shown it. And who waits to see it may go on
+                    // before a thousand agents are told.
                     self.publish();
+                    tokio::task::yield_now().await;
                 }
                 Heard::Said(first) => {
                     let mut heard = vec![self.hear(first)];
@@ -273,7 +275,7 @@ impl<S: Store> Driver<S> {
                 self.news = News::Awaited;
             }
             Event::Voted { transition, vote } => {
-                self.view.votes.entry(transition).or_default().push(vote);
+                self.view.votes.entry(transition).or_default().push(Arc::new(vote));
                 self.news = self.news.max(News::Small);
             }
             Event::Reported { member, score, facts, reason } => {
