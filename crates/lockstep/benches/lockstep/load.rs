@@ -19,6 +19,9 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+/// How often agents look at their clocks: they renew their leases every second.
+const CLOCKS_LOOKED_AT: Duration = Duration::from_millis(20);
+
 pub(crate) struct Measured {
     pub(crate) times: Vec<Duration>,
     pub(crate) floor_times: Vec<Duration>,
@@ -231,11 +234,9 @@ impl Agents {
             agent.perform(Time(0), &mut self.traffic.lock().expect("no agent panics"));
         }
         let mut events = Vec::with_capacity(self.all.len());
+        let pause = CLOCKS_LOOKED_AT.try_into().expect("a short time");
+        let mut look = Time(0);
         loop {
-            let now = Time(self.start.elapsed().as_millis() as u64);
-            let due = self.all.iter().filter_map(|agent| agent.engine.next_deadline()).min();
-            let pause = Duration::from_millis(due.map_or(1000, |due| due.since(now)));
-            let pause = pause.try_into().expect("a short time");
             epoll::wait(&readable, rustix::buffer::spare_capacity(&mut events), Some(&pause))
                 .expect("a file");
             let now = Time(self.start.elapsed().as_millis() as u64);
@@ -248,6 +249,10 @@ impl Agents {
                 }
                 agent.perform(now, traffic);
             }
+            if now < look {
+                continue;
+            }
+            look = now.plus(CLOCKS_LOOKED_AT.as_millis() as u64);
             for agent in &mut self.all {
                 if agent.engine.next_deadline().is_some_and(|due| due <= now) {
                     agent.engine.handle(now, AgentInput::Tick);
