@@ -16,6 +16,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -70,6 +71,7 @@ fn measure(address: &str, hosts: usize, rounds: usize, server: u32, data: &Path,
     let _: IgnoredAny = http.ask("PUT", "/v1/spec", &spec.to_string());
     let traffic = Traffic::default();
     let mut agents = Agents::connect(address, hosts, traffic.clone());
+    let told = agents.told.clone();
     std::thread::spawn(move || agents.run());
     while adopted(&mut http) < hosts {
         std::thread::sleep(Duration::from_millis(10));
@@ -88,6 +90,10 @@ fn measure(address: &str, hosts: usize, rounds: usize, server: u32, data: &Path,
         transition(&mut http, state);
         if round >= warm_up {
             times.push(start.elapsed());
+        }
+        // Agents are told the outcome after whoever asked. That is no part of the next transition.
+        while told.load(Ordering::Relaxed) < hosts * (round + 1) {
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
     let [busy, clients_busy] =
@@ -215,13 +221,15 @@ struct Agent {
 struct Agents {
     all: Vec<Agent>,
     traffic: Traffic,
+    /// How many outcomes they have been told.
+    told: Arc<AtomicUsize>,
     start: Instant,
 }
 
 impl Agents {
     fn connect(address: &str, hosts: usize, traffic: Traffic) -> Self {
         let all = (0..hosts).map(|host| Agent::connect(address, host)).collect();
-        Self { all, traffic, start: Instant::now() }
+        Self { all, traffic, told: Arc::default(), start: Instant::now() }
     }
 
     /// For ever.
@@ -243,7 +251,7 @@ impl Agents {
             let traffic = &mut *self.traffic.lock().expect("no agent panics");
             for event in events.drain(..) {
                 let agent = &mut self.all[event.data.u64() as usize];
-                if !agent.receive(now, traffic) {
+                if !agent.receive(now, traffic, &self.told) {
                     // The server has ended.
                     return;
                 }
@@ -282,7 +290,7 @@ impl Agent {
     }
 
     /// Takes in what has arrived; false when the connection is over.
-    fn receive(&mut self, now: Time, traffic: &mut BTreeMap<Phase, [usize; 4]>) -> bool {
+    fn receive(&mut self, now: Time, traffic: &mut BTreeMap<Phase, [usize; 4]>, told: &AtomicUsize) -> bool {
         let mut bytes = [0; 4096];
         match self.stream.read(&mut bytes) {
             Ok(0) | Err(_) => return false,
@@ -290,10 +298,18 @@ impl Agent {
         }
         while let Some(message) = take_message(&mut self.received) {
             let order: Order = serde_json::from_slice(&message).expect("an order");
-            if let Order::Call(call) = &order {
-                let counts = traffic.entry(call.phase).or_default();
-                counts[0] += 1;
-                counts[1] += message.len();
+            match &order {
+                Order::Call(call) => {
+                    let counts = traffic.entry(call.phase).or_default();
+                    counts[0] += 1;
+                    counts[1] += message.len();
+                }
+                Order::Outcome { .. } => _ = told.fetch_add(1, Ordering::Relaxed),
+                Order::Welcome { .. }
+                | Order::Refused { .. }
+                | Order::Assign { .. }
+                | Order::Notice(_)
+                | Order::Renewed { .. } => {}
             }
             self.engine.handle(now, AgentInput::Order(order));
         }
