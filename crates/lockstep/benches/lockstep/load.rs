@@ -86,10 +86,9 @@ fn measure(address: &str, hosts: usize, rounds: usize, server: u32, data: &Path,
             busy_before = [server, clients].map(cpu_ms);
         }
         let state = if round % 2 == 0 { "online" } else { "offline" };
-        let start = Instant::now();
-        transition(&mut http, state);
+        let time = transition(&mut http, state);
         if round >= warm_up {
-            times.push(start.elapsed());
+            times.push(time);
         }
         // Agents are told the outcome after whoever asked. That is no part of the next transition.
         while told.load(Ordering::Relaxed) < hosts * (round + 1) {
@@ -156,19 +155,25 @@ fn adopted(http: &mut Http) -> usize {
     list.items.iter().filter(|member| member.actual.is_some()).count()
 }
 
-fn transition(http: &mut Http, state: &str) {
+/// Moves everybody, and tells how long it took until the answer with the outcome was there.
+fn transition(http: &mut Http, state: &str) -> Duration {
     #[derive(Debug, Deserialize)]
     struct Object {
         id: String,
         outcome: Option<String>,
     }
     let body = json!({"targets": [format!("g={state}")]});
+    let start = Instant::now();
     let mut object: Object = http.ask("POST", "/v1/transitions", &body.to_string());
+    let mut time = start.elapsed();
     let path = format!("/v1/transitions/{}?until=outcome&wait_ms=10000", object.id);
     while object.outcome.is_none() {
-        object = http.ask("GET", &path, "");
+        let answer = http.answer("GET", &path, "");
+        time = start.elapsed();
+        object = serde_json::from_slice(&answer).expect("a transition");
     }
     assert_eq!(object.outcome.as_deref(), Some("committed"), "{object:?}");
+    time
 }
 
 /// An operator's connection.
@@ -198,6 +203,10 @@ impl Http {
     }
 
     fn ask<T: DeserializeOwned>(&mut self, method: &str, path: &str, body: &str) -> T {
+        serde_json::from_slice(&self.answer(method, path, body)).expect("what was asked for")
+    }
+
+    fn answer(&mut self, method: &str, path: &str, body: &str) -> Vec<u8> {
         let len = body.len();
         let request = format!(
             "{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
@@ -207,7 +216,7 @@ impl Http {
         let mut body = vec![0; len];
         self.0.read_exact(&mut body).expect("the server");
         assert!((200..300).contains(&status), "{status}: {}", String::from_utf8_lossy(&body));
-        serde_json::from_slice(&body).expect("what was asked for")
+        body
     }
 }
 
