@@ -117,7 +117,7 @@ pub struct Transition {
     /// Why it was aborted.
     pub cause: Option<Cause>,
     /// The votes that it rests on.
-    pub votes: Vec<Vote>,
+    pub votes: Arc<Vec<Vote>>,
     /// Whether, and why, every step is taken back.
     pub undo: Option<(MemberId, String)>,
     /// The members that are left out, and why.
@@ -158,7 +158,7 @@ impl Transition {
             decision: None,
             decided_at: None,
             cause: None,
-            votes: Vec::new(),
+            votes: Arc::default(),
             undo: None,
             excluded: BTreeMap::new(),
             steps: BTreeMap::new(),
