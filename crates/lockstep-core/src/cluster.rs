@@ -34,7 +34,7 @@ pub struct Cluster {
     /// The transitions.
     pub transitions: BTreeMap<TransitionId, Arc<Transition>>,
     /// Which transition a request id asked for.
-    pub requests: BTreeMap<String, TransitionId>,
+    pub requests: BTreeMap<Arc<str>, TransitionId>,
     /// The transitions that have no outcome yet, in order of arrival.
     pub open: BTreeSet<TransitionId>,
     /// The notices of each host, oldest first.
@@ -120,7 +120,7 @@ pub struct Transition {
     /// Why it was aborted.
     pub cause: Option<Cause>,
     /// The votes that it rests on.
-    pub votes: Vec<Vote>,
+    pub votes: Arc<Vec<Vote>>,
     /// Whether, and why, every step is taken back.
     pub undo: Option<(MemberId, String)>,
     /// The members that are left out, and why.
@@ -161,7 +161,7 @@ impl Transition {
             decision: None,
             decided_at: None,
             cause: None,
-            votes: Vec::new(),
+            votes: Arc::default(),
             undo: None,
             excluded: BTreeMap::new(),
             steps: BTreeMap::new(),
@@ -263,7 +263,7 @@ impl Cluster {
             Body::Host { host, change } => self.apply_host(host, change),
             Body::Request { request } => {
                 let id = TransitionId(index.0);
-                self.requests.insert(request.request_id.clone(), id);
+                self.requests.insert(request.request_id.as_str().into(), id);
                 self.transitions.insert(id, Arc::new(Transition::new(request.clone(), record.at)));
                 self.open.insert(id);
             }

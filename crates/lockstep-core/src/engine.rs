@@ -274,10 +274,22 @@ impl Engine {
 
     /// Takes one input in. Outputs are to be polled afterwards.
     pub fn handle(&mut self, now: Now, input: Input) {
+        self.handle_all(now, [input]);
+    }
+
+    /// Takes in what has come at once, in order. What it makes possible is looked at once: a thousand answers to one
+    /// question would else be counted a thousand times.
+    pub fn handle_all(&mut self, now: Now, inputs: impl IntoIterator<Item = Input>) {
         self.now = now;
         if mutant::is(Mutant::WallClockLease) {
             self.now.time = Time(now.wall.0);
         }
+        inputs.into_iter().for_each(|input| self.take(input));
+        self.watch_hosts();
+        self.settle();
+    }
+
+    fn take(&mut self, input: Input) {
         match input {
             Input::Appended => {
                 let count = self.outbox.acknowledge();
@@ -309,8 +321,6 @@ impl Engine {
             Input::Tick => {}
             Input::Woke { after_ms } => self.woke(after_ms),
         }
-        self.watch_hosts();
-        self.settle();
     }
 
     /// What is to be done next, if anything is.
@@ -364,7 +374,7 @@ impl Engine {
     // ---- requests
 
     fn request(&mut self, request: Request) -> Result<Accepted, Rejection> {
-        if let Some(&known) = self.head.requests.get(&request.request_id)
+        if let Some(&known) = self.head.requests.get(request.request_id.as_str())
             && !mutant::is(Mutant::RequestForgotten)
         {
             if *self.head.transitions[&known].request == request {

@@ -68,7 +68,7 @@ pub enum Body {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         cause: Option<Cause>,
         /// The votes that were cast.
-        votes: Vec<Vote>,
+        votes: Arc<Vec<Vote>>,
     },
     /// What has come of steps and holds.
     Step {

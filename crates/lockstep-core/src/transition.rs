@@ -281,7 +281,7 @@ impl Engine {
                 continue;
             };
             let mut run = Run::queued(plan.clone(), None);
-            run.votes.clone_from(&transition.votes);
+            run.votes = transition.votes.to_vec();
             for holder in plan.with_role(Role::Holder) {
                 let hold = Hold::begin(self.now.time, self.hold_ms(&holder.group));
                 let hold = match transition.holds.get(holder) {
@@ -540,14 +540,9 @@ impl Engine {
         if self.is_stale(&plan) {
             return self.give_up(id, run, "plan-stale", STALE, None);
         }
-        let votes = std::mem::take(&mut run.votes);
-        self.propose(Body::Decision {
-            transition: id,
-            decision: Decision::Commit,
-            cause: None,
-            votes: votes.clone(),
-        });
-        run.votes = votes;
+        // From here on they are the transition's own.
+        let votes = Arc::new(std::mem::take(&mut run.votes));
+        self.propose(Body::Decision { transition: id, decision: Decision::Commit, cause: None, votes });
         run.stage = Stage::Commit(Box::new(Course {
             forward: Flow::new(&plan, Direction::Forward),
             back: None,
@@ -718,6 +713,7 @@ impl Engine {
     }
 
     fn decide_no(&mut self, id: TransitionId, cause: Cause, votes: Vec<Vote>) {
+        let votes = Arc::new(votes);
         self.propose(Body::Decision { transition: id, decision: Decision::Abort, cause: Some(cause), votes });
     }
 

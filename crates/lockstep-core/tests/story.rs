@@ -280,7 +280,7 @@ fn show(world: &World, id: TransitionId) -> Vec<String> {
         transition.decision, transition.outcome, transition.current_token
     )];
     lines.extend(transition.cause.iter().map(|cause| format!("{}: {}", cause.code, cause.message)));
-    for vote in &transition.votes {
+    for vote in transition.votes.iter() {
         lines.push(format!(
             "{:?} {} {:?} as {} in {}",
             vote.round, vote.member, vote.answer, vote.role, vote.run

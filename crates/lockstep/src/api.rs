@@ -16,13 +16,14 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use body::{PlanBody, RunBody};
+use lockstep_core::cluster;
 use lockstep_core::id::TransitionId;
 use lockstep_core::message::PROTOCOL;
 use lockstep_core::request::{Code, Rejection};
 use object::{Applied, Group, Host, List, Member, Plan, Relation, Transition, Version};
 use problem::{HttpCode, Problem};
 use serde::{Deserialize, Serialize};
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::time::Duration;
 
 /// The longest that a long poll waits, in milliseconds. Too low: chatter. Too high: proxies in between give up
@@ -131,19 +132,16 @@ async fn wait_for(handle: &Handle, is_there: impl FnMut(&View) -> bool) -> Resul
 
 fn show(view: &View, id: TransitionId, status: StatusCode) -> Result<Response, Problem> {
     let transition = view.cluster.transitions.get(&id).ok_or_else(|| unknown(id))?;
-    let mut object = Transition::of(view, id, transition);
-    let tag = etag(&mut object);
-    let mut response = json(status, &object);
-    response.headers_mut().insert(header::ETAG, tag);
+    let mut response = json(status, &Transition::of(view, id, transition));
+    response.headers_mut().insert(header::ETAG, etag(view, id, transition));
     Ok(response)
 }
 
-/// What the object is, without the revision it was read at.
-fn etag(object: &mut Transition) -> HeaderValue {
-    let revision = object.revision.take();
+/// What the object is, without the revision that it was read at: a hash over all that it is made of.
+fn etag(view: &View, id: TransitionId, transition: &cluster::Transition) -> HeaderValue {
+    let provisional = if transition.decision.is_none() { view.votes.get(&id) } else { None };
     let mut hasher = DefaultHasher::new();
-    hasher.write(&serde_json::to_vec(object).expect("the API's objects are plain data"));
-    object.revision = revision;
+    (transition, object::phase(view, id, transition), provisional).hash(&mut hasher);
     HeaderValue::try_from(format!("\"{:016x}\"", hasher.finish())).expect("hexadecimal is plain text")
 }
 
@@ -195,7 +193,7 @@ async fn transition(
     if wait.wait_ms > 0 {
         let tag_of = |view: &View| {
             let transition = view.cluster.transitions.get(&id)?;
-            Some(etag(&mut Transition::of(view, id, transition)))
+            Some(etag(view, id, transition))
         };
         let is_patient = wait.until == Some(Until::Outcome);
         let now = if is_patient { None } else { tag_of(&view) };

@@ -53,7 +53,7 @@ impl Engine {
             Command::Abort { transition, reply } => {
                 let cause = Cause { code: "operator".to_owned(), message: "enough".to_owned(), member: None };
                 let (decision, cause, votes) = (Decision::Abort, Some(cause), Vec::new());
-                self.add(RecordBody::Decision { transition, decision, cause, votes });
+                self.add(RecordBody::Decision { transition, decision, cause, votes: votes.into() });
                 self.add(RecordBody::Outcome {
                     transition,
                     outcome: Outcome::Aborted,
@@ -71,7 +71,7 @@ impl Engine {
     }
 
     fn run(&mut self, request: lockstep_core::request::Request) -> Result<Option<TransitionId>, Rejection> {
-        if let Some(id) = self.cluster.requests.get(&request.request_id) {
+        if let Some(id) = self.cluster.requests.get(request.request_id.as_str()) {
             let is_same = *self.cluster.transitions[id].request == request;
             let conflict =
                 || Rejection::new(Code::RequestConflict, "it asks for something else", "choose another id");

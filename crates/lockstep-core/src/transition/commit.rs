@@ -68,6 +68,8 @@ impl Engine {
             (true, Some(_)) => Outcome::Undone,
             (true, None) => Outcome::Committed,
         };
+        // What it shares is copied when it changes.
+        drop(transition);
         self.end(id, run, outcome, left);
         Next::Ended
     }

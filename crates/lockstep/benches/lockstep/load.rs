@@ -1,20 +1,27 @@
 //! The load of the transition benchmark: a real server process, and agents that keep their journals in memory.
+//!
+//! What is measured is the server. So its clients cost as little as they can beside it, on the same processors: core's
+//! own agents, all on one thread, each behind a bare socket.
 
 use crate::floor::{Floor, Shape};
-use futures_util::{SinkExt, StreamExt};
 use lockstep_core::agent::{AgentEngine, AgentInput, AgentOutput, AgentState, Identity};
-use lockstep_core::message::{Order, Phase};
+use lockstep_core::message::{Order, Phase, Report};
 use lockstep_core::time::Time;
-use serde_json::{Value, json};
+use rustix::event::epoll::{self, EventData, EventFlags};
+use serde::Deserialize;
+use serde::de::{DeserializeOwned, IgnoredAny};
+use serde_json::json;
 use std::collections::BTreeMap;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
-use tokio_tungstenite::tungstenite::Message;
-use tokio_tungstenite::tungstenite::protocol::WebSocketConfig;
+
+/// How often agents look at their clocks: they renew their leases every second.
+const CLOCKS_LOOKED_AT: Duration = Duration::from_millis(20);
 
 pub(crate) struct Measured {
     pub(crate) times: Vec<Duration>,
@@ -53,41 +60,43 @@ pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
         .expect("the server starts");
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
-    let url = line.trim().trim_start_matches("listening on ").to_owned();
+    let address = line.trim().trim_start_matches("listening on http://").to_owned();
     let server = Server(child);
-    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().expect("a runtime");
-    runtime.block_on(measure(&url, hosts, rounds, server.0.id(), &data, &dir))
+    measure(&address, hosts, rounds, server.0.id(), &data, &dir)
 }
 
-async fn measure(url: &str, hosts: usize, rounds: usize, server: u32, data: &Path, dir: &Path) -> Measured {
-    let http = reqwest::Client::new();
+fn measure(address: &str, hosts: usize, rounds: usize, server: u32, data: &Path, dir: &Path) -> Measured {
+    let mut http = Http::connect(address);
     let spec = json!({"cluster": "bench", "groups": {"g": {"select": {"role": "g"}}}});
-    let applied = http.put(format!("{url}/v1/spec")).json(&spec).send().await.expect("the server");
-    assert!(applied.status().is_success(), "{}", applied.text().await.unwrap_or_default());
+    let _: IgnoredAny = http.ask("PUT", "/v1/spec", &spec.to_string());
     let traffic = Traffic::default();
-    let joined = Arc::new(AtomicUsize::new(0));
-    for host in 0..hosts {
-        tokio::spawn(agent(url.to_owned(), host, traffic.clone(), joined.clone()));
-    }
-    while adopted(&http, url).await < hosts {
-        tokio::time::sleep(Duration::from_millis(10)).await;
+    let mut agents = Agents::connect(address, hosts, traffic.clone());
+    let told = agents.told.clone();
+    std::thread::spawn(move || agents.run());
+    while adopted(&mut http) < hosts {
+        std::thread::sleep(Duration::from_millis(10));
     }
     let warm_up = 6;
-    let (mut times, mut before, mut busy_before) = (Vec::new(), 0, 0.0);
+    let (mut times, mut before, mut busy_before) = (Vec::new(), 0, [0.0; 2]);
+    let clients = std::process::id();
     for round in 0..warm_up + rounds {
         if round == warm_up {
             traffic.lock().expect("no agent panics").clear();
             before = journal_bytes(data);
-            busy_before = cpu_ms(server);
+            busy_before = [server, clients].map(cpu_ms);
         }
         let state = if round % 2 == 0 { "online" } else { "offline" };
-        let start = Instant::now();
-        transition(&http, url, state).await;
+        let time = transition(&mut http, state);
         if round >= warm_up {
-            times.push(start.elapsed());
+            times.push(time);
+        }
+        // Agents are told the outcome after whoever asked. That is no part of the next transition.
+        while told.load(Ordering::Relaxed) < hosts * (round + 1) {
+            std::thread::sleep(Duration::from_micros(100));
         }
     }
-    let busy = (cpu_ms(server) - busy_before) / rounds as f64;
+    let [busy, clients_busy] =
+        [0, 1].map(|at| (cpu_ms([server, clients][at]) - busy_before[at]) / rounds as f64);
     let written = journal_bytes(data).saturating_sub(before) / rounds;
     let traffic = traffic.lock().expect("no agent panics").clone();
     let phases = [Phase::Check, Phase::Prepare, Phase::Commit];
@@ -106,7 +115,7 @@ async fn measure(url: &str, hosts: usize, rounds: usize, server: u32, data: &Pat
     let floor_times = (0..rounds).map(|_| floor.exchange()).collect();
     let shape = format!(
         "{hosts} connections, rounds of {:?} bytes (order, answer), {} synced writes of {} bytes; \
-         the server is busy for {busy:.1} ms a transition",
+         a transition keeps the server busy for {busy:.1} ms, its clients for {clients_busy:.1} ms",
         shape.rounds, shape.syncs, shape.sync_bytes
     );
     Measured { times, floor_times, shape }
@@ -133,85 +142,240 @@ fn journal_bytes(data: &Path) -> usize {
     sizes.sum()
 }
 
-async fn adopted(http: &reqwest::Client, url: &str) -> usize {
-    let list = http.get(format!("{url}/v1/members")).send().await.expect("the server");
-    let list: Value = list.json().await.expect("a list");
-    list["items"].as_array().expect("a list").iter().filter(|member| member["actual"].is_string()).count()
+fn adopted(http: &mut Http) -> usize {
+    #[derive(Deserialize)]
+    struct Member {
+        actual: Option<String>,
+    }
+    #[derive(Deserialize)]
+    struct List {
+        items: Vec<Member>,
+    }
+    let list: List = http.ask("GET", "/v1/members", "");
+    list.items.iter().filter(|member| member.actual.is_some()).count()
 }
 
-async fn transition(http: &reqwest::Client, url: &str, state: &str) {
-    let body = json!({"targets": [format!("g={state}")]});
-    let answer = http.post(format!("{url}/v1/transitions")).json(&body).send().await.expect("the server");
-    let mut object: Value = answer.json().await.expect("a transition");
-    let id = object["id"].as_str().unwrap_or_else(|| panic!("no transition: {object}")).to_owned();
-    while object["outcome"].is_null() {
-        let wait = format!("{url}/v1/transitions/{id}?until=outcome&wait_ms=10000");
-        object = http.get(wait).send().await.expect("the server").json().await.expect("a transition");
+/// Moves everybody, and tells how long it took until the answer with the outcome was there.
+fn transition(http: &mut Http, state: &str) -> Duration {
+    #[derive(Debug, Deserialize)]
+    struct Object {
+        id: String,
+        outcome: Option<String>,
     }
-    assert_eq!(object["outcome"], "committed", "{object}");
+    let body = json!({"targets": [format!("g={state}")]});
+    let start = Instant::now();
+    let mut object: Object = http.ask("POST", "/v1/transitions", &body.to_string());
+    let mut time = start.elapsed();
+    let path = format!("/v1/transitions/{}?until=outcome&wait_ms=10000", object.id);
+    while object.outcome.is_none() {
+        let answer = http.answer("GET", &path, "");
+        time = start.elapsed();
+        object = serde_json::from_slice(&answer).expect("a transition");
+    }
+    assert_eq!(object.outcome.as_deref(), Some("committed"), "{object:?}");
+    time
+}
+
+/// An operator's connection.
+struct Http(BufReader<TcpStream>);
+
+impl Http {
+    fn connect(address: &str) -> Self {
+        let stream = TcpStream::connect(address).expect("the server");
+        stream.set_nodelay(true).expect("a TCP socket");
+        Self(BufReader::new(stream))
+    }
+
+    /// Reads the head of an answer: its status, and how long its body is.
+    fn head(&mut self) -> (u16, usize) {
+        let (mut status, mut len, mut line) = (0, 0, String::new());
+        loop {
+            line.clear();
+            self.0.read_line(&mut line).expect("the server");
+            let (name, value) = line.trim_end().split_once(' ').unwrap_or_default();
+            match name {
+                "" => return (status, len),
+                "HTTP/1.1" => status = value[..3].parse().expect("a status"),
+                "content-length:" => len = value.parse().expect("a number"),
+                _ => {}
+            }
+        }
+    }
+
+    fn ask<T: DeserializeOwned>(&mut self, method: &str, path: &str, body: &str) -> T {
+        serde_json::from_slice(&self.answer(method, path, body)).expect("what was asked for")
+    }
+
+    fn answer(&mut self, method: &str, path: &str, body: &str) -> Vec<u8> {
+        let len = body.len();
+        let request = format!(
+            "{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
+        );
+        self.0.get_mut().write_all(request.as_bytes()).expect("the server");
+        let (status, len) = self.head();
+        let mut body = vec![0; len];
+        self.0.read_exact(&mut body).expect("the server");
+        assert!((200..300).contains(&status), "{status}: {}", String::from_utf8_lossy(&body));
+        body
+    }
 }
 
 /// One agent: core's engine, a socket, a journal that acknowledges at once.
-async fn agent(url: String, host: usize, traffic: Traffic, joined: Arc<AtomicUsize>) {
-    let identity = Identity {
-        host: format!("h{host:03}").parse().expect("a name"),
-        agent: format!("agent-{host}").parse().expect("a name"),
-        run: format!("run-{host}").parse().expect("a name"),
-        address: None,
-        labels: [("role".to_owned(), "g".to_owned())].into(),
-    };
-    let address = url.replacen("http", "ws", 1) + "/v1/agent";
-    // The buffers of the real agent: the library's own are sized for a few large streams.
-    let config = WebSocketConfig::default().read_buffer_size(4096).write_buffer_size(4096);
-    let (mut socket, _) =
-        tokio_tungstenite::connect_async_with_config(address, Some(config), true).await.expect("the server");
-    let start = Instant::now();
-    let now = || Time(start.elapsed().as_millis() as u64);
-    let mut engine = AgentEngine::new(identity, BTreeMap::new(), AgentState::default(), now());
-    engine.handle(now(), AgentInput::Connected);
-    loop {
-        while let Some(output) = engine.poll_output() {
+struct Agent {
+    engine: AgentEngine,
+    stream: TcpStream,
+    received: Vec<u8>,
+}
+
+struct Agents {
+    all: Vec<Agent>,
+    traffic: Traffic,
+    /// How many outcomes they have been told.
+    told: Arc<AtomicUsize>,
+    start: Instant,
+}
+
+impl Agents {
+    fn connect(address: &str, hosts: usize, traffic: Traffic) -> Self {
+        let all = (0..hosts).map(|host| Agent::connect(address, host)).collect();
+        Self { all, traffic, told: Arc::default(), start: Instant::now() }
+    }
+
+    /// For ever.
+    fn run(&mut self) {
+        let readable = epoll::create(epoll::CreateFlags::empty()).expect("a file");
+        for (place, agent) in self.all.iter_mut().enumerate() {
+            let key = EventData::new_u64(place as u64);
+            epoll::add(&readable, &agent.stream, key, EventFlags::IN).expect("a socket");
+            agent.engine.handle(Time(0), AgentInput::Connected);
+            agent.perform(Time(0), &mut self.traffic.lock().expect("no agent panics"));
+        }
+        let mut events = Vec::with_capacity(self.all.len());
+        let pause = CLOCKS_LOOKED_AT.try_into().expect("a short time");
+        let mut look = Time(0);
+        loop {
+            epoll::wait(&readable, rustix::buffer::spare_capacity(&mut events), Some(&pause))
+                .expect("a file");
+            let now = Time(self.start.elapsed().as_millis() as u64);
+            let traffic = &mut *self.traffic.lock().expect("no agent panics");
+            for event in events.drain(..) {
+                let agent = &mut self.all[event.data.u64() as usize];
+                if !agent.receive(now, traffic, &self.told) {
+                    // The server has ended.
+                    return;
+                }
+                agent.perform(now, traffic);
+            }
+            if now < look {
+                continue;
+            }
+            look = now.plus(CLOCKS_LOOKED_AT.as_millis() as u64);
+            for agent in &mut self.all {
+                if agent.engine.next_deadline().is_some_and(|due| due <= now) {
+                    agent.engine.handle(now, AgentInput::Tick);
+                    agent.perform(now, traffic);
+                }
+            }
+        }
+    }
+}
+
+impl Agent {
+    fn connect(address: &str, host: usize) -> Self {
+        let mut http = Http::connect(address);
+        let request = "GET /v1/agent HTTP/1.1\r\nhost: bench\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        http.0.get_mut().write_all(request.as_bytes()).expect("the server");
+        assert_eq!(http.head().0, 101);
+        let identity = Identity {
+            host: format!("h{host:03}").parse().expect("a name"),
+            agent: format!("agent-{host}").parse().expect("a name"),
+            run: format!("run-{host}").parse().expect("a name"),
+            address: None,
+            labels: [("role".to_owned(), "g".to_owned())].into(),
+        };
+        let engine = AgentEngine::new(identity, BTreeMap::new(), AgentState::default(), Time(0));
+        Self { engine, stream: http.0.into_inner(), received: Vec::new() }
+    }
+
+    /// Takes in what has arrived; false when the connection is over.
+    fn receive(&mut self, now: Time, traffic: &mut BTreeMap<Phase, [usize; 4]>, told: &AtomicUsize) -> bool {
+        let mut bytes = [0; 4096];
+        match self.stream.read(&mut bytes) {
+            Ok(0) | Err(_) => return false,
+            Ok(count) => self.received.extend_from_slice(&bytes[..count]),
+        }
+        while let Some(message) = take_message(&mut self.received) {
+            let order: Order = serde_json::from_slice(&message).expect("an order");
+            match &order {
+                Order::Call(call) => {
+                    let counts = traffic.entry(call.phase).or_default();
+                    counts[0] += 1;
+                    counts[1] += message.len();
+                }
+                Order::Outcome { .. } => _ = told.fetch_add(1, Ordering::Relaxed),
+                Order::Welcome { .. }
+                | Order::Refused { .. }
+                | Order::Assign { .. }
+                | Order::Notice(_)
+                | Order::Renewed { .. } => {}
+            }
+            self.engine.handle(now, AgentInput::Order(order));
+        }
+        true
+    }
+
+    fn perform(&mut self, now: Time, traffic: &mut BTreeMap<Phase, [usize; 4]>) {
+        let mut out = Vec::new();
+        while let Some(output) = self.engine.poll_output() {
             match output {
-                AgentOutput::Append(_) => engine.handle(now(), AgentInput::Appended),
+                AgentOutput::Append(_) => self.engine.handle(now, AgentInput::Appended),
                 AgentOutput::Send(report) => {
-                    let text = serde_json::to_string(&report).expect("plain data");
-                    if let lockstep_core::message::Report::Done(done) = &report {
-                        let mut traffic = traffic.lock().expect("no agent panics");
+                    let text = serde_json::to_vec(&report).expect("plain data");
+                    if let Report::Done(done) = &report {
                         let counts = traffic.entry(done.phase).or_default();
                         counts[2] += 1;
                         counts[3] += text.len();
                     }
-                    if socket.feed(Message::text(text)).await.is_err() {
-                        return;
-                    }
+                    put_message(&mut out, &text);
                 }
-                AgentOutput::Joined => {
-                    joined.fetch_add(1, Ordering::Relaxed);
-                }
+                AgentOutput::Joined => {}
                 AgentOutput::Run { .. } => unreachable!("`none` runs nothing"),
                 AgentOutput::Disconnect(reason) => panic!("{reason}"),
                 AgentOutput::Warning(message) => eprintln!("{message}"),
             }
         }
-        if socket.flush().await.is_err() {
-            return;
-        }
-        let tick = engine
-            .next_deadline()
-            .map_or(Duration::from_secs(60), |at| Duration::from_millis(at.since(now())));
-        tokio::select! {
-            received = socket.next() => {
-                let Some(Ok(Message::Text(text))) = received else { return };
-                let order: Order = serde_json::from_str(&text).expect("an order");
-                if let Order::Call(call) = &order {
-                    let mut traffic = traffic.lock().expect("no agent panics");
-                    let counts = traffic.entry(call.phase).or_default();
-                    counts[0] += 1;
-                    counts[1] += text.len();
-                }
-                engine.handle(now(), AgentInput::Order(order));
-            }
-            () = tokio::time::sleep(tick) => engine.handle(now(), AgentInput::Tick),
+        if !out.is_empty() {
+            // The server reads what it is sent; one that has ended is noticed by reading.
+            let _ = self.stream.write_all(&out);
         }
     }
+}
+
+/// Takes a whole message off the front: a WebSocket frame from a server has one or two lengths and no mask.
+fn take_message(bytes: &mut Vec<u8>) -> Option<Vec<u8>> {
+    let (&[kind, short], rest) = bytes.split_first_chunk()?;
+    assert_eq!(kind, 0x81, "a whole text");
+    let (len, head) = match short {
+        126 => (u16::from_be_bytes(*rest.first_chunk()?).into(), 4),
+        127 => panic!("orders here are short"),
+        len => (usize::from(len), 2),
+    };
+    let message = bytes.get(head..head + len)?.to_vec();
+    bytes.drain(..head + len);
+    Some(message)
+}
+
+/// A WebSocket frame to a server has a mask; this one's is zero, which changes nothing.
+fn put_message(bytes: &mut Vec<u8>, text: &[u8]) {
+    let len = u16::try_from(text.len()).expect("reports here are short");
+    match u8::try_from(len) {
+        Ok(len @ ..126) => bytes.extend([0x81, 0x80 | len]),
+        Ok(_) | Err(_) => {
+            bytes.extend([0x81, 0x80 | 126]);
+            bytes.extend(len.to_be_bytes());
+        }
+    }
+    bytes.extend([0; 4]);
+    bytes.extend(text);
 }

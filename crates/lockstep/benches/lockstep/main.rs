@@ -1,8 +1,9 @@
 //! Benchmarks, each beside its floor in the same run. A command (`cargo xtask bench`), never a timed test.
 //!
 //! - One transition over 100 hosts with `none` handlers, from the request to the outcome, against a server process on
-//!   a real disk. The agents are core's own, in this process, with journals in memory. Its floor is a bare TCP
-//!   exchange between two processes with the same connections, rounds, bytes each way, and synced writes.
+//!   a real disk. The agents are core's own, in this process, with journals in memory. Each transition begins when all
+//!   agents have been told the outcome of the one before. Its floor is a bare TCP exchange between two processes with
+//!   the same connections, rounds, bytes each way, and synced writes.
 //! - Planning 10,000 members. Its floor is naming and hashing the same steps.
 
 mod floor;

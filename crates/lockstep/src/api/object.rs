@@ -500,8 +500,10 @@ impl Transition {
     pub fn of(view: &View, id: TransitionId, transition: &cluster::Transition) -> Self {
         let plan = transition.plan.as_deref();
         let is_decided = transition.decision.is_some();
-        let cast = if is_decided { Some(&transition.votes) } else { view.votes.get(&id) };
-        let votes = cast.into_iter().flatten().map(|vote| Vote::of(vote, !is_decided)).collect();
+        let votes = match view.votes.get(&id) {
+            Some(provisional) if !is_decided => provisional.iter().map(|vote| Vote::of(vote, true)).collect(),
+            Some(_) | None => transition.votes.iter().map(|vote| Vote::of(vote, false)).collect(),
+        };
         let step = |((step, direction), state): (&(lockstep_core::id::StepId, Direction), &StepState)| {
             let member = plan.and_then(|plan| plan.steps.get(step.0 as usize)).map(|step| &step.member);
             StepResult::of(step.0, member, *direction, state)
@@ -591,7 +593,7 @@ impl Transition {
 }
 
 /// The phase of a transition that has not ended. The engine says it; between its snapshots the records do.
-fn phase(view: &View, id: TransitionId, transition: &cluster::Transition) -> Option<&'static str> {
+pub(super) fn phase(view: &View, id: TransitionId, transition: &cluster::Transition) -> Option<&'static str> {
     if transition.outcome.is_some() {
         return None;
     }

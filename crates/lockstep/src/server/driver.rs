@@ -140,26 +140,26 @@ impl<S: Store> Driver<S> {
                     done?;
                     self.engine.handle(self.clock.now(), Input::Appended);
                     self.news = self.news.max(self.appended);
-                    // Before anybody is told of it: who then asks is shown it.
+                    // Before anybody is told of it: who then asks is shown it. And who waits to see it may go on
+                    // before a thousand agents are told.
                     self.publish();
+                    tokio::task::yield_now().await;
                 }
                 Heard::Said(first) => {
-                    self.hear(first);
+                    let mut heard = vec![self.hear(first)];
                     // Everything that has arrived goes into one write, and so does what other connections are about
                     // to hand over: answers to one question come in a burst, and each write costs a sync.
-                    let (mut heard, mut turns) = (1, 0);
-                    while heard < HEARD_MAX && turns < TURNS_MAX {
+                    let mut turns = 0;
+                    while heard.len() < HEARD_MAX && turns < TURNS_MAX {
                         match said.try_recv() {
-                            Ok(next) => {
-                                self.hear(next);
-                                heard += 1;
-                            }
+                            Ok(next) => heard.push(self.hear(next)),
                             Err(_) => {
                                 tokio::task::yield_now().await;
                                 turns += 1;
                             }
                         }
                     }
+                    self.engine.handle_all(self.clock.now(), heard);
                 }
                 Heard::Command(command) => self.command(command),
                 Heard::Tick => self.engine.handle(self.clock.now(), Input::Tick),
@@ -167,15 +167,14 @@ impl<S: Store> Driver<S> {
         }
     }
 
-    fn hear(&mut self, said: Said) {
-        let input = match said {
+    fn hear(&mut self, said: Said) -> Input {
+        match said {
             Said::Report(session, report) => Input::Report { session, report: *report },
             Said::Closed(session) => {
-                self.sessions.forget(session);
+                self.sessions.close(session);
                 Input::Closed { session }
             }
-        };
-        self.engine.handle(self.clock.now(), input);
+        }
     }
 
     fn command(&mut self, command: Command) {
@@ -211,7 +210,7 @@ impl<S: Store> Driver<S> {
         while let Some(output) = self.engine.poll_output() {
             match output {
                 Output::Append { first, records } => self.append(first, &records),
-                Output::Order { session, order } => self.sessions.send(session, order),
+                Output::Order { session, order } => self.sessions.send(session, &order),
                 Output::Close { session } => self.sessions.close(session),
                 Output::Reply { reply, answer } => self.reply(reply, answer),
                 Output::Event(event) => self.event(event),
@@ -276,7 +275,7 @@ impl<S: Store> Driver<S> {
                 self.news = News::Awaited;
             }
             Event::Voted { transition, vote } => {
-                self.view.votes.entry(transition).or_default().push(vote);
+                self.view.votes.entry(transition).or_default().push(Arc::new(vote));
                 self.news = self.news.max(News::Small);
             }
             Event::Reported { member, score, facts, reason } => {

@@ -20,7 +20,7 @@ pub struct View {
     /// The cluster up to its revision.
     pub cluster: Arc<Cluster>,
     /// Votes cast in transitions that are not decided yet.
-    pub votes: BTreeMap<TransitionId, Vec<Vote>>,
+    pub votes: BTreeMap<TransitionId, Vec<Arc<Vote>>>,
     /// Which phase each open transition is in: `queued`, `check`, `prepare`, `commit` or `release`.
     pub phases: BTreeMap<TransitionId, &'static str>,
     /// What members last said of themselves; never a reason for anything.

@@ -1,11 +1,17 @@
 //! Sessions with agents: a WebSocket each, one JSON object a message. A session carries and checks the form of what
 //! is said; what it means is the engine's.
 
+mod line;
+
 use crate::handler::printable;
 use crate::json;
-use axum::extract::State;
-use axum::extract::ws::{CloseFrame, Message, WebSocket, WebSocketUpgrade, close_code};
+use axum::body::Body;
+use axum::extract::{Request, State};
+use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
+use futures_util::{SinkExt, StreamExt};
+use hyper_util::rt::TokioIo;
+use line::Line;
 use lockstep_core::engine::SessionId;
 use lockstep_core::message::{Done, Order, Report};
 use lockstep_core::spec::text_problem;
@@ -13,14 +19,17 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
+use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::timeout;
+use tokio::time::{Instant, sleep, timeout};
+use tokio_tungstenite::WebSocketStream;
+use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
+use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
+use tokio_tungstenite::tungstenite::protocol::{CloseFrame, Message, Role, WebSocketConfig};
 use tracing::{debug, warn};
 
 /// What agents have said and the engine has not heard yet: one message of each.
 const SAID_MAX: usize = 16_384;
-/// Orders that wait for one agent's socket. One that falls so far behind is cut off; it comes back and catches up.
-const ORDERS_MAX: usize = 4096;
 /// The largest report: 16 KiB each of `out` and `facts`, some thousand `pids`, a reason; or a hundred long labels.
 /// Too high: what many agents say at once adds up in memory and in the journal.
 const REPORT_BYTES_MAX: usize = 64 << 10;
@@ -33,25 +42,29 @@ const SILENCE_MAX: Duration = Duration::from_secs(60);
 /// A socket that takes nothing for so long is dead.
 const WRITE_MAX: Duration = Duration::from_secs(10);
 
+/// The last that is said to an agent has to be taken by then.
+const LAST_MAX: Duration = Duration::from_secs(1);
+
 /// What comes from agents.
 pub(super) enum Said {
     Report(SessionId, Box<Report>),
     Closed(SessionId),
 }
 
-/// What goes to an agent.
-enum Outgoing {
-    Order(Box<Order>),
-    Close,
-}
-
 /// All sessions; cheap to clone.
 #[derive(Clone)]
 pub(super) struct Sessions {
     said: mpsc::Sender<Said>,
-    open: Arc<Mutex<HashMap<SessionId, mpsc::Sender<Outgoing>>>>,
+    open: Arc<Mutex<HashMap<SessionId, Open>>>,
     next: Arc<AtomicU64>,
     room: Arc<Semaphore>,
+}
+
+/// The driver's end of a session. Orders go out from here, without a turn of the session's own task; that one is
+/// told when the socket takes no more for now. Dropping this ends the session.
+struct Open {
+    line: Line,
+    stuck: mpsc::Sender<()>,
 }
 
 impl Sessions {
@@ -62,51 +75,60 @@ impl Sessions {
         (Self { said, open: Arc::default(), next: Arc::default(), room }, heard)
     }
 
-    pub(super) fn send(&self, session: SessionId, order: Order) {
-        self.put(session, Outgoing::Order(Box::new(order)));
+    pub(super) fn send(&self, session: SessionId, order: &Order) {
+        let text = serde_json::to_vec(order).expect("orders are plain data");
+        let mut open = self.map();
+        let Some(Open { line, stuck }) = open.get(&session) else { return };
+        match line.send(&text) {
+            Ok(true) => {}
+            // Told once is enough.
+            Ok(false) => _ = stuck.try_send(()),
+            Err(error) => {
+                debug!(session = session.0, %error, "an agent is cut off");
+                open.remove(&session);
+            }
+        }
     }
 
     /// Closes a session once what was sent before has gone out.
     pub(super) fn close(&self, session: SessionId) {
-        self.put(session, Outgoing::Close);
-    }
-
-    pub(super) fn forget(&self, session: SessionId) {
         self.map().remove(&session);
     }
 
-    fn put(&self, session: SessionId, outgoing: Outgoing) {
-        let mut open = self.map();
-        if open.get(&session).is_some_and(|queue| queue.try_send(outgoing).is_err()) {
-            // Its queue is full or its task gone: dropping the queue ends the session.
-            open.remove(&session);
-        }
-    }
-
-    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<SessionId, mpsc::Sender<Outgoing>>> {
+    fn map(&self) -> std::sync::MutexGuard<'_, HashMap<SessionId, Open>> {
         // Nothing under this lock can panic half-way.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
+type Socket = WebSocketStream<Line>;
+
 /// `GET /v1/agent`.
-pub(super) async fn accept(State(sessions): State<Sessions>, upgrade: WebSocketUpgrade) -> Response {
+pub(super) async fn accept(State(sessions): State<Sessions>, mut request: Request) -> Response {
     let Ok(place) = sessions.room.clone().try_acquire_owned() else {
-        let busy = (axum::http::StatusCode::SERVICE_UNAVAILABLE, "too many agents\n");
-        return busy.into_response();
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many agents\n").into_response();
     };
-    upgrade
-        .read_buffer_size(4096)
-        .write_buffer_size(4096)
-        .max_message_size(MESSAGE_BYTES_MAX)
-        .max_frame_size(MESSAGE_BYTES_MAX)
-        .on_upgrade(async move |socket| {
-            serve(socket, sessions).await;
-            drop(place);
-        })
+    let response = match create_response_with_body(&request, Body::empty) {
+        Ok(response) => response,
+        Err(error) => return (StatusCode::BAD_REQUEST, format!("{error}\n")).into_response(),
+    };
+    let upgrade = hyper::upgrade::on(&mut request);
+    tokio::spawn(async move {
+        if let Ok(stream) = upgrade.await {
+            serve(Line::new(TokioIo::new(stream)), sessions).await;
+        }
+        drop(place);
+    });
+    response
 }
 
-async fn serve(mut socket: WebSocket, sessions: Sessions) {
+async fn serve(line: Line, sessions: Sessions) {
+    let config = WebSocketConfig::default()
+        .read_buffer_size(4096)
+        .write_buffer_size(0)
+        .max_message_size(Some(MESSAGE_BYTES_MAX))
+        .max_frame_size(Some(MESSAGE_BYTES_MAX));
+    let mut socket = Socket::from_raw_socket(line.clone(), Role::Server, Some(config)).await;
     let Ok(Some(first)) = timeout(HELLO_MAX, receive(&mut socket)).await else {
         return;
     };
@@ -116,81 +138,63 @@ async fn serve(mut socket: WebSocket, sessions: Sessions) {
         Err(problem) => return refuse(&mut socket, &problem).await,
     };
     let id = SessionId(sessions.next.fetch_add(1, Ordering::Relaxed));
-    let (queue, mut orders) = mpsc::channel(ORDERS_MAX);
-    sessions.map().insert(id, queue);
+    let (stuck, mut is_stuck) = mpsc::channel(1);
+    sessions.map().insert(id, Open { line, stuck });
     if sessions.said.send(Said::Report(id, Box::new(report))).await.is_ok() {
-        carry(&mut socket, id, &sessions, &mut orders).await;
+        carry(&mut socket, id, &sessions, &mut is_stuck).await;
         // The server is gone when nobody hears this.
         let _ = sessions.said.send(Said::Closed(id)).await;
     }
-    sessions.forget(id);
+    sessions.close(id);
 }
 
-async fn carry(
-    socket: &mut WebSocket,
-    id: SessionId,
-    sessions: &Sessions,
-    orders: &mut mpsc::Receiver<Outgoing>,
-) {
+async fn carry(socket: &mut Socket, id: SessionId, sessions: &Sessions, is_stuck: &mut mpsc::Receiver<()>) {
+    let mut heard = Instant::now();
+    let mut silence = std::pin::pin!(sleep(SILENCE_MAX));
     loop {
         tokio::select! {
-            outgoing = orders.recv() => {
-                let Some(outgoing) = outgoing else { return };
-                if !matches!(timeout(WRITE_MAX, write(socket, outgoing, orders)).await, Ok(Ok(()))) {
+            biased;
+            stuck = is_stuck.recv() => match stuck {
+                Some(()) if matches!(timeout(WRITE_MAX, socket.get_mut().flush()).await, Ok(Ok(()))) => {}
+                Some(()) => return,
+                None => {
+                    let _ = timeout(LAST_MAX, socket.close(None)).await;
                     return;
                 }
-            }
-            received = timeout(SILENCE_MAX, receive(socket)) => match received {
-                Ok(Some(Ok(report))) => {
+            },
+            received = receive(socket) => match received {
+                Some(Ok(report)) => {
+                    heard = Instant::now();
                     if sessions.said.send(Said::Report(id, Box::new(report))).await.is_err() {
                         return;
                     }
                 }
-                Ok(Some(Err(problem))) => {
+                Some(Err(problem)) => {
                     warn!(session = id.0, %problem, "an agent said something that cannot be read");
                     return refuse(socket, &problem).await;
                 }
-                Ok(None) => return,
-                Err(_) => return debug!(session = id.0, "an agent has gone silent"),
+                None => return,
             },
-        }
-    }
-}
-
-/// Writes an order and all that wait behind it, then flushes once.
-async fn write(
-    socket: &mut WebSocket,
-    first: Outgoing,
-    orders: &mut mpsc::Receiver<Outgoing>,
-) -> Result<(), axum::Error> {
-    use futures_util::SinkExt;
-    let mut next = Some(first);
-    while let Some(outgoing) = next {
-        match outgoing {
-            Outgoing::Order(order) => {
-                let text = serde_json::to_string(&order).expect("orders are plain data");
-                socket.feed(Message::text(text)).await?;
-            }
-            Outgoing::Close => {
-                socket.flush().await?;
-                socket.send(Message::Close(None)).await?;
-                return Err(axum::Error::new("closed by the engine"));
+            () = &mut silence => {
+                let end = heard + SILENCE_MAX;
+                if end <= Instant::now() {
+                    return debug!(session = id.0, "an agent has gone silent");
+                }
+                silence.as_mut().reset(end);
             }
         }
-        next = orders.try_recv().ok();
     }
-    socket.flush().await
 }
 
 /// The next report; none when the connection is over.
-async fn receive(socket: &mut WebSocket) -> Option<Result<Report, String>> {
+async fn receive(socket: &mut Socket) -> Option<Result<Report, String>> {
     loop {
-        match socket.recv().await?.ok()? {
+        match socket.next().await?.ok()? {
             Message::Text(text) => {
                 return Some(read(text.as_str()));
             }
             Message::Binary(_) => return Some(Err("messages are text".to_owned())),
-            Message::Ping(_) | Message::Pong(_) => {}
+            Message::Ping(_) | Message::Pong(_) | Message::Frame(_) => {}
             Message::Close(_) => return None,
         }
     }
@@ -216,15 +220,15 @@ fn read(text: &str) -> Result<Report, String> {
     Ok(report)
 }
 
-async fn refuse(socket: &mut WebSocket, problem: &str) {
+async fn refuse(socket: &mut Socket, problem: &str) {
     // A close frame has room for 123 bytes.
     let reason: String = problem.chars().take(30).collect();
-    let frame = CloseFrame { code: close_code::POLICY, reason: reason.into() };
+    let frame = CloseFrame { code: CloseCode::Policy, reason: reason.into() };
     let order = serde_json::to_string(&Order::Refused { message: problem.to_owned() })
         .expect("orders are plain data");
-    let _ = timeout(Duration::from_secs(1), async {
+    let _ = timeout(LAST_MAX, async {
         socket.send(Message::text(order)).await?;
-        socket.send(Message::Close(Some(frame))).await
+        socket.close(Some(frame)).await
     })
     .await;
 }
@@ -232,6 +236,55 @@ async fn refuse(socket: &mut WebSocket, problem: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use axum::Router;
+    use axum::routing::get;
+    use tokio_tungstenite::MaybeTlsStream;
+
+    const HELLO: &str =
+        r#"{"report":"hello","protocol":1,"host":"h","agent":"a","run":"r","reign":0,"token":0,"noticed":0}"#;
+
+    type Agent = WebSocketStream<MaybeTlsStream<tokio::net::TcpStream>>;
+
+    /// A session that stands, and both ends of it.
+    async fn start() -> (Agent, Sessions, mpsc::Receiver<Said>, SessionId) {
+        let (sessions, mut said) = Sessions::new(1);
+        let router = Router::new().route("/", get(accept)).with_state(sessions.clone());
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("ws://{}/", listener.local_addr().unwrap());
+        tokio::spawn(async { axum::serve(listener, router).await });
+        let (mut agent, _) = tokio_tungstenite::connect_async(url).await.unwrap();
+        agent.send(Message::text(HELLO)).await.unwrap();
+        let Some(Said::Report(id, _)) = said.recv().await else { panic!("it says hello") };
+        (agent, sessions, said, id)
+    }
+
+    fn order(len: usize) -> Order {
+        Order::Refused { message: "x".repeat(len) }
+    }
+
+    #[tokio::test]
+    async fn what_the_socket_does_not_take_at_once_follows_in_order() {
+        let (mut agent, sessions, _said, id) = start().await;
+        let lens = [1, 100, 200, 70_000, 8 << 20, 3, 1 << 20];
+        lens.iter().for_each(|len| sessions.send(id, &order(*len)));
+        for len in lens {
+            let Message::Text(text) = agent.next().await.unwrap().unwrap() else { panic!("an order") };
+            let got: Order = serde_json::from_str(&text).unwrap();
+            assert!(got == order(len), "{} bytes instead of {len}", text.len());
+        }
+        sessions.close(id);
+        assert!(matches!(agent.next().await, Some(Ok(Message::Close(_)))));
+    }
+
+    #[tokio::test]
+    async fn an_agent_that_takes_nothing_is_cut_off() {
+        let (_agent, sessions, mut said, id) = start().await;
+        // What the kernel takes on both sides comes on top of what may wait here.
+        (0..64).for_each(|_| sessions.send(id, &order(1 << 20)));
+        assert!(sessions.map().is_empty());
+        tokio::time::pause();
+        assert!(matches!(said.recv().await, Some(Said::Closed(closed)) if closed == id));
+    }
 
     #[test]
     fn reports_are_objects_of_plain_text_with_each_key_once() {
