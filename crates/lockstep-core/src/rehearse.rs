@@ -184,6 +184,27 @@ fn check_claims(cluster: &Cluster, plan: &Plan) -> Result<(), Rejection> {
     Ok(())
 }
 
+/// The groups that are asked for and that the plan rests on, and all that relations lead to or from.
+fn related(cluster: &Cluster, plan: &Plan, targets: &[Target]) -> BTreeSet<GroupName> {
+    let asked = targets.iter().filter_map(Target::group);
+    let mut related: BTreeSet<GroupName> =
+        asked.chain(&plan.exclusive).chain(&plan.shared).cloned().collect();
+    let mut beside: BTreeMap<&GroupName, Vec<&GroupName>> = BTreeMap::new();
+    for relation in &cluster.spec.relations {
+        beside.entry(&relation.from).or_default().push(&relation.to);
+        beside.entry(&relation.to).or_default().push(&relation.from);
+    }
+    let mut frontier: Vec<GroupName> = related.iter().cloned().collect();
+    while let Some(group) = frontier.pop() {
+        for other in beside.get(&group).into_iter().flatten() {
+            if related.insert((*other).clone()) {
+                frontier.push((*other).clone());
+            }
+        }
+    }
+    related
+}
+
 /// What all runs of a plan have in common.
 struct Stage<'a> {
     cluster: Cluster,
@@ -206,6 +227,11 @@ impl<'a> Stage<'a> {
         cluster.transitions.clear();
         cluster.requests.clear();
         cluster.notices.clear();
+        // What no relation leads to has no part in the plan, and would be copied for each case.
+        let related = related(&cluster, &plan, targets);
+        cluster.members.retain(|member, _| related.contains(&member.group));
+        let hosts: BTreeSet<HostName> = cluster.members.keys().map(|member| member.host.clone()).collect();
+        cluster.hosts.retain(|host, _| hosts.contains(host));
         for member in cluster.members.values_mut() {
             if member.transition.is_some_and(|id| open.contains(&id)) {
                 Arc::make_mut(member).transition = None;

@@ -13,7 +13,9 @@ use lockstep_core::id::{AgentId, Index, MemberId, StateName};
 use lockstep_core::message::Outcome;
 use lockstep_core::plan::Scores;
 use lockstep_core::record::{Body, HostChange, Record};
-use lockstep_core::rehearse::{ASKED_MAX, Case, Elsewhere, Fault, FaultKind, Place, Rehearsal, rehearse};
+use lockstep_core::rehearse::{
+    ASKED_MAX, Case, Elsewhere, Fault, FaultKind, Limit, Place, Rehearsal, rehearse,
+};
 use lockstep_core::request::{Code, Request};
 use lockstep_core::time::WallTime;
 use std::collections::BTreeMap;
@@ -42,6 +44,34 @@ fn cluster(spec: &str, members: &[(String, &str)]) -> Cluster {
         let change = HostChange::Joined { agent, address: None, labels };
         apply(Body::Host { host: member.host.clone(), change });
         apply(Body::Report { member, actual: Some(StateName::new(state).unwrap()) });
+    }
+    cluster
+}
+
+/// A cluster of these members, `group@host state`; a host has a label for each of its groups.
+fn placed(spec: &str, members: &[&str]) -> Cluster {
+    let mut cluster = Cluster::default();
+    let mut apply = |body| {
+        let index = Index(cluster.revision.0 + 1);
+        cluster.apply(index, &Record { at: WallTime(0), body });
+    };
+    let spec = Arc::new(serde_json::from_str(spec).unwrap());
+    apply(Body::Spec { spec, principal: "operator".to_owned() });
+    let members: Vec<(MemberId, StateName)> = members
+        .iter()
+        .map(|member| member.split_once(' ').unwrap())
+        .map(|(member, state)| (member.parse().unwrap(), state.parse().unwrap()))
+        .collect();
+    let mut labels: BTreeMap<_, BTreeMap<String, String>> = BTreeMap::new();
+    for (member, _) in &members {
+        labels.entry(member.host.clone()).or_default().insert(member.group.to_string(), "y".to_owned());
+    }
+    for (host, labels) in labels {
+        let agent = AgentId::new(&format!("id-{host}")).unwrap();
+        apply(Body::Host { host, change: HostChange::Joined { agent, address: None, labels } });
+    }
+    for (member, state) in members {
+        apply(Body::Report { member, actual: Some(state) });
     }
     cluster
 }
@@ -215,7 +245,12 @@ fn transitions_of_others_are_in_the_way_or_left_out() {
         rehearse(&asked_for(quiet.clone(), "pool=offline"), &targets, &Scores::new()).unwrap_err();
     assert_eq!(rejection.code, Code::Busy, "{rejection}");
     let beside = rehearse(&asked_for(quiet.clone(), "cache=offline"), &targets, &Scores::new()).unwrap();
-    assert_eq!(text(&beside), text(&rehearse(&quiet, &targets, &Scores::new()).unwrap()));
+    let alone = rehearse(&quiet, &targets, &Scores::new()).unwrap();
+    assert_eq!(text(&beside), text(&alone));
+    assert_eq!(text(&alone), text(&rehearsed(&shop(), "db@b=primary")), "groups apart change nothing");
+    // What is so already may be asked for too.
+    let both = [targets[0].clone(), "cache@c=online".parse().unwrap()];
+    assert_eq!(text(&alone), text(&rehearse(&quiet, &both, &Scores::new()).unwrap()));
 }
 
 #[test]
@@ -232,6 +267,72 @@ fn a_plan_that_is_refused_or_empty_has_no_cases() {
     assert_eq!(refused.code, Code::WouldBreakRequires);
     let empty = rehearsed(&shop(), "db@a=primary");
     assert_eq!((empty.cases.len(), line(&empty.clean)), (0, "clean: committed; 0 ms".to_owned()));
+}
+
+/// Ways in which a group may be declared: handler, policy, times, and how long it holds at most, in milliseconds.
+const WAYS: [(&str, &str, &str, u64); 4] = [
+    ("h", "undo", r#""retries":0"#, 5000),
+    ("h", "exclude", r#""retries":3,"hold_ms":500"#, 500),
+    (
+        "h",
+        "undo",
+        r#""retries":3,"hold_ms":60000,"deadlines_ms":{"check":300,"prepare":700,"commit":1500}"#,
+        60_000,
+    ),
+    ("none", "exclude", r#""retries":0"#, 5000),
+];
+
+/// Whatever the plan: no single fault puts more software into a state than may be there, moves software in a
+/// transition that is aborted, leaves any elsewhere in one that is undone, or holds clients for longer than was said;
+/// and each case ends.
+#[test]
+fn whatever_goes_wrong_what_is_promised_holds() {
+    let pool = "db primary-standby,pool service";
+    for (groups, relation, members, targets) in [
+        ("db primary-standby", "", "db@a primary,db@b standby", "db@b=primary"),
+        ("db primary-standby", "", "db@a offline,db@b offline,db@c offline", "db=up"),
+        ("db primary-standby", "", "db@a primary,db@b standby,db@c standby", "db=down"),
+        ("db slot", "", "db@a busy,db@b idle,db@c idle", "db@b=busy"),
+        ("db slot", "", "db@a busy,db@b off,db@c off", "db@c=busy"),
+        (pool, "hold", "db@a primary,db@b standby,pool@a online,pool@p online", "db@b=primary"),
+        (pool, "vote", "db@a primary,db@b standby,pool@b online", "db@b=primary"),
+        (pool, "hold", "db@a offline,db@b offline,pool@p offline", "db=up,pool=up"),
+        (pool, "hold", "db@a primary,db@b standby,pool@p online", "db=down,pool=down"),
+    ] {
+        for (handler, on_failure, times, hold_ms) in WAYS {
+            let declared = |group: &str| {
+                let (name, lifecycle) = group.split_once(' ').unwrap();
+                format!(
+                    r#""{name}":{{"select":{{"{name}":"y"}},"lifecycle":"{lifecycle}","handler":"{handler}",
+                    "on_failure":"{on_failure}",{times}}}"#
+                )
+            };
+            let groups: Vec<_> = groups.split(',').map(declared).collect();
+            let relation = match relation {
+                "" => String::new(),
+                ask => format!(r#"{{"from":"pool","to":"db","kind":"requires","ask":"{ask}"}}"#),
+            };
+            let spec = format!(
+                r#"{{"cluster":"c","groups":{{{}}},"relations":[{relation}],"lifecycles":{{"slot":{{
+                "states":["off","idle","busy"],"serving":["busy"],"limits":{{"busy":{{"min":1,"max":1}}}},
+                "edges":[["off","idle"],["idle","busy"],["busy","idle"],["idle","off"]]}}}}}}"#,
+                groups.join(",")
+            );
+            let cluster = placed(&spec, &members.split(',').collect::<Vec<_>>());
+            let asked: Vec<_> = targets.split(',').map(|target| target.parse().unwrap()).collect();
+            let rehearsal = rehearse(&cluster, &asked, &Scores::new()).unwrap();
+            assert_eq!(rehearsal.clean.outcome, Some(Outcome::Committed), "{spec} {members} {targets}");
+            assert!(rehearsal.clean.elsewhere.is_empty() && rehearsal.clean.broken.is_empty());
+            for case in &rehearsal.cases {
+                let goes_back = matches!(case.outcome, Some(Outcome::Aborted | Outcome::Undone));
+                let is_right = case.outcome.is_some()
+                    && case.broken.iter().all(|broken| broken.limit != Limit::Max)
+                    && (!goes_back || case.elsewhere.is_empty())
+                    && case.held_ms.values().all(|held| *held <= hold_ms);
+                assert!(is_right, "{spec} {members} {targets}\n{}", line(case));
+            }
+        }
+    }
 }
 
 #[test]

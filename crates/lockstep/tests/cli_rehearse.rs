@@ -230,7 +230,11 @@ fn all_cases_have_a_line_each_when_that_is_asked_for() {
 fn a_large_plan_is_a_short_table() {
     let members: Vec<_> = (0..20).map(|number| format!("web w{number:02} online")).collect();
     let web = "[groups.web]\nselect = { role = \"web\" }\nhandler = \"h\"\n";
-    check(web, &members.join(","), &["web=offline"], &expect![[r#"
+    check(
+        web,
+        &members.join(","),
+        &["web=offline"],
+        &expect![[r#"
         exit 6
         plan 259a3215  web: 20 members online -> offline
         without a fault: committed
@@ -254,7 +258,8 @@ fn a_large_plan_is_a_short_table() {
           host-lost-after-step      commit online -> offline web (20)                                                  committed
 
         408 cases: 161 aborted, 166 committed, 40 undone, 41 degraded; nobody holds
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]
