@@ -25,9 +25,9 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use trial::Trial;
 
-/// The most members that may be asked in a plan which is rehearsed: the clean run alone, which counts the cases, is to
-/// take no longer than a moment.
-pub const ASKED_MAX: usize = 1000;
+/// The most members that may be asked in a plan which is rehearsed. With more of them there is more work than
+/// [`WORK_MAX`] however little each can do wrong, and the clean run, which counts the cases, would take a while to say so.
+pub const ASKED_MAX: usize = 500;
 /// The most work, in cases times members that are asked in each: a minute or so of one processor. A plan that asks 100
 /// members comes to a fifth of it.
 pub const WORK_MAX: usize = 1_000_000;
@@ -138,7 +138,8 @@ pub fn rehearse(cluster: &Cluster, targets: &[Target], scores: &Scores) -> Resul
         return Err(rejection);
     }
     if count * asked > WORK_MAX {
-        let message = format!("{count} cases of {asked} members, at most {WORK_MAX} of both together");
+        let work = count * asked;
+        let message = format!("{count} cases of {asked} members each come to {work}, at most {WORK_MAX}");
         return Err(Rejection::new(Code::TooLarge, message, SMALLER));
     }
     let mut cases = Vec::with_capacity(count);

@@ -255,10 +255,15 @@ fn transitions_of_others_are_in_the_way_or_left_out() {
 
 #[test]
 fn what_is_too_large_is_refused() {
-    let members: Vec<_> = (0..=ASKED_MAX).map(|number| (format!("db@h{number}"), "offline")).collect();
-    let cluster = cluster(r#"{"cluster":"c","groups":{"db":{"select":{"role":"db"}}}}"#, &members);
-    let rejection = rehearse(&cluster, &["db=up".parse().unwrap()], &Scores::new()).unwrap_err();
-    assert_eq!(rejection.code, Code::TooLarge, "{rejection}");
+    for (count, message) in [
+        (ASKED_MAX + 1, "the plan asks 501 members, at most 500 are rehearsed"),
+        (300, "4208 cases of 300 members each come to 1262400, at most 1000000"),
+    ] {
+        let members: Vec<_> = (0..count).map(|number| (format!("db@h{number}"), "offline")).collect();
+        let cluster = cluster(r#"{"cluster":"c","groups":{"db":{"select":{"role":"db"}}}}"#, &members);
+        let rejection = rehearse(&cluster, &["db=up".parse().unwrap()], &Scores::new()).unwrap_err();
+        assert_eq!((rejection.code, rejection.message.as_str()), (Code::TooLarge, message));
+    }
 }
 
 #[test]

@@ -256,8 +256,8 @@ enum Command {
     Plan(plan::PlanArgs),
     /// Show what a run would leave behind, for every single fault
     #[command(
-        after_help = "Exit codes: 0 nothing breaks a limit or ends degraded, 4 it would abort even without a \
-                            fault, 6 a case breaks a limit or ends degraded"
+        after_help = "Exit codes: 0 nothing breaks a limit or ends degraded, 3 the plan is refused, 4 it \
+                            would abort even without a fault, 6 a case breaks a limit, ends degraded or does not end"
     )]
     Rehearse(rehearse::RehearseArgs),
     /// Move members to states, together

@@ -55,7 +55,7 @@ fn rehearse(cluster: &str, members: &str, args: &[&str]) -> (i32, String, String
 #[track_caller]
 fn check(cluster: &str, members: &str, args: &[&str], expected: &Expect) {
     let (exit, out, err) = rehearse(cluster, members, args);
-    let err: String = err.lines().map(|line| format!("! {line}\n")).collect();
+    let err: String = err.lines().map(|line| format!("{}\n", format!("! {line}").trim_end())).collect();
     expected.assert_eq(&format!("exit {exit}\n{out}{err}"));
 }
 
@@ -324,11 +324,11 @@ fn what_plan_refuses_is_refused() {
         SHOP_UP,
         &["db"],
         &expect![[r#"
-        exit 2
-        ! error: invalid value 'db' for '<TARGET>...': target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE
-        ! 
-        ! For more information, try '--help'.
-    "#]],
+            exit 2
+            ! error: invalid value 'db' for '<TARGET>...': target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE
+            !
+            ! For more information, try '--help'.
+        "#]],
     );
     let (exit, _, err) = rehearse("[groups.db]\nhold_ms = 0\n", "x h y", &["db=up"]);
     assert!(exit == 3 && err.contains("groups.db.hold_ms: 0 ms"), "{err}");
@@ -339,10 +339,10 @@ fn what_plan_refuses_is_refused() {
         &members.join(","),
         &["web=offline"],
         &expect![[r#"
-        exit 3
-        ! rejected: too-large
-        ! the plan asks 1001 members, at most 1000 are rehearsed
-        ! help: rehearse the same change for fewer members: what goes wrong at one goes wrong at the others
-    "#]],
+            exit 3
+            ! rejected: too-large
+            ! the plan asks 1001 members, at most 500 are rehearsed
+            ! help: rehearse the same change for fewer members: what goes wrong at one goes wrong at the others
+        "#]],
     );
 }
