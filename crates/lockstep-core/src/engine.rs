@@ -189,7 +189,7 @@ impl Heard {
     /// is in force by now.
     fn lost_at(self, lease_ms: u64) -> Time {
         let lease_ms = self.lease_ms.max(lease_ms);
-        self.at.plus(lease_ms + lease_ms / 20)
+        self.at.plus(lost_after_ms(lease_ms))
     }
 }
 
@@ -650,15 +650,26 @@ impl Engine {
             .filter(|(host, heard)| is_due(heard) && self.is_reachable(host))
             .map(|(host, _)| host.clone())
             .collect();
-        for host in due {
-            self.set_liveness(&host, Liveness::Lost);
-            // Its connection may stand. It comes back as any other does, with a new one: what is still on its way
-            // on the old one was said before the host was given up, and would be taken for news.
-            self.drop_session(&host);
-            self.host_lost(&host);
-        }
+        due.iter().for_each(|host| self.give_up_host(host));
         let watched = self.last_heard.iter().filter(|(host, _)| self.is_reachable(host));
         self.hosts_due = watched.map(|(_, heard)| heard.lost_at(lease_ms)).min();
+    }
+
+    fn give_up_host(&mut self, host: &HostName) {
+        self.set_liveness(host, Liveness::Lost);
+        // Its connection may stand. It comes back as any other does, with a new one: what is still on its way
+        // on the old one was said before the host was given up, and would be taken for news.
+        self.drop_session(host);
+        self.host_lost(host);
+    }
+
+    /// A host's lease has run out, whatever its length: rehearsals, whose agents renew nothing, say when.
+    pub(crate) fn lease_ended(&mut self, now: Now, host: &HostName) {
+        self.now = now;
+        if self.is_reachable(host) {
+            self.give_up_host(host);
+        }
+        self.settle();
     }
 
     fn set_liveness(&mut self, host: &HostName, liveness: Liveness) {
@@ -762,6 +773,11 @@ impl Engine {
         let host = call.member.host.clone();
         self.order(&host, Order::Call(call));
     }
+}
+
+/// A host counts as lost 1.05 leases after it was last heard of; in milliseconds.
+pub(crate) fn lost_after_ms(lease_ms: u64) -> u64 {
+    lease_ms + lease_ms / 20
 }
 
 fn check_hash(request: &Request, hash: &str) -> Result<(), Rejection> {

@@ -15,6 +15,7 @@ pub mod mutant;
 mod outbox;
 pub mod plan;
 pub mod record;
+pub mod rehearse;
 pub mod relation;
 pub mod request;
 pub mod spec;

@@ -1,7 +1,7 @@
 //! Deliberate faults, one at a time, that show whether the checks of the simulator can fail.
 //!
 //! They exist only in builds with `--cfg lockstep_mutants`, which the `lockstep` crate refuses to be compiled with: no
-//! release can carry one. In every other build [`is`] is `false` for the compiler to see.
+//! release can carry one. In every other build `is` is `false` for the compiler to see.
 
 use std::fmt;
 use std::str::FromStr;

@@ -18,6 +18,7 @@ use crate::cluster::Cluster;
 use crate::engine::{Accepted, Engine, Event, Input, Output, ReplyId, SessionId};
 use crate::id::{AgentId, HandlerName, HostName, Index, MemberId, RunId, StateName, TransitionId};
 use crate::message::{Call, Findings, Order, Phase, Report};
+use crate::plan::Scores;
 use crate::record::Record;
 use crate::request::{Rejection, Request};
 use crate::spec::SpecFile;
@@ -185,6 +186,8 @@ pub struct World {
     links: BTreeMap<SessionId, Link>,
     processes: BTreeMap<Name, Process>,
     scripts: BTreeMap<(MemberId, Phase), VecDeque<Script>>,
+    /// What agent.toml says of handlers on every host.
+    rules: Arc<BTreeMap<HandlerName, HandlerRules>>,
     software: BTreeMap<MemberId, StateName>,
     /// What software has been asked to prepare or hold, and not to forget again.
     promises: BTreeSet<(MemberId, Phase)>,
@@ -198,7 +201,14 @@ impl World {
     /// An empty cluster, its server not started.
     pub fn new() -> Self {
         // Not at zero: what reckons backwards from the beginning is to be noticed.
-        Self { time: Time(1_000_000), ..Self::default() }
+        let rules = HandlerRules {
+            phases: Phase::ALL.into_iter().collect(),
+            timeout_ms: BTreeMap::new(),
+            status_ms: STATUS_MS,
+        };
+        let handler = HandlerName::new("sim").expect("a valid name");
+        let rules = Arc::new(BTreeMap::from([(handler, rules)]));
+        Self { time: Time(1_000_000), rules, ..Self::default() }
     }
 
     /// The same with a journal that begins after `base`.
@@ -294,6 +304,23 @@ impl World {
     /// The states that the software is really in.
     pub fn software(&self) -> &BTreeMap<MemberId, StateName> {
         &self.software
+    }
+
+    /// The order that is next on its way to an agent.
+    pub fn next_order(&self, session: SessionId) -> Option<(&Name, &Order)> {
+        let link = self.links.get(&session)?;
+        Some((&link.agent, link.to_agent.front()?))
+    }
+
+    /// The report that is next on its way to a server.
+    pub fn next_report(&self, session: SessionId) -> Option<(&Name, &Report)> {
+        let link = self.links.get(&session)?;
+        Some((&link.agent, link.to_server.front()?))
+    }
+
+    /// Whether anybody is still at either end of a connection.
+    pub fn is_linked(&self, session: SessionId) -> bool {
+        self.links.contains_key(&session)
     }
 
     /// The software that is prepared, or holds its clients.
@@ -467,6 +494,20 @@ impl World {
         reply
     }
 
+    /// Lets the active server know how fit members are to be chosen, as though they had just said so.
+    pub(crate) fn know_scores(&mut self, scores: &Scores) {
+        if let Some(server) = self.active.and_then(|id| self.servers.get_mut(&id)) {
+            server.engine.scores.clone_from(scores);
+        }
+    }
+
+    /// Ends a host's lease at the active server, however long it would have lasted.
+    pub(crate) fn end_lease(&mut self, host: &HostName) {
+        let Some(id) = self.active else { return };
+        let now = self.now_of(self.servers[&id].clock);
+        self.servers.get_mut(&id).expect("it is the active one").engine.lease_ended(now, host);
+    }
+
     /// Asks for a transition to be aborted.
     pub fn abort(&mut self, transition: TransitionId) -> ReplyId {
         self.input(|reply| Input::Abort { reply, transition })
@@ -550,9 +591,14 @@ impl World {
         }
     }
 
+    /// What agent.toml says of handlers, from each agent's next start on. At first there is one, called `sim`.
+    pub fn set_rules(&mut self, rules: BTreeMap<HandlerName, HandlerRules>) {
+        self.rules = Arc::new(rules);
+    }
+
     /// Starts an agent over what is durable. Handlers that outlived its last run are killed.
     pub fn start_agent(&mut self, name: &str) {
-        let now = self.time;
+        let (now, rules) = (self.time, (*self.rules).clone());
         let process = self.process(name);
         process.starts += 1;
         process.running.clear();
@@ -565,14 +611,8 @@ impl World {
             address: process.address.clone(),
             labels: process.labels.clone(),
         };
-        let rules = HandlerRules {
-            phases: Phase::ALL.into_iter().collect(),
-            timeout_ms: BTreeMap::new(),
-            status_ms: STATUS_MS,
-        };
-        let handler = HandlerName::new("sim").expect("a valid name");
         let clock = process.clock.read(now);
-        let mut engine = AgentEngine::new(identity, BTreeMap::from([(handler, rules)]), state, clock);
+        let mut engine = AgentEngine::new(identity, rules, state, clock);
         engine.handle(clock, AgentInput::Tick);
         process.engine = Some(engine);
         process.is_paused = false;

@@ -7,6 +7,7 @@ pub mod body;
 pub mod clock;
 pub mod object;
 pub mod problem;
+pub mod rehearsal;
 
 use crate::server::handle::{Handle, View};
 use axum::Router;
@@ -19,18 +20,25 @@ use body::{PlanBody, RunBody};
 use lockstep_core::cluster;
 use lockstep_core::id::TransitionId;
 use lockstep_core::message::PROTOCOL;
+use lockstep_core::rehearse;
 use lockstep_core::request::{Code, Rejection};
 use object::{Applied, Group, Host, List, Member, Plan, Relation, Transition, Version};
 use problem::{HttpCode, Problem};
+use rehearsal::Rehearsal;
 use serde::{Deserialize, Serialize};
 use std::hash::{DefaultHasher, Hash, Hasher};
+use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Semaphore;
 
 /// The longest that a long poll waits, in milliseconds. Too low: chatter. Too high: proxies in between give up
 /// first.
 pub const WAIT_MAX_MS: u64 = 30_000;
 /// How long an answer waits for the snapshot that shows what it answers. Snapshots come every 50 ms.
 const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(5);
+/// The most rehearsals at once; more are answered `busy`. Each may keep a processor at work for most of a minute, and
+/// a machine may have no more than two.
+pub const REHEARSALS_MAX: usize = 1;
 /// Who asks, until there are credentials.
 const PRINCIPAL: &str = "local";
 
@@ -47,6 +55,7 @@ pub struct ServerInfo {
 struct Shared {
     handle: Handle,
     info: ServerInfo,
+    rehearsals: Arc<Semaphore>,
 }
 
 /// The routes, without the agents' own. The server adds that one and serves.
@@ -60,13 +69,14 @@ pub fn router(handle: Handle, info: ServerInfo) -> Router {
         .route("/v1/transitions/{id}", get(transition))
         .route("/v1/transitions/{id}/abort", post(abort))
         .route("/v1/plans", post(plan))
+        .route("/v1/rehearsals", post(rehearse_now))
         .route("/v1/spec", get(spec).put(apply))
         .route("/livez", get(async || json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))))
         .route("/readyz", get(ready))
         .route("/version", get(version))
         .fallback(not_found)
         .method_not_allowed_fallback(method_not_allowed)
-        .with_state(Shared { handle, info })
+        .with_state(Shared { handle, info, rehearsals: Arc::new(Semaphore::new(REHEARSALS_MAX)) })
 }
 
 type Shares = State<Shared>;
@@ -102,6 +112,27 @@ async fn plan(State(shared): Shares, request: HttpRequest) -> Result<Response, P
     let body: PlanBody = body::read(request).await?;
     let plan = shared.handle.plan(body::targets(&body.targets)?).await?;
     Ok(json(StatusCode::OK, &Plan::of(&plan)))
+}
+
+/// From the newest snapshot, on a thread of its own: the engine's driver hears nothing of it.
+async fn rehearse_now(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
+    let body: PlanBody = body::read(request).await?;
+    let targets = body::targets(&body.targets)?;
+    // It stays taken until the work is done, also when whoever asked has gone.
+    let Ok(place) = shared.rehearsals.clone().try_acquire_owned() else {
+        let help =
+            "try again later, or rehearse from files: lockstep rehearse -f cluster.toml --state state.json";
+        return Err(Rejection::new(Code::Busy, "another rehearsal is under way", help).into());
+    };
+    let View { cluster, reported, .. } = shared.handle.view();
+    let work = tokio::task::spawn_blocking(move || {
+        let _place = place;
+        let scores =
+            reported.iter().filter_map(|(member, said)| Some((member.clone(), said.score?))).collect();
+        let rehearsal = rehearse::rehearse(&cluster, &targets, &scores)?;
+        Ok(json(StatusCode::OK, &Rehearsal::of(&rehearsal)))
+    });
+    work.await.expect("it is neither cancelled nor does it panic")
 }
 
 async fn run(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
@@ -272,4 +303,33 @@ async fn version(State(shared): Shares) -> Response {
         StatusCode::OK,
         &Version { version: (*version).to_owned(), server: name.clone(), protocol: PROTOCOL },
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use tokio::sync::{mpsc, watch};
+
+    #[tokio::test]
+    async fn rehearsals_have_few_places() {
+        let (commands, _asked) = mpsc::channel(1);
+        let (_publish, view) = watch::channel(View::default());
+        let handle = Handle::new(commands, view);
+        let info = ServerInfo { name: "s1".to_owned(), version: "0.0.0" };
+        let rehearsals = Arc::new(Semaphore::new(REHEARSALS_MAX));
+        let taken = rehearsals.clone().try_acquire_many_owned(REHEARSALS_MAX as u32).unwrap();
+        let shared = Shared { handle, info, rehearsals };
+        let ask = async || {
+            let request = HttpRequest::builder().header(header::CONTENT_TYPE, "application/json");
+            let request = request.body(Body::from(r#"{"targets":["db=up"]}"#)).unwrap();
+            rehearse_now(State(shared.clone()), request).await.unwrap_err()
+        };
+        let busy = ask().await;
+        assert_eq!((busy.status, busy.code.as_str()), (429, "busy"));
+        assert_eq!(busy.into_response().headers()[header::RETRY_AFTER], "1");
+        drop(taken);
+        assert_eq!(ask().await.code, "unknown-group", "a place is free again");
+        assert_eq!(ask().await.code, "unknown-group", "and each gives it back");
+    }
 }

@@ -9,6 +9,7 @@ pub mod option;
 pub mod output;
 pub mod plan;
 pub mod progress;
+pub mod rehearse;
 pub mod run;
 pub mod status;
 
@@ -44,7 +45,8 @@ pub enum Exit {
     Aborted = 4,
     /// The transition was decided yes, a step failed for good, and every step was taken back.
     Undone = 5,
-    /// The transition was decided yes, and named members could neither finish nor be taken back.
+    /// The transition was decided yes, and named members could neither finish nor be taken back; a rehearsed fault
+    /// would end so, or break a limit.
     Degraded = 6,
     /// The transition goes on; this command has stopped waiting for it.
     TimedOut = 7,
@@ -252,6 +254,12 @@ enum Command {
     Apply(apply::ApplyArgs),
     /// Show what a run would do, without doing it
     Plan(plan::PlanArgs),
+    /// Show what a run would leave behind, for every single fault
+    #[command(
+        after_help = "Exit codes: 0 nothing breaks a limit or ends degraded, 3 the plan is refused, 4 it \
+                            would abort even without a fault, 6 a case breaks a limit, ends degraded or does not end"
+    )]
+    Rehearse(rehearse::RehearseArgs),
     /// Move members to states, together
     Run(run::RunArgs),
     /// Abort a transition that is not decided yet
@@ -320,6 +328,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::Dev(options) => staying("warn", async { dev::run(options).await }),
         Command::Plan(args) if args.is_offline() => plan::offline(&args, form),
+        Command::Rehearse(args) if args.is_offline() => rehearse::offline(&args, form),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lockstep", &mut script);
@@ -327,6 +336,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::Apply(args) => asking(addr, async |client| apply::apply(client, &args, form).await),
         Command::Plan(args) => asking(addr, async |client| plan::online(client, &args, form).await),
+        Command::Rehearse(args) => asking(addr, async |client| rehearse::online(client, &args, form).await),
         Command::Run(args) => asking(addr, async |client| run::run(client, args, form).await),
         Command::Abort { id } => asking(addr, async |client| run::abort(client, id, form).await),
         Command::Status => asking(addr, async |client| status::status(client, form).await),

@@ -1,5 +1,5 @@
-//! The server: one task owns the engine ([`driver`]); sessions with agents ([`session`]) and the public API
-//! ([`crate::api`]) send it inputs and carry out its outputs, over connections that [`serve`] bounds.
+//! The server: one task owns the engine (`driver`); sessions with agents (`session`) and the public API
+//! ([`crate::api`]) send it inputs and carry out its outputs, over connections that `serve` bounds.
 
 mod driver;
 pub mod handle;

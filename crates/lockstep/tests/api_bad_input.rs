@@ -579,6 +579,46 @@ async fn what_the_engine_refuses_has_its_own_status() {
 }
 
 #[tokio::test]
+async fn rehearsals_are_asked_for_like_plans() {
+    let bench = Bench::new();
+    let before = bench.view.borrow().cluster.revision;
+    let mut told = String::new();
+    for body in [
+        "",
+        "[]",
+        r#"{"targets":[]}"#,
+        r#"{"targets":["db"]}"#,
+        r#"{"targets":["db=online"],"on_failure":"undo"}"#,
+        r#"{"targets":["db=online"],"targets":["db=offline"]}"#,
+        r#"{"targets":["nothing=online"]}"#,
+        r#"{"targets":["db@h9=online"]}"#,
+    ] {
+        told.push_str(&format!("{}\n", bench.refusal(request(Method::POST, "/v1/rehearsals", body)).await));
+    }
+    told.push_str(&format!("{}\n", bench.refusal(request(Method::GET, "/v1/rehearsals", "")).await));
+    expect![[r#"
+        400 bad-request: the body: EOF while parsing a value at line 1 column 0
+        400 bad-request: the body: expected an object, in braces
+        400 bad-request: no targets
+        400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE
+        400 bad-request: the body: unknown field `on_failure`, expected `targets` at line 1 column 37
+        400 bad-request: the body: the key "targets" is there twice at line 1 column 50
+        422 unknown-group: there is no group nothing
+        422 unknown-host: there is no host h9
+        405 method-not-allowed: /v1/rehearsals takes no GET
+    "#]].assert_eq(&told);
+    let (status, rehearsal) = bench.post("/v1/rehearsals", &json!({"targets": ["db=online"]})).await;
+    assert_eq!((status, &rehearsal["clean"]["outcome"]), (StatusCode::OK, &json!("committed")));
+    assert_eq!(rehearsal["summary"]["cases"], rehearsal["cases"].as_array().unwrap().len());
+    let (_, plan) = bench.post("/v1/plans", &json!({"targets": ["db=online"]})).await;
+    assert_eq!(rehearsal["plan"], plan, "what is rehearsed is what is planned");
+    let (status, nothing) = bench.post("/v1/rehearsals", &json!({"targets": ["db=offline"]})).await;
+    assert_eq!((status, &nothing["cases"]), (StatusCode::OK, &json!([])));
+    assert_eq!(bench.view.borrow().cluster.revision, before, "nothing was recorded");
+    assert_eq!(bench.commands.load(Ordering::SeqCst), 1, "only the plan went to the engine");
+}
+
+#[tokio::test]
 async fn what_is_good_is_answered_as_the_design_says() {
     let bench = Bench::new();
     let (_, nothing) = bench.post("/v1/transitions", &json!({"targets": ["db=offline"]})).await;

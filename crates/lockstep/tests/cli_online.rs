@@ -214,6 +214,37 @@ fn a_day_at_the_terminal() {
 }
 
 #[test]
+fn what_a_run_would_leave_behind() {
+    let dev = Dev::start();
+    let (exit, out, err) = dev.command(&["rehearse", "db@pg-b=primary"]);
+    assert_eq!((exit, err.as_str()), (6, ""), "{out}");
+    assert!(out.contains("\nwithout a fault: committed\n"), "{out}");
+    assert!(out.contains("! host-lost-before-step  "), "{out}");
+    let (exit, out, _) = dev.command(&["rehearse", "db@pg-b=primary", "-o", "json"]);
+    let rehearsal: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(exit, 6);
+    let (_, plan, _) = dev.command(&["plan", "db@pg-b=primary", "-o", "json"]);
+    assert_eq!(rehearsal["plan"], serde_json::from_str::<Value>(&plan).unwrap());
+    let faults: std::collections::BTreeSet<_> =
+        rehearsal["cases"].as_array().unwrap().iter().map(|case| case["fault"].as_str().unwrap()).collect();
+    assert_eq!(faults.len(), 14, "{faults:?}");
+    check(
+        &dev.told(&["rehearse", "db=down"]),
+        &expect![[r#"
+        exit 3
+        ! rejected: would-break-requires
+        ! app requires db, which would stop serving while app serves
+        ! help: take app down in the same request: app=down
+    "#]],
+    );
+    let (exit, out, _) = dev.command(&["transition", "list", "-o", "json"]);
+    let list: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((exit, &list["items"]), (0, &Value::Array(Vec::new())), "nothing has happened");
+    // And it is as was rehearsed.
+    assert_eq!(dev.command(&["run", "db@pg-b=primary"]).0, 0);
+}
+
+#[test]
 fn a_spec_is_declared_and_said_to_differ() {
     let dev = Dev::start();
     let spec = "cluster = \"shop\"\n[groups.web]\nselect = { role = \"app\" }\nlimits = { online = { min = 2 } }\n\

@@ -78,6 +78,16 @@ impl Client {
         self.send(Method::POST, path, Some(body), None, Duration::ZERO).await
     }
 
+    /// Writes what takes so much longer to answer.
+    pub async fn post_patiently<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+        patience: Duration,
+    ) -> Result<Answer<T>, ClientError> {
+        self.send(Method::POST, path, Some(body), None, patience).await
+    }
+
     /// Replaces.
     pub async fn put<T: DeserializeOwned>(
         &self,

@@ -7,6 +7,8 @@ use crate::api::body::PlanBody;
 use crate::api::object::{Plan, Step};
 use crate::spec_file;
 use clap::Args;
+use lockstep_core::cluster::Cluster;
+use lockstep_core::plan::Scores;
 use lockstep_core::request::Target;
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -24,10 +26,10 @@ pub struct PlanArgs {
     /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down or GROUP.KEY=VALUE
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<Target>,
-    /// Plan without a server, for the cluster declared in this file
+    /// Ask no server: the cluster is declared in this file
     #[arg(short, long, value_name = "FILE", requires = "state")]
     file: Option<PathBuf>,
-    /// The state to plan from, without a server
+    /// The state that it is in, without a server
     #[arg(long, value_name = "FILE", requires = "file")]
     state: Option<PathBuf>,
 }
@@ -37,15 +39,25 @@ impl PlanArgs {
     pub fn is_offline(&self) -> bool {
         self.file.is_some()
     }
+
+    /// What is asked for.
+    pub fn targets(&self) -> &[Target] {
+        &self.targets
+    }
+
+    /// The cluster that the files describe.
+    pub fn load(&self) -> Result<(Cluster, Scores), Failure> {
+        let (Some(file), Some(state)) = (&self.file, &self.state) else {
+            return Err(Failure::error("without a server both -f and --state are needed"));
+        };
+        let (written, spec) = spec_file::load(file)?;
+        Ok(files::load(state, written, &spec)?)
+    }
 }
 
 /// Plans from files.
 pub fn offline(args: &PlanArgs, form: Form) -> Result<Exit, Failure> {
-    let (Some(file), Some(state)) = (&args.file, &args.state) else {
-        return Err(Failure::error("planning without a server needs both -f and --state"));
-    };
-    let (written, spec) = spec_file::load(file)?;
-    let (cluster, scores) = files::load(state, written, &spec)?;
+    let (cluster, scores) = args.load()?;
     let plan = lockstep_core::plan::plan(&cluster, &args.targets, &scores)?;
     show(&Plan::of(&plan), form)
 }
