@@ -181,17 +181,6 @@ pub(super) const ALL: &[Scope] = &[
         ..PLAIN
     },
     Scope {
-        name: "handler-fails",
-        spec: SHOP,
-        software: &[("db@a", "primary"), ("db@b", "standby"), ("pool@p", "online")],
-        requests: &["db@b=primary"],
-        faults: Faults { failures: 2, ..NONE },
-        failing: MOVING,
-        within_ms: RESOLVE_MS,
-        outcomes: &["aborted", "committed"],
-        ..PLAIN
-    },
-    Scope {
         name: "release-fails",
         spec: SHOP,
         software: &[("db@a", "primary"), ("db@b", "standby"), ("pool@p", "online")],
@@ -410,6 +399,17 @@ pub(super) const ALL: &[Scope] = &[
         faults: Faults { agent_kills: 1, absences: 1, ..NONE },
         hurries: true,
         within_ms: RESOLVE_MS,
+        ..PLAIN
+    },
+    Scope {
+        name: "handler-fails",
+        spec: SHOP,
+        software: &[("db@a", "primary"), ("db@b", "standby"), ("pool@p", "online")],
+        requests: &["db@b=primary"],
+        faults: Faults { failures: 2, ..NONE },
+        failing: MOVING,
+        within_ms: RESOLVE_MS,
+        outcomes: &["aborted", "committed", "degraded", "undone"],
         ..PLAIN
     },
 ];
