@@ -59,7 +59,7 @@ fn tell(scope: &Scope, found: &Found, out: &mut impl Write) -> io::Result<()> {
 /// Puts a deliberate fault in force, and tells which configuration catches it first, by which invariant, after how
 /// many states. Whether one does; none does in builds without mutants.
 pub fn catches(mutant: Mutant, out: &mut impl Write) -> io::Result<bool> {
-    if !crate::run::force(mutant) {
+    if !crate::run::force(Some(mutant)) {
         writeln!(out, "{mutant}: this build has no mutants")?;
         return Ok(false);
     }
