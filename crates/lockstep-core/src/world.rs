@@ -7,9 +7,11 @@
 
 mod clock;
 mod happened;
+mod shared;
 
 pub use clock::Clock;
 pub use happened::{Happened, journal_lines};
+use shared::{Journal, Shared};
 
 use crate::agent::{
     AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, HandlerRules, Identity,
@@ -177,14 +179,14 @@ pub struct World {
     wall_ahead_ms: i64,
     /// What the journal was begun with.
     base: Arc<Cluster>,
-    journal: Vec<Record>,
-    servers: BTreeMap<ServerId, Server>,
+    journal: Journal,
+    servers: BTreeMap<ServerId, Shared<Server>>,
     /// The one whose writes the store takes.
     active: Option<ServerId>,
     server_starts: u64,
     appends: u64,
     links: BTreeMap<SessionId, Link>,
-    processes: BTreeMap<Name, Process>,
+    processes: BTreeMap<Name, Shared<Process>>,
     scripts: BTreeMap<(MemberId, Phase), VecDeque<Script>>,
     /// What agent.toml says of handlers on every host.
     rules: Arc<BTreeMap<HandlerName, HandlerRules>>,
@@ -353,6 +355,15 @@ impl World {
         self.take_happened().iter().filter_map(Happened::line).collect()
     }
 
+    /// Forgets how many writes there were: worlds that go on alike become equal, whatever the size of the batches in
+    /// which they came to where they are.
+    pub fn forget_counts(&mut self) {
+        self.appends = 0;
+        for process in self.processes.values_mut().filter(|process| process.appends > 0) {
+            process.appends = 0;
+        }
+    }
+
     fn note(&mut self, happened: Happened) {
         self.happened.push(happened);
     }
@@ -372,15 +383,15 @@ impl World {
     /// write that it is deposed.
     pub fn start_server(&mut self) {
         let mut cluster = (*self.base).clone();
-        for record in &self.journal {
+        for record in self.journal.iter() {
             cluster.apply(Index(cluster.revision.0 + 1), record);
         }
         self.server_starts += 1;
         let clock = Clock::default();
         let engine = Engine::new(cluster, &format!("server-{}", self.server_starts), self.now_of(clock));
         let id = ServerId(self.server_starts);
-        self.servers
-            .insert(id, Server { engine, in_flight: None, has_landed: false, clock, paused_at: None });
+        let server = Server { engine, in_flight: None, has_landed: false, clock, paused_at: None };
+        self.servers.insert(id, Shared::new(server));
         self.active = Some(id);
         let now = self.time;
         self.processes.values_mut().for_each(|process| process.connect_at = now);
@@ -463,7 +474,7 @@ impl World {
         assert!(self.active.is_none(), "a store is read by servers that start");
         let known = self.journal.len().min(records.len());
         let mut records = records.into_iter();
-        self.journal = records.by_ref().take(known).collect();
+        self.journal.0 = records.by_ref().take(known).collect();
         self.record(records);
     }
 
@@ -557,13 +568,13 @@ impl World {
             connect_at: self.time,
             running: BTreeMap::new(),
         };
-        self.processes.insert(name.into(), process);
+        self.processes.insert(name.into(), Shared::new(process));
         self.start_agent(name);
     }
 
     /// A second agent from a copy of a host's disk: the same host name, identity and journal.
     pub fn copy_agent(&mut self, name: &str, copy: &str, journal: Vec<AgentRecord>) {
-        let process = self.process(name).clone();
+        let process: Process = self.process(name).clone();
         let copied = Process {
             engine: None,
             in_flight: None,
@@ -576,7 +587,7 @@ impl World {
             journal,
             ..process
         };
-        self.processes.insert(copy.into(), copied);
+        self.processes.insert(copy.into(), Shared::new(copied));
         self.start_agent(copy);
     }
 
@@ -833,15 +844,17 @@ impl World {
         let due = running.filter(|(_, server)| is_due(server.engine.next_deadline(), server.clock));
         for id in due.map(|(id, _)| *id).collect::<Vec<_>>() {
             self.tell_server(id, Input::Tick);
-            let Server { engine, clock, .. } = &self.servers[&id];
+            let Server { engine, clock, .. } = &*self.servers[&id];
             assert!(!is_due(engine.next_deadline(), *clock), "{id:?} is due again at once");
         }
         for (name, process) in self.processes.iter_mut().filter(|(_, process)| !process.is_paused) {
-            let Some(engine) = &mut process.engine else { continue };
-            if is_due(engine.next_deadline(), process.clock) {
-                engine.handle(process.clock.read(now), AgentInput::Tick);
-                assert!(!is_due(engine.next_deadline(), process.clock), "agent {name} is due again at once");
+            let clock = process.clock;
+            if process.engine.as_ref().is_none_or(|engine| !is_due(engine.next_deadline(), clock)) {
+                continue;
             }
+            let engine = process.engine.as_mut().expect("it was just there");
+            engine.handle(clock.read(now), AgentInput::Tick);
+            assert!(!is_due(engine.next_deadline(), clock), "agent {name} is due again at once");
         }
     }
 

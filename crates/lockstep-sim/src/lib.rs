@@ -4,6 +4,7 @@
 //! What is promised is in `docs/guarantee.md`; each file in [`invariant`] checks one promise of it, by what is durable,
 //! sent, shown and really running, never by asking the engines whether they are right.
 
+pub mod exhaust;
 mod fault;
 pub mod invariant;
 mod journal;

@@ -32,6 +32,9 @@ struct Args {
 }
 
 fn main() -> ExitCode {
+    if std::env::args().nth(1).as_deref() == Some("exhaust") {
+        return exhaust();
+    }
     let args = Args::parse();
     if (args.mutants || args.mutant.is_some()) && !run::force(args.mutant) {
         eprintln!(
@@ -82,4 +85,19 @@ fn hunt(plan: &Plan) -> ExitCode {
         all_caught &= !found.is_empty();
     }
     if all_caught { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn exhaust() -> ExitCode {
+    let args: Vec<String> = std::env::args().skip(2).collect();
+    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
+    let out = &mut std::io::stdout();
+    let is_good = match value("--mutant").map(|name| name.parse()) {
+        Some(Ok(mutant)) => lockstep_sim::exhaust::catches(mutant, out),
+        Some(Err(error)) => {
+            eprintln!("{error}");
+            return ExitCode::from(2);
+        }
+        None => lockstep_sim::exhaust::run(value("--only").map(String::as_str), out),
+    };
+    if matches!(is_good, Ok(true)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }

@@ -143,6 +143,12 @@ impl Engine {
             self.note_step(id, StepResult::HoldEnded { member: member.clone(), end: HoldEnd::Ended });
         } else if was_presumed {
             self.note_step(id, StepResult::HoldEnded { member: member.clone(), end: HoldEnd::Ended });
+            // It let go without knowing the decision, and the release that told it has failed: nobody else is going
+            // to tell it after the outcome.
+            let transition = self.head.transitions[&id].clone();
+            if transition.outcome.is_some() {
+                self.final_release(id, &transition, &member.host);
+            }
         }
     }
 

@@ -10,8 +10,9 @@ use lockstep_core::message::{Order, Phase};
 use lockstep_core::record::{Body, Record};
 use lockstep_core::world::{Happened, Name, ServerId, World};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{Hash, Hasher};
 
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub(crate) struct AcknowledgedSurvives {
     durable: Vec<Record>,
     active: Option<ServerId>,
@@ -19,6 +20,15 @@ pub(crate) struct AcknowledgedSurvives {
     excused: BTreeSet<Name>,
     begun: BTreeSet<TransitionId>,
     decided: BTreeSet<TransitionId>,
+}
+
+/// The records are compared with the world's own, and are the same until that fails: how many there are says all.
+impl Hash for AcknowledgedSurvives {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let Self { durable, active, agents, excused, begun, decided } = self;
+        (durable.len(), active, excused, begun, decided).hash(state);
+        agents.values().for_each(|records| records.len().hash(state));
+    }
 }
 
 impl AcknowledgedSurvives {
