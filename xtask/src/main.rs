@@ -108,7 +108,7 @@ fn mutants(seeds: &str) -> Done {
         ["build", "--release", "--locked", "--package", "lockstep-sim", "--target-dir", "target/mutants"];
     run("cargo", &build, &[("RUSTFLAGS", "--cfg lockstep_mutants")])?;
     let hunt = Command::new("target/mutants/release/lockstep-sim")
-        .args(["--mutants", "--seeds", seeds])
+        .args(["mutants", "--seeds", seeds])
         .stdout(Stdio::piped())
         .spawn();
     let mut hunt = hunt.map_err(|error| Stopped(format!("cannot run the simulator: {error}")))?;

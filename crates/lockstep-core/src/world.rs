@@ -479,9 +479,13 @@ impl World {
     }
 
     fn tell_server(&mut self, id: ServerId, input: Input) {
+        self.tell_server_all(id, vec![input]);
+    }
+
+    fn tell_server_all(&mut self, id: ServerId, inputs: Vec<Input>) {
         let Some(clock) = self.servers.get(&id).map(|server| server.clock) else { return };
         let now = self.now_of(clock);
-        self.servers.get_mut(&id).expect("it was just there").engine.handle(now, input);
+        self.servers.get_mut(&id).expect("it was just there").engine.handle_all(now, inputs);
     }
 
     fn input(&mut self, input: impl FnOnce(ReplyId) -> Input) -> ReplyId {
@@ -690,6 +694,10 @@ impl World {
     fn record_agent(&mut self, name: &str, records: impl IntoIterator<Item = AgentRecord>) {
         let agent: Name = name.into();
         for record in records {
+            // From then on nobody can tell whether what was prepared was used, and nobody cancels it.
+            if let AgentRecord::Started { member, .. } = &record {
+                self.promises.remove(&(member.clone(), Phase::Prepare));
+            }
             self.happened.push(Happened::AgentRecorded { agent: agent.clone(), record: record.clone() });
             self.process(name).journal.push(record);
         }
@@ -1046,15 +1054,37 @@ impl World {
     }
 
     fn carry_to_server(&mut self, session: SessionId) {
+        let server = self.links[&session].server;
+        let input = self.next_to_server(session);
+        self.tell_server(server, input);
+    }
+
+    /// What a server hears next on a connection that has something for it.
+    fn next_to_server(&mut self, session: SessionId) -> Input {
         let link = self.links.get_mut(&session).expect("it was named as one that is there");
         let (agent, server) = (link.agent.clone(), link.server);
         let Some(report) = link.to_server.pop_front() else {
             link.server_end = End::Gone;
             self.drop_links();
-            return self.tell_server(server, Input::Closed { session });
+            return Input::Closed { session };
         };
         self.note(Happened::Reported { agent, server, report: report.clone() });
-        self.tell_server(server, Input::Report { session, report });
+        Input::Report { session, report }
+    }
+
+    /// All that waits for the active server reaches it in one go, as it does when the server was busy meanwhile.
+    pub fn carry_all_to_server(&mut self) {
+        let Some(id) = self.active else { return };
+        let mut inputs = Vec::new();
+        loop {
+            let next = self.links.iter().filter(|(_, link)| link.server == id);
+            let mut next = next.filter(|(session, link)| {
+                self.carried(**session, link).any(|choice| choice == Choice::ToServer(**session))
+            });
+            let Some(session) = next.next().map(|(session, _)| *session) else { break };
+            inputs.push(self.next_to_server(session));
+        }
+        self.tell_server_all(id, inputs);
     }
 
     // ---- handlers
@@ -1067,9 +1097,6 @@ impl World {
             None => None,
         };
         let script = within(script.unwrap_or_default(), timeout_ms);
-        if matches!(call.phase, Phase::Commit | Phase::Undo | Phase::Stop) {
-            self.promises.remove(&(call.member.clone(), Phase::Prepare));
-        }
         self.note(Happened::Started { agent: name.clone(), id, call: call.clone() });
         let running = Running { call, script, begun: self.time, timeout_ms };
         self.process(name).running.insert(id, running);

@@ -85,6 +85,9 @@ faults! {
     Decay = "decay",
 }
 
+/// How many kinds of faults there are, the troubles of handlers left aside.
+pub(crate) const KINDS: usize = Fault::ALL.len();
+
 /// What a seed may do, and how often.
 #[derive(Debug, Clone)]
 pub(crate) struct Faults {

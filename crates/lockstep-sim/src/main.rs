@@ -1,19 +1,26 @@
 //! `lockstep-sim`: runs seeds, and tells what they found. One seed prints the same bytes each time on standard output;
 //! what depends on the machine goes to standard error.
 
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use lockstep_core::mutant::Mutant;
+use lockstep_sim::exhaust;
 use lockstep_sim::run::{self, Found, Plan};
+use std::io::{self, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+/// How many of a failing seed's last lines are shown when there are several.
+const SHOWN: usize = 40;
+
 /// Runs Lockstep's engines under seeded faults and checks what is promised.
 #[derive(Debug, Parser)]
-#[command(about, max_term_width = 100)]
+#[command(about, max_term_width = 100, args_conflicts_with_subcommands = true)]
 struct Args {
-    /// How many seeds.
-    #[arg(long, default_value_t = 100)]
-    seeds: u64,
+    #[command(subcommand)]
+    command: Option<Command>,
+    /// How many seeds; 100, unless only one is named.
+    #[arg(long)]
+    seeds: Option<u64>,
     /// The first of them; alone, only this one, with all that happened in it.
     #[arg(long)]
     seed: Option<u64>,
@@ -26,39 +33,76 @@ struct Args {
     /// Puts a deliberate fault in force, in builds that have them (`--cfg lockstep_mutants`).
     #[arg(long)]
     mutant: Option<Mutant>,
+}
+
+/// What to do instead of running seeds.
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Explores small configurations until no state is left.
+    Exhaust {
+        /// Only this one.
+        #[arg(long)]
+        only: Option<String>,
+        /// Looks for a deliberate fault with them.
+        #[arg(long)]
+        mutant: Option<Mutant>,
+    },
     /// Looks for each deliberate fault in turn, until a seed catches it.
-    #[arg(long, conflicts_with = "mutant")]
-    mutants: bool,
+    Mutants {
+        /// After so many seeds a fault has survived them.
+        #[arg(long, default_value_t = 3000)]
+        seeds: u64,
+    },
 }
 
 fn main() -> ExitCode {
-    if std::env::args().nth(1).as_deref() == Some("exhaust") {
-        return exhaust();
-    }
     let args = Args::parse();
-    if (args.mutants || args.mutant.is_some()) && !run::force(args.mutant) {
+    let hunts = match &args.command {
+        Some(Command::Mutants { .. }) => true,
+        Some(Command::Exhaust { mutant, .. }) => mutant.is_some(),
+        None => args.mutant.is_some(),
+    };
+    if hunts && !run::force(args.mutant) {
         eprintln!(
             "this build has no mutants: RUSTFLAGS=\"--cfg lockstep_mutants\" cargo run -p lockstep-sim ..."
         );
         return ExitCode::from(2);
     }
+    let done = match &args.command {
+        Some(Command::Exhaust { only: _, mutant: Some(mutant) }) => exhaust::catches(*mutant, &mut stdout()),
+        Some(Command::Exhaust { only, mutant: None }) => exhaust::run(only.as_deref(), &mut stdout()),
+        Some(Command::Mutants { seeds }) => hunt(*seeds),
+        None => Ok(seeds(&args)),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("cannot write: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs seeds, and tells what they found. Whether nothing was broken.
+fn seeds(args: &Args) -> bool {
     let first = args.seed.unwrap_or(0);
-    let only = args.seed.is_some() && args.minutes.is_none() && !std::env::args().any(|arg| arg == "--seeds");
+    let only = args.seed.is_some() && args.seeds.is_none() && args.minutes.is_none();
     let plan = Plan {
         first,
-        count: if only { 1 } else { args.seeds },
+        count: args.seeds.unwrap_or(if only { 1 } else { 100 }),
         until: args.minutes.map(|minutes| Instant::now() + Duration::from_secs(60 * minutes)),
         threads: args.threads.max(1),
-        ends_with_first: args.mutants,
+        ends_with_first: false,
     };
-    if args.mutants {
-        return hunt(&plan);
-    }
     let began = Instant::now();
     let (tally, found) = run::run(&plan);
+    if only {
+        run::lines(first).iter().for_each(|line| println!("{line}"));
+    }
     print!("{tally}");
     for Found { seed, violation, lines } in &found {
-        let shown = if only { lines.len() } else { lines.len().min(60) };
+        let shown = if only { 0 } else { lines.len().min(SHOWN) };
         lines[lines.len() - shown..].iter().for_each(|line| println!("{line}"));
         println!("VIOLATION of {violation}");
         println!("again: cargo run --release -p lockstep-sim -- --seed {seed}");
@@ -66,15 +110,16 @@ fn main() -> ExitCode {
     println!("violations {}", found.len());
     let seconds = began.elapsed().as_secs_f64();
     eprintln!("{:.1} s, {:.1} seeds a second", seconds, tally.seeds as f64 / seconds);
-    if found.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    found.is_empty()
 }
 
-/// Lets seeds look for each deliberate fault. One that survives is a hole in the checks.
-fn hunt(plan: &Plan) -> ExitCode {
+/// Lets seeds look for each deliberate fault. One that survives is a hole in the checks. Whether none does.
+fn hunt(seeds: u64) -> io::Result<bool> {
+    let plan = Plan { first: 0, count: seeds, until: None, threads: 2, ends_with_first: true };
     let mut all_caught = true;
     for &mutant in Mutant::ALL {
         run::force(Some(mutant));
-        let (_, found) = run::run(plan);
+        let (_, found) = run::run(&plan);
         match found.first() {
             Some(found) => {
                 let seeds = found.seed - plan.first + 1;
@@ -84,20 +129,5 @@ fn hunt(plan: &Plan) -> ExitCode {
         }
         all_caught &= !found.is_empty();
     }
-    if all_caught { ExitCode::SUCCESS } else { ExitCode::FAILURE }
-}
-
-fn exhaust() -> ExitCode {
-    let args: Vec<String> = std::env::args().skip(2).collect();
-    let value = |name: &str| args.iter().position(|arg| arg == name).and_then(|at| args.get(at + 1));
-    let out = &mut std::io::stdout();
-    let is_good = match value("--mutant").map(|name| name.parse()) {
-        Some(Ok(mutant)) => lockstep_sim::exhaust::catches(mutant, out),
-        Some(Err(error)) => {
-            eprintln!("{error}");
-            return ExitCode::from(2);
-        }
-        None => lockstep_sim::exhaust::run(value("--only").map(String::as_str), out),
-    };
-    if matches!(is_good, Ok(true)) { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    Ok(all_caught)
 }

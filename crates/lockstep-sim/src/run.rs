@@ -1,7 +1,8 @@
 //! Runs many seeds on a few threads. What comes out does not depend on which thread ran what.
 
+use crate::fault;
 use crate::invariant::Violation;
-use crate::sim::{Options, Sim};
+use crate::sim::{self, Options, Sim};
 use crate::tally::Tally;
 use lockstep_core::mutant::Mutant;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -85,6 +86,16 @@ pub fn run(plan: &Plan) -> (Tally, Vec<Found>) {
     let (tally, mut found) = all.into_inner().expect("nobody panics with it");
     found.sort_by_key(|found| found.seed);
     (tally, found)
+}
+
+/// How many kinds of faults are made in enough seeds.
+pub fn fault_kinds() -> usize {
+    fault::KINDS + sim::TROUBLES
+}
+
+/// All that happened in a seed, or the end of it.
+pub fn lines(seed: u64) -> Vec<String> {
+    play(seed, Options::default()).0.lines().cloned().collect()
 }
 
 /// Runs one seed.

@@ -26,6 +26,8 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// Everything resolves within so long once no fault is left, in milliseconds: queued transitions run one after the
 /// other, and each may wait for the longest commit deadline twice, forward and back.
 pub const RESOLVE_MS: u64 = 240_000;
+/// In how many ways handlers misbehave.
+pub(crate) const TROUBLES: usize = 5;
 /// How many of the last lines are kept to be shown.
 const LINES_MAX: usize = 4000;
 /// How often a server tries again to write to a full disk before it stops, as the real one does.
@@ -300,6 +302,9 @@ impl Sim {
         match choice {
             Choice::Append(id) => self.append(*id),
             Choice::AgentAppend(name) => self.append_agent(name),
+            Choice::ToServer(_) if self.rng.random_ratio(1, 8) && self.slow.is_empty() => {
+                self.world.carry_all_to_server();
+            }
             Choice::Server(_)
             | Choice::Agent(_)
             | Choice::Connect(_)
@@ -364,7 +369,7 @@ impl Sim {
         }
         let reason = Some("it does not".to_owned());
         let has_effect = self.rng.random_ratio(1, 2);
-        let (name, script) = match self.rng.random_range(0..5) {
+        let (name, script) = match self.rng.random_range(0..TROUBLES) {
             0 => ("handler-no", Script { answer: Answer::No, reason, has_effect: false, ..well }),
             // It has its effect and does not say so.
             1 => ("handler-liar", Script { answer: Answer::No, reason, has_effect: true, ..well }),
@@ -562,6 +567,9 @@ impl Sim {
                 decode(&payloads).map(Some).ok_or(Violation { invariant: "23 corrupt-is-refused", what })
             }
             Err(Unopened::Trouble(error)) => {
+                if let lockstep_core::log::Error::Full { .. } = error {
+                    self.tally.bit(if who == "server" { "server-disk-full" } else { "agent-disk-full" });
+                }
                 self.say(format!("{who} cannot start: {error}"));
                 Ok(None)
             }

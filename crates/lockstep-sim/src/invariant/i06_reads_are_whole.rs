@@ -44,6 +44,7 @@ impl Invariant for ReadsAreWhole {
             if cluster.revision.0 > durable {
                 return Err(format!("readers see record {}, and {durable} are durable", cluster.revision));
             }
+            cluster.assert_invariants();
             check(cluster)?;
         }
         Ok(())
