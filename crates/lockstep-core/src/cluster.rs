@@ -406,7 +406,7 @@ impl Cluster {
         }
     }
 
-    fn apply_step(&mut self, id: TransitionId, result: &StepResult) {
+    pub(crate) fn apply_step(&mut self, id: TransitionId, result: &StepResult) {
         let transition = self.transition_mut(id);
         match result {
             StepResult::Confirmed { step, direction } => {

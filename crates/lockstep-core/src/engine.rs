@@ -15,7 +15,7 @@ use crate::message::{
 use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Scores};
-use crate::record::{Body, Cause, HostChange, Liveness, Record};
+use crate::record::{Body, Cause, HostChange, Liveness, Record, StepResult};
 use crate::request::{Code, Rejection, Request};
 use crate::spec::{LEASE_MS_DEFAULT, SpecFile};
 use crate::time::{Now, Time};
@@ -354,6 +354,19 @@ impl Engine {
         }
         self.outbox.propose((index, record));
         index
+    }
+
+    /// Writes a result down: with those before it, when they are not on their way to the journal yet.
+    pub(crate) fn note_step(&mut self, id: TransitionId, result: StepResult) {
+        match self.outbox.last_mut() {
+            Some((_, Record { body: Body::Step { transition, results }, .. })) if *transition == id => {
+                self.head.apply_step(id, &result);
+                results.push(result);
+                // It was told at this revision, and is no longer as it was.
+                self.told = None;
+            }
+            Some(_) | None => _ = self.propose(Body::Step { transition: id, results: vec![result] }),
+        }
     }
 
     pub(crate) fn event(&mut self, event: Event) {

@@ -49,6 +49,11 @@ impl<R, O> Outbox<R, O> {
         self.records.push_back(record);
     }
 
+    /// The record proposed last, while it is not on its way: it may still say more.
+    pub(crate) fn last_mut(&mut self) -> Option<&mut R> {
+        self.records.back_mut()
+    }
+
     /// Emits an output, which waits for all records proposed so far.
     pub(crate) fn emit(&mut self, output: O) {
         let after = if mutant::is(Mutant::SentBeforeAppend) { self.acknowledged } else { self.proposed };

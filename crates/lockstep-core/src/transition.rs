@@ -18,7 +18,7 @@ use crate::id::{GroupName, HostName, Index, MemberId, StepId, TransitionId};
 use crate::message::{Decision, Done, Notice, Order, Outcome, Phase, Role};
 use crate::mutant::{self, Mutant};
 use crate::plan::{self, Plan};
-use crate::record::{Body, Cause, Direction, HoldEnd, Left, StepResult};
+use crate::record::{Body, Cause, Direction, HoldEnd, Left};
 use crate::request::Rejection;
 use crate::spec::{self, Deadlines};
 use crate::time::Time;
@@ -831,10 +831,6 @@ impl Engine {
     }
 
     // ---- shared
-
-    fn note_step(&mut self, id: TransitionId, result: StepResult) {
-        self.propose(Body::Step { transition: id, results: vec![result] });
-    }
 
     pub(crate) fn is_reachable(&self, host: &HostName) -> bool {
         self.head.hosts.get(host).is_some_and(|host| host.is_reachable())
