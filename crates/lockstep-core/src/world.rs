@@ -1049,7 +1049,8 @@ impl World {
         let link = self.links.get_mut(&session).expect("it was named as one that is there");
         let agent = link.agent.clone();
         let Some(order) = link.to_agent.pop_front() else { return self.hang_up(&agent) };
-        self.note(Happened::Ordered { agent: agent.clone(), order: order.clone() });
+        let server = link.server;
+        self.note(Happened::Ordered { agent: agent.clone(), server, order: order.clone() });
         self.tell_agent(&agent, AgentInput::Order(order));
     }
 
@@ -1084,7 +1085,10 @@ impl World {
             let Some(session) = next.next().map(|(session, _)| *session) else { break };
             inputs.push(self.next_to_server(session));
         }
-        self.tell_server_all(id, inputs);
+        // One that is stopped does not look at its clock either.
+        if !inputs.is_empty() {
+            self.tell_server_all(id, inputs);
+        }
     }
 
     // ---- handlers

@@ -46,6 +46,8 @@ pub enum Happened {
     Ordered {
         /// Which.
         agent: Name,
+        /// By which server.
+        server: ServerId,
         /// The order.
         order: Order,
     },
@@ -108,7 +110,7 @@ impl Happened {
                 Ok(Accepted::Aborted) => "aborted".to_owned(),
                 Err(Rejection { code, message, .. }) => format!("rejected {code}: {message}"),
             },
-            Self::Ordered { agent, order } => return describe_order(agent, order),
+            Self::Ordered { agent, order, .. } => return describe_order(agent, order),
             Self::Reported { agent, report, .. } => return describe_report(agent, report),
             Self::Joined(agent) => format!("{agent} joined"),
             Self::TurnedAway { agent, message } => format!("{agent} turns away: {message}"),

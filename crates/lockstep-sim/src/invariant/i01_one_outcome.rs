@@ -37,7 +37,7 @@ impl Invariant for OneOutcome {
                 learn(&mut self.outcomes, *transition, *outcome, "the journal")?;
             }
         }
-        if let Happened::Ordered { agent, order } = what {
+        if let Happened::Ordered { agent, order, .. } = what {
             if let Order::Outcome { transition, outcome: Some(outcome) } = order {
                 learn(&mut self.outcomes, *transition, *outcome, agent)?;
             }

@@ -74,7 +74,7 @@ impl Invariant for AcknowledgedSurvives {
         {
             return Err(format!("{id} is accepted, and its request is not durable"));
         }
-        if let Happened::Ordered { agent, order: Order::Call(call) } = what
+        if let Happened::Ordered { agent, order: Order::Call(call), .. } = what
             && let Some(id) = call.transition
         {
             let needs = match call.phase {

@@ -20,7 +20,7 @@ impl Invariant for TokensFence {
     }
 
     fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
-        if let Happened::Ordered { agent, order: Order::Call(call) } = what
+        if let Happened::Ordered { agent, order: Order::Call(call), .. } = what
             && let Some(token) = call.token
         {
             let known = self.learned.entry((agent.clone(), call.member.group.clone())).or_default();

@@ -42,7 +42,7 @@ impl Invariant for ReignsGrow {
                 return Err(format!("{name} follows reign {reign} after a higher one"));
             }
         }
-        if let Happened::Ordered { agent, order: Order::Call(call) } = what
+        if let Happened::Ordered { agent, order: Order::Call(call), .. } = what
             && let Some(token) = call.token
             && self.tokens.get(&token) != call.transition.as_ref()
         {

@@ -3,30 +3,40 @@
 
 use super::{Invariant, Verdict};
 use lockstep_core::id::{MemberId, StepId, TransitionId};
-use lockstep_core::message::{Order, Phase};
+use lockstep_core::message::{Order, Phase, Report};
 use lockstep_core::record::{Body, Direction, StepResult};
 use lockstep_core::vote::Answer;
-use lockstep_core::world::{Happened, World};
-use std::collections::{BTreeMap, BTreeSet};
+use lockstep_core::world::{Happened, ServerId, World};
+use std::collections::BTreeSet;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct KilledIsNotDone {
     confirmed: BTreeSet<(TransitionId, StepId, Phase)>,
     stopped: BTreeSet<(TransitionId, MemberId)>,
-    /// How many forward handlers of a step have been started and have not ended, by agent deaths neither.
-    at_work: BTreeMap<(TransitionId, StepId), BTreeSet<lockstep_core::world::Name>>,
+    /// Forward orders that a server has given and has not been answered.
+    unanswered: BTreeSet<(ServerId, TransitionId, StepId)>,
 }
 
 impl Invariant for KilledIsNotDone {
     const NAME: &'static str = "13 killed-is-not-done";
 
-    fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
-        if let Happened::Started { agent, call, .. } = what
-            && let (Phase::Commit, Some(id), Some(step)) = (call.phase, call.transition, call.step)
+    fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
+        if let Happened::Ordered { agent, server, order: Order::Call(call) } = what
+            && let (Some(id), Some(step)) = (call.transition, call.step)
         {
-            self.at_work.entry((id, step)).or_default().insert(agent.clone());
+            if call.phase == Phase::Commit {
+                self.unanswered.insert((*server, id, step));
+            }
+            if call.phase == Phase::Undo && self.unanswered.contains(&(*server, id, step)) {
+                return Err(format!("{agent} is to take step {step} of {id} back, and has not answered for it"));
+            }
         }
-        if let Happened::Ended { agent, call, answer } = what
+        if let Happened::Reported { server, report: Report::Done(done), .. } = what
+            && let (Phase::Commit, Some(id), Some(step)) = (done.phase, done.transition, done.step)
+        {
+            self.unanswered.remove(&(*server, id, step));
+        }
+        if let Happened::Ended { call, answer, .. } = what
             && let Some(id) = call.transition
         {
             if let (Some(step), Answer::Yes) = (call.step, answer) {
@@ -35,22 +45,6 @@ impl Invariant for KilledIsNotDone {
             if let (Phase::Stop, Answer::Yes) = (call.phase, answer) {
                 self.stopped.insert((id, call.member.clone()));
             }
-            if let (Phase::Commit, Some(step)) = (call.phase, call.step)
-                && let Some(agents) = self.at_work.get_mut(&(id, step))
-            {
-                agents.remove(agent);
-            }
-        }
-        if let Happened::Ordered { agent, order: Order::Call(call) } = what
-            && let (Phase::Undo, Some(id), Some(step)) = (call.phase, call.transition, call.step)
-            && self.at_work.get(&(id, step)).is_some_and(|agents| agents.contains(agent))
-            && world.running(agent).any(|(_, running)| {
-                running.call.phase == Phase::Commit
-                    && running.call.transition == Some(id)
-                    && running.call.step == Some(step)
-            })
-        {
-            return Err(format!("{agent} is to take step {step} of {id} back while it is at work on it"));
         }
         let Happened::Recorded { record, .. } = what else { return Ok(()) };
         let Body::Step { transition, results } = &record.body else { return Ok(()) };

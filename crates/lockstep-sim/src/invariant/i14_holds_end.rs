@@ -7,7 +7,6 @@ use lockstep_core::id::{Index, MemberId, TransitionId};
 use lockstep_core::message::{Decision, Phase};
 use lockstep_core::record::Body;
 use lockstep_core::time::Time;
-use lockstep_core::vote::Answer;
 use lockstep_core::world::{Happened, Name, ServerId, World};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -65,12 +64,7 @@ impl Invariant for HoldsEnd {
             && let Some(hold) = self.holds.get_mut(&(id, call.member.clone()))
         {
             hold.is_released = true;
-        }
-        if let Happened::Ended { call, answer: Answer::Yes, .. } = what
-            && let (Phase::Release, Some(id), Some(_)) = (call.phase, call.transition, call.decision)
-            && let Some(hold) = self.holds.get_mut(&(id, call.member.clone()))
-        {
-            hold.is_told = true;
+            hold.is_told |= call.decision.is_some();
         }
         Ok(())
     }

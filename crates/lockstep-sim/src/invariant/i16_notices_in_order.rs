@@ -20,7 +20,7 @@ impl Invariant for NoticesInOrder {
     }
 
     fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
-        let Happened::Ordered { agent, order: Order::Notice(notice) } = what else { return Ok(()) };
+        let Happened::Ordered { agent, order: Order::Notice(notice), .. } = what else { return Ok(()) };
         let last = self.last.entry(agent.clone()).or_default();
         if notice.previous > *last && !self.excused.contains(agent) {
             let previous = notice.previous;

@@ -34,7 +34,7 @@ impl Invariant for MissedOutcomesFirst {
             let missed = hello.open.iter().copied().filter(|id| self.ended.contains(id));
             self.missed.insert(agent.clone(), missed.collect());
         }
-        let Happened::Ordered { agent, order } = what else { return Ok(()) };
+        let Happened::Ordered { agent, order, .. } = what else { return Ok(()) };
         let Some(missed) = self.missed.get_mut(agent) else { return Ok(()) };
         match order {
             Order::Outcome { transition, .. } => _ = missed.remove(transition),
