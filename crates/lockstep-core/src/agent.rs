@@ -186,7 +186,8 @@ pub struct AgentState {
     pub noticed: Index,
     /// The members on this host, as the server last assigned them.
     pub members: BTreeMap<MemberId, Assignment>,
-    /// Members that are none any more, and still have to forget what they prepared or to let go whom they hold.
+    /// Members that are none any more, and take part in an open transition: they may have to forget what they
+    /// prepared, or to let go whom they hold.
     pub former: BTreeMap<MemberId, Assignment>,
     closed: BTreeSet<TransitionId>,
 }
@@ -225,9 +226,10 @@ pub struct HeldUntil {
 }
 
 impl OpenTransition {
-    /// Whether a member has something to take back.
+    /// Whether a member takes part, and may have something to take back or to be told.
     fn owes(&self, member: &MemberId) -> bool {
-        self.prepared.contains(member) || self.holds.get(member).is_some_and(|hold| !hold.is_over)
+        let has_voted = || self.votes.iter().any(|(voter, _)| voter == member);
+        self.prepared.contains(member) || self.holds.contains_key(member) || has_voted()
     }
 }
 

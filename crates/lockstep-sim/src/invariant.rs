@@ -1,5 +1,10 @@
 //! What must hold, whatever happens. One file for each invariant of `docs/guarantee.md` that a simulation can check.
 
+pub(crate) mod i21_wall_clocks_decide_nothing;
+pub(crate) mod i22_disks_keep_their_word;
+pub(crate) mod i23_decay_is_refused;
+pub(crate) mod i26_same_bytes;
+
 use lockstep_core::world::{Happened, Name, World};
 use std::fmt;
 

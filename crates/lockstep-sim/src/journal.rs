@@ -1,5 +1,6 @@
 //! Journals on disks that fail: core's own log over a disk in memory, and what has been acknowledged of it.
 
+use crate::invariant::{Violation, i22_disks_keep_their_word};
 use lockstep_core::id::{Index, Reign};
 use lockstep_core::log::{Crash, Disk, DiskError, Error, Log, MemDisk, Op};
 use std::cell::RefCell;
@@ -51,7 +52,7 @@ pub(crate) enum Unopened {
     /// The disk is in trouble, and its owner is told: it may be tried again.
     Trouble(Error),
     /// It was opened, and is not what was acknowledged.
-    Broken(String),
+    Broken(Violation),
 }
 
 /// A journal, with what its owner has been told is safe.
@@ -64,7 +65,7 @@ pub(crate) struct Journal {
 
 impl Journal {
     /// Opens the log under a new reign and reads it. All that was acknowledged is there, or it says that it is not.
-    pub(crate) fn open(&mut self) -> Result<Vec<Vec<u8>>, Unopened> {
+    pub(crate) fn open(&mut self, who: &str) -> Result<Vec<Vec<u8>>, Unopened> {
         self.log = None;
         let mut log = Log::open(self.disk.clone()).map_err(Unopened::Trouble)?;
         let reign = Reign((log.reign().0 + 1).max(log.head().0 + 1));
@@ -78,14 +79,7 @@ impl Journal {
             }
             found.extend(entries.into_iter().map(|entry| entry.payload));
         }
-        let is_kept = found.get(..self.acknowledged.len()) == Some(&self.acknowledged[..]);
-        if !is_kept {
-            let known = self.acknowledged.len();
-            let found = found.len();
-            let message =
-                format!("{known} records were acknowledged, and not they but {found} are read back");
-            return Err(Unopened::Broken(message));
-        }
+        i22_disks_keep_their_word::check(who, &self.acknowledged, &found).map_err(Unopened::Broken)?;
         self.acknowledged.clone_from(&found);
         self.log = Some(log);
         Ok(found)
@@ -130,15 +124,15 @@ impl Journal {
 
     /// Opens it with one bit of its file decayed; the bit is brought back when that is refused, as from a backup.
     /// Tells what came of it: it is refused, or nothing that was acknowledged is missing.
-    pub(crate) fn open_decayed(&mut self, at: u64, bit: u8) -> Result<Vec<Vec<u8>>, Unopened> {
+    pub(crate) fn open_decayed(&mut self, who: &str, at: u64, bit: u8) -> Result<Vec<Vec<u8>>, Unopened> {
         let file = self.disk.read("log").ok().flatten().unwrap_or_default();
         let written = file.iter().rposition(|byte| *byte != 0).map_or(0, |last| last as u64 + 1);
         if written == 0 {
-            return self.open();
+            return self.open(who);
         }
         let mask = 1 << (bit % 8);
         self.disk.0.borrow_mut().flip("log", at % written, mask);
-        let opened = self.open();
+        let opened = self.open(who);
         if let Err(Unopened::Trouble(_)) = opened {
             self.disk.0.borrow_mut().flip("log", at % written, mask);
         }

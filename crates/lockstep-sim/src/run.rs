@@ -1,7 +1,7 @@
 //! Runs many seeds on a few threads. What comes out does not depend on which thread ran what.
 
 use crate::fault;
-use crate::invariant::Violation;
+use crate::invariant::{Violation, i21_wall_clocks_decide_nothing, i26_same_bytes};
 use crate::sim::{self, Options, Sim};
 use crate::tally::Tally;
 use lockstep_core::mutant::Mutant;
@@ -103,23 +103,17 @@ pub fn run_seed(seed: u64) -> (Tally, Option<Found>) {
     let (sim, violation) = play(seed, Options::default());
     let mut tally = sim.tally().clone();
     tally.seeds = 1;
-    let violation = violation.or_else(|| {
-        let is_same = |options| {
-            let (other, _) = play(seed, options);
-            other.digest() == sim.digest()
-        };
-        if seed.is_multiple_of(AGAIN_EVERY) && !is_same(Options::default()) {
-            return Some(Violation {
-                invariant: "26 same-bytes",
-                what: "the second run went another way".to_owned(),
-            });
+    let compare = || {
+        let other = |options| play(seed, options).0.digest();
+        if seed.is_multiple_of(AGAIN_EVERY) {
+            i26_same_bytes::check(sim.digest(), other(Options::default()))?;
         }
-        if seed % CLOCKS_EVERY == 1 && !is_same(Options { keeps_wall_clock: true }) {
-            let what = "without wall-clock jumps it goes another way".to_owned();
-            return Some(Violation { invariant: "21 wall-clocks-decide-nothing", what });
+        if seed % CLOCKS_EVERY == 1 {
+            i21_wall_clocks_decide_nothing::check(sim.digest(), other(Options { keeps_wall_clock: true }))?;
         }
-        None
-    });
+        Ok(())
+    };
+    let violation = violation.or_else(|| compare().err());
     let found = violation.map(|violation| Found { seed, violation, lines: sim.lines().cloned().collect() });
     (tally, found)
 }

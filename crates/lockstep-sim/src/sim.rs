@@ -1,7 +1,7 @@
 //! One seed: a random cluster, random requests and random faults, then quiet, in which everything has to resolve.
 
 use crate::fault::{Fault, Faults};
-use crate::invariant::{Invariants, Violation};
+use crate::invariant::{Invariants, Violation, i23_decay_is_refused};
 use crate::journal::{Journal, Unopened};
 use crate::shape::Shape;
 use crate::tally::Tally;
@@ -93,6 +93,8 @@ pub struct Sim {
     next_ask: Time,
     next_fault: Time,
     full_tries: u32,
+    /// How often operators have asked for something; they are not always told what came of it.
+    asks: u64,
     asked: Vec<Request>,
     /// A host that no fault touches; it must not be evicted.
     pub(crate) spared: Option<Name>,
@@ -140,6 +142,7 @@ impl Sim {
             next_ask,
             next_fault,
             full_tries: 0,
+            asks: 0,
             asked: Vec::new(),
             spared,
             broken,
@@ -156,11 +159,12 @@ impl Sim {
         self.turn_until(began.plus(200), false)?;
         let spec = self.shape.spec();
         self.world.apply(spec);
+        self.asks += 1;
         for at in 0..self.shape.hosts.len() {
             let host = self.shape.hosts[at].clone();
             let name: Name = host.as_str().into();
             let mut disk = Journal::default();
-            self.opened::<AgentRecord>(&name, disk.open())?;
+            self.opened::<AgentRecord>(&name, disk.open(&name))?;
             self.disks.insert(name.clone(), disk);
             self.world.join(&name, &host, self.shape.labels(at), Some(format!("10.0.0.{at}")));
         }
@@ -170,6 +174,8 @@ impl Sim {
         self.heal()?;
         let resolved = self.resolve();
         self.tally.simulated_ms += self.world.now().since(began);
+        let answered: u64 = self.tally.answers.values().sum();
+        self.tally.answers.insert("unknown".to_owned(), self.asks - answered);
         resolved
     }
 
@@ -446,11 +452,11 @@ impl Sim {
         }
         let opened = if self.faults.strikes(Fault::Decay, &mut self.rng) {
             let (at, bit) = (self.rng.random(), self.rng.random());
-            let opened = self.server_disk.open_decayed(at, bit);
+            let opened = self.server_disk.open_decayed("server", at, bit);
             self.tally.decayed(&opened);
             opened
         } else {
-            self.server_disk.open()
+            self.server_disk.open("server")
         };
         match self.opened("server", opened)? {
             Some(records) => {
@@ -473,7 +479,7 @@ impl Sim {
             self.world.land();
         }
         self.server_disk.crash(Crash::Process);
-        let opened = self.server_disk.open();
+        let opened = self.server_disk.open("server");
         if self.opened::<Record>("server", opened)?.is_some() {
             self.world.start_server();
             self.say("another server takes over");
@@ -507,7 +513,7 @@ impl Sim {
         let decays = self.faults.strikes(Fault::Decay, &mut self.rng);
         let (at, bit) = (self.rng.random(), self.rng.random());
         let disk = self.disks.get_mut(name).expect("each agent has a disk");
-        let opened = if decays { disk.open_decayed(at, bit) } else { disk.open() };
+        let opened = if decays { disk.open_decayed(name, at, bit) } else { disk.open(name) };
         if decays {
             self.say(format!("a bit decays at {name}"));
             self.tally.decayed(&opened);
@@ -532,7 +538,9 @@ impl Sim {
         let mut disk = Journal::default();
         disk.restore(self.disks[name].image());
         // What the copy begins with is what is safe on the disk; the original may have a write under way.
-        if let Some(records) = disk.open().ok().and_then(|payloads| decode(&payloads)) {
+        if let Some(records) =
+            disk.open(&copy).ok().and_then(|payloads| i23_decay_is_refused::check(&copy, &payloads).ok())
+        {
             self.disks.insert(copy.clone(), disk);
             self.invariants.excuse(name);
             self.invariants.excuse(&copy);
@@ -562,10 +570,7 @@ impl Sim {
         opened: Result<Vec<Vec<u8>>, Unopened>,
     ) -> Result<Option<Vec<T>>, Violation> {
         match opened {
-            Ok(payloads) => {
-                let what = "what is read back is not what was written".to_owned();
-                decode(&payloads).map(Some).ok_or(Violation { invariant: "23 corrupt-is-refused", what })
-            }
+            Ok(payloads) => i23_decay_is_refused::check(who, &payloads).map(Some),
             Err(Unopened::Trouble(error)) => {
                 if let lockstep_core::log::Error::Full { .. } = error {
                     self.tally.bit(if who == "server" { "server-disk-full" } else { "agent-disk-full" });
@@ -573,9 +578,7 @@ impl Sim {
                 self.say(format!("{who} cannot start: {error}"));
                 Ok(None)
             }
-            Err(Unopened::Broken(what)) => {
-                Err(Violation { invariant: "8 acknowledged-survives", what: format!("{who}: {what}") })
-            }
+            Err(Unopened::Broken(violation)) => Err(violation),
         }
     }
 
@@ -600,18 +603,21 @@ impl Sim {
                     request.reason = Some("another body".to_owned());
                 }
                 self.world.run(request);
+                self.asks += 1;
             }
             2 => {
                 let known = self.world.server().map(|server| server.acknowledged().transitions.clone());
                 let known: Vec<TransitionId> = known.into_iter().flatten().map(|(id, _)| id).collect();
                 if let Some(id) = known.choose(&mut self.rng) {
                     self.world.abort(*id);
+                    self.asks += 1;
                 }
             }
             3 => {
                 self.shape.change(&mut self.rng);
                 let spec = self.shape.spec();
                 self.world.apply(spec);
+                self.asks += 1;
             }
             4 => {
                 let host = self.rng.random_range(0..self.shape.hosts.len());
@@ -628,6 +634,7 @@ impl Sim {
                 let request = self.shape.request(id, &mut self.rng);
                 self.asked.push(request.clone());
                 self.world.run(request);
+                self.asks += 1;
             }
         }
         self.look()
@@ -706,8 +713,4 @@ impl Tally {
 
 fn encode<T: Serialize>(records: &[T]) -> Vec<Vec<u8>> {
     records.iter().map(|record| serde_json::to_vec(record).expect("records are plain data")).collect()
-}
-
-fn decode<T: DeserializeOwned>(payloads: &[Vec<u8>]) -> Option<Vec<T>> {
-    payloads.iter().map(|payload| serde_json::from_slice(payload).ok()).collect()
 }
