@@ -742,6 +742,7 @@ impl AgentEngine {
             Phase::Check | Phase::Cancel | Phase::Release => false,
             Phase::Status | Phase::Notice | Phase::Fence => false,
         };
+        let acts = acts && !mutant::is(Mutant::TokenUnchecked);
         acts && call.token.is_some_and(|token| known.is_some_and(|known| token < *known))
     }
 

@@ -25,8 +25,9 @@ pub struct Cluster {
     pub spec: Arc<Spec>,
     /// The declared cluster as it was written; none before the first `apply`.
     pub spec_file: Option<Arc<SpecFile>>,
-    /// The lease before the last spec changed it, in milliseconds: hosts may not have heard of the new one.
-    pub lease_before_ms: u64,
+    /// The longest lease that hosts were told of in this reign, and in the one before, in milliseconds: they may not
+    /// have heard of a shorter one yet.
+    pub leases_ms: [u64; 2],
     /// The hosts.
     pub hosts: BTreeMap<HostName, Arc<Host>>,
     /// The members: every host that a group selects, and those that are still leaving it.
@@ -253,9 +254,12 @@ impl Cluster {
         self.revision = index;
         match &record.body {
             Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
-            Body::Reign { .. } => self.reign = Reign(index.0),
+            Body::Reign { .. } => {
+                self.reign = Reign(index.0);
+                self.leases_ms = [self.spec.lease_ms, self.leases_ms[0]];
+            }
             Body::Spec { spec, .. } => {
-                self.lease_before_ms = self.spec.lease_ms;
+                self.leases_ms[0] = self.leases_ms[0].max(self.spec.lease_ms);
                 self.spec = Arc::new(spec.check().expect("a spec is checked before it is recorded"));
                 self.spec_file = Some(spec.clone());
                 self.select_members(None);
@@ -393,7 +397,8 @@ impl Cluster {
             return;
         };
         let is_down = match self.spec.groups.get(&id.group) {
-            Some(group) => member.actual.as_ref() == Some(group.lifecycle.lowest()),
+            // In doubt it may be elsewhere, and counts until evidence settles it.
+            Some(group) => !member.is_in_doubt() && member.actual.as_ref() == Some(group.lifecycle.lowest()),
             None => true,
         };
         // What it was asked to prepare it still has to be told to forget.

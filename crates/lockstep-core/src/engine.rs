@@ -246,7 +246,7 @@ impl Engine {
         };
         for host in engine.head.hosts.keys() {
             // A host that the reign before has told of a longer lease renews it that seldom.
-            let lease_ms = engine.lease_ms().max(engine.head.lease_before_ms);
+            let lease_ms = engine.head.leases_ms.into_iter().fold(engine.lease_ms(), u64::max);
             engine.last_heard.insert(host.clone(), Heard { at: now.time, lease_ms });
         }
         engine.propose(Body::Reign { server: server.to_owned() });

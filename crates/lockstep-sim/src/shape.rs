@@ -28,6 +28,8 @@ struct Group {
     on_failure: Option<&'static str>,
     retries: u32,
     hold_ms: u64,
+    /// Of `check` and of `prepare`: sometimes longer than a lease, so that hosts are lost before the decision.
+    vote_ms: u64,
     commit_ms: u64,
     hosts: Vec<usize>,
 }
@@ -55,7 +57,8 @@ impl Shape {
                     states,
                     on_failure: *[None, Some("undo"), Some("exclude")].choose(rng).expect("there are some"),
                     retries: rng.random_range(0..=2),
-                    hold_ms: *[1500, 3000, 5000].choose(rng).expect("there are some"),
+                    hold_ms: *[1500, 3000, 5000, 15_000].choose(rng).expect("there are some"),
+                    vote_ms: *[2000, 2000, 8000].choose(rng).expect("there are some"),
                     commit_ms: *[2000, 5000, 15_000].choose(rng).expect("there are some"),
                     hosts: (0..members).map(|next| (first + next) % host_count).collect(),
                 }
@@ -183,7 +186,7 @@ impl Group {
             "handler": "sim",
             "retries": self.retries,
             "hold_ms": self.hold_ms,
-            "deadlines_ms": {"check": 2000, "prepare": 2000, "commit": self.commit_ms},
+            "deadlines_ms": {"check": self.vote_ms, "prepare": self.vote_ms, "commit": self.commit_ms},
         });
         if let Some(policy) = self.on_failure {
             declared["on_failure"] = json!(policy);
