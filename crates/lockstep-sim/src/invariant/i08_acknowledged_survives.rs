@@ -1,6 +1,6 @@
 //! What was acknowledged is there for ever, in its place, at the servers' store and at each agent; and nothing is
-//! answered or ordered before its record is durable. (That disks give back what they took, the simulator checks
-//! whenever it opens one.)
+//! answered or ordered before its record is durable. (That disks give back what they took,
+//! [`super::i22_disks_keep_their_word`] sees.)
 
 use super::{Invariant, Verdict};
 use lockstep_core::agent::AgentRecord;

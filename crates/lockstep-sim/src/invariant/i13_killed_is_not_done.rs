@@ -1,5 +1,6 @@
 //! A step counts as confirmed only after its handler has said so, in its own words: not because it was started, and
-//! not because somebody thinks so. A step is taken back only after its forward handler has ended.
+//! not because somebody thinks so. A server has a step taken back only after it has heard how the forward handler
+//! that it asked for has ended.
 
 use super::{Invariant, Verdict};
 use lockstep_core::id::{MemberId, StepId, TransitionId};
