@@ -1,9 +1,11 @@
 //! The faults that a seed may make: which, how often, and what each does.
 
 use crate::invariant::Violation;
-use crate::sim::{Later, Sim, Slow};
+use crate::sim::{COPY, Later, Sim, Slow};
+use lockstep_core::engine::SessionId;
 use lockstep_core::log::{Crash, Op};
-use lockstep_core::world::{Name, Way};
+use lockstep_core::world::{Name, Way, World};
+
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
@@ -19,7 +21,7 @@ macro_rules! faults {
         impl Fault {
             const ALL: &[Self] = &[$(Self::$variant,)*];
 
-            fn as_str(self) -> &'static str {
+            pub(crate) fn as_str(self) -> &'static str {
                 match self {
                     $(Self::$variant => $name,)*
                 }
@@ -139,7 +141,7 @@ impl Sim {
         let hosts: Vec<Name> = self
             .disks
             .keys()
-            .filter(|name| !name.ends_with("-copy"))
+            .filter(|name| !name.ends_with(COPY))
             .filter(|name| self.spared.as_ref() != Some(*name))
             .cloned()
             .collect();
@@ -171,8 +173,8 @@ impl Sim {
                 // Longer than that is a pause: a server that does not run does not blame others for silence.
                 let ms = self.rng.random_range(1..=400);
                 let what = if self.rng.random_ratio(1, 2) { Slow::Server } else { Slow::ServerDisk };
-                self.slow.insert(what, self.world.now().plus(ms));
-                true
+                self.slow.insert(what, (self.world.now().plus(ms), Some(fault)));
+                false
             }
             Fault::AgentKill => self.kill_agent(&name),
             Fault::HostPowerCut => self.cut_power(&name),
@@ -200,44 +202,50 @@ impl Sim {
                 let ms = self.rng.random_range(1..=5000);
                 let what =
                     if self.rng.random_ratio(1, 2) { Slow::Agent(name) } else { Slow::AgentDisk(name) };
-                self.slow.insert(what, self.world.now().plus(ms));
-                true
+                self.slow.insert(what, (self.world.now().plus(ms), Some(fault)));
+                false
             }
             Fault::OldImage => self.restore_image(&name),
-            Fault::Copy => {
-                self.copy_agent(&name);
-                true
+            Fault::Copy => self.copy_agent(&name)?,
+            Fault::Cut => {
+                self.cut(&name, fault, &[Way::ToServer, Way::ToAgent]);
+                false
             }
-            Fault::Cut => self.cut(&name, &[Way::ToServer, Way::ToAgent]),
             Fault::CutOneWay => {
                 let way = if self.rng.random_ratio(1, 2) { Way::ToServer } else { Way::ToAgent };
-                self.cut(&name, &[way])
+                self.cut(&name, fault, &[way]);
+                false
             }
             Fault::Partition => {
                 let some: Vec<_> = hosts.iter().filter(|_| self.rng.random_ratio(1, 2)).cloned().collect();
-                some.iter().for_each(|name| _ = self.cut(name, &[Way::ToServer, Way::ToAgent]));
-                true
+                some.iter().for_each(|name| self.cut(name, fault, &[Way::ToServer, Way::ToAgent]));
+                false
             }
             Fault::Flap => {
                 let times = self.rng.random_range(2..=8);
+                self.cut.insert(name.clone(), fault);
                 self.later(0, Later::Flap(name, times));
-                true
+                false
             }
             Fault::Break => {
+                let is_linked = self.is_linked(&name);
                 self.world.break_link(&name);
-                true
+                is_linked
             }
             Fault::HangUp => {
+                let is_linked = self.is_linked(&name);
                 self.world.hang_up(&name);
-                true
+                is_linked
             }
             Fault::Delay => {
                 let ms = self.rng.random_range(1..=4000);
                 let way = if self.rng.random_ratio(1, 2) { Way::ToServer } else { Way::ToAgent };
-                self.slow.insert(Slow::Network(name, way), self.world.now().plus(ms));
-                true
+                self.slow.insert(Slow::Network(name, way), (self.world.now().plus(ms), Some(fault)));
+                false
             }
-            Fault::Lose | Fault::Duplicate | Fault::Reorder => self.disturb(fault),
+            Fault::Lose => self.disturb(World::lose).is_some(),
+            Fault::Duplicate => self.disturb(World::duplicate).is_some(),
+            Fault::Reorder => self.disturb(World::reorder).is_some_and(|waiting| waiting > 1),
             Fault::Drift => {
                 let rate_ppm = self.rng.random_range(-25_000..=25_000);
                 if self.rng.random_ratio(1, 4) {
@@ -334,7 +342,12 @@ impl Sim {
         true
     }
 
-    fn cut(&mut self, name: &Name, ways: &[Way]) -> bool {
+    fn is_linked(&self, name: &Name) -> bool {
+        self.world.links().any(|(_, agent, ..)| agent == name)
+    }
+
+    fn cut(&mut self, name: &Name, fault: Fault, ways: &[Way]) {
+        self.cut.insert(name.clone(), fault);
         ways.iter().for_each(|way| self.world.cut_way(name, *way));
         let ms = *[300, 2000, 8000, 20_000].choose(&mut self.rng).expect("there are some");
         self.later(ms, Later::Heal(name.clone()));
@@ -342,11 +355,10 @@ impl Sim {
             // Its agent gives the connection up before it heals.
             self.later(ms / 2, Later::HangUp(name.clone()));
         }
-        true
     }
 
-    /// Does something to a message that is on its way.
-    fn disturb(&mut self, fault: Fault) -> bool {
+    /// Does something to a message that is on its way, and tells how many are on that way.
+    fn disturb(&mut self, what: fn(&mut World, SessionId, Way)) -> Option<usize> {
         let busy: Vec<_> = self
             .world
             .links()
@@ -356,13 +368,9 @@ impl Sim {
                 up.into_iter().chain((down > 0).then(|| (id, agent.clone(), Way::ToAgent, down)))
             })
             .collect();
-        let Some((session, agent, way, count)) = busy.choose(&mut self.rng).cloned() else { return false };
+        let (session, agent, way, count) = busy.choose(&mut self.rng).cloned()?;
         self.excuse(&agent);
-        match fault {
-            Fault::Lose => self.world.lose(session, way),
-            Fault::Duplicate => self.world.duplicate(session, way),
-            _ => self.world.reorder(session, way),
-        }
-        fault != Fault::Reorder || count > 1
+        what(&mut self.world, session, way);
+        Some(count)
     }
 }

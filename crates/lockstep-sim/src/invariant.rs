@@ -65,9 +65,6 @@ macro_rules! invariants {
         }
 
         impl Invariants {
-            /// Their names.
-            pub const NAMES: &[&str] = &[$($module::$type::NAME,)*];
-
             /// Looks at a world after a step and what happened in it.
             pub fn look(&mut self, world: &World, happened: &[Happened]) -> Result<(), Violation> {
                 $(judge(&mut self.$module, |invariant| {
@@ -119,4 +116,5 @@ invariants! {
     i18_missed_outcomes_first::MissedOutcomesFirst,
     i19_heals::Heals,
     i20_spared_stay::SparedStay,
+    calls_never_overlap::CallsNeverOverlap,
 }

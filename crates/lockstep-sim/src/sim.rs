@@ -28,6 +28,10 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 pub const RESOLVE_MS: u64 = 240_000;
 /// In how many ways handlers misbehave.
 pub(crate) const TROUBLES: usize = 5;
+/// What a second agent's name ends with.
+pub(crate) const COPY: &str = "-copy";
+/// The server, where a journal's owner is named.
+const SERVER: &str = "server";
 /// How many of the last lines are kept to be shown.
 const LINES_MAX: usize = 4000;
 /// How often a server tries again to write to a full disk before it stops, as the real one does.
@@ -81,14 +85,19 @@ pub struct Sim {
     pub(crate) disks: BTreeMap<Name, Journal>,
     /// What disks once were.
     pub(crate) images: BTreeMap<Name, (MemDisk, Vec<Vec<u8>>)>,
-    pub(crate) slow: BTreeMap<Slow, Time>,
+    /// What is slow, until when, and by which fault, as long as that has made no difference.
+    pub(crate) slow: BTreeMap<Slow, (Time, Option<Fault>)>,
+    /// Who is cut off, and by which fault.
+    pub(crate) cut: BTreeMap<Name, Fault>,
     later: BTreeMap<(Time, u64), Later>,
     /// Names what is done later, in the order in which it was thought of.
     counted: u64,
     pub(crate) faults: Faults,
     invariants: Invariants,
-    /// One handler call in so many does something other than what it should.
+    /// One handler call in so many does something other than what it should; none when 0.
     trouble: u32,
+    /// The same of commits.
+    commit_trouble: u32,
     asks_every_ms: u64,
     next_ask: Time,
     next_fault: Time,
@@ -122,6 +131,7 @@ impl Sim {
             invariants.spare(name);
         }
         let trouble = *[0, 100, 30, 8].choose(&mut rng).expect("there are some");
+        let commit_trouble = *[trouble, trouble, 4].choose(&mut rng).expect("there are some");
         let asks_every_ms = *[200, 1000, 4000].choose(&mut rng).expect("there are some");
         let (next_ask, next_fault) = (world.now().plus(2000), world.now().plus(2000));
         Self {
@@ -133,11 +143,13 @@ impl Sim {
             disks: BTreeMap::new(),
             images: BTreeMap::new(),
             slow: BTreeMap::new(),
+            cut: BTreeMap::new(),
             later: BTreeMap::new(),
             counted: 0,
             faults,
             invariants,
             trouble,
+            commit_trouble,
             asks_every_ms,
             next_ask,
             next_fault,
@@ -218,10 +230,10 @@ impl Sim {
             self.next_ask = now.plus(self.rng.random_range(1..=2 * self.asks_every_ms));
             return self.ask();
         }
-        self.slow.retain(|_, until| *until > now);
-        let choices: Vec<_> = self.world.choices().filter(|choice| !self.is_slow(choice)).collect();
+        self.slow.retain(|_, (until, _)| *until > now);
+        let choices = self.choices();
         if choices.is_empty() || self.rng.random_ratio(1, 16) {
-            let mut next = self.slow.values().copied().chain([end]).min().unwrap_or(end);
+            let mut next = self.slow.values().map(|(until, _)| *until).chain([end]).min().unwrap_or(end);
             next = self.later.keys().map(|(at, _)| *at).chain([next]).min().unwrap_or(next);
             if is_troubled {
                 next = next.min(self.next_fault).min(self.next_ask);
@@ -236,15 +248,31 @@ impl Sim {
         self.perform(&choice)
     }
 
-    fn is_slow(&self, choice: &Choice) -> bool {
+    /// What may happen now, without that which is slow.
+    fn choices(&mut self) -> Vec<Choice> {
         if self.slow.is_empty() {
-            return false;
+            return self.world.choices().collect();
         }
+        let all: Vec<_> = self.world.choices().map(|choice| (self.slow_part(&choice), choice)).collect();
+        let mut choices = Vec::new();
+        for (part, choice) in all {
+            match part.and_then(|part| self.slow.get_mut(&part)) {
+                Some((_, fault)) => {
+                    fault.take().into_iter().for_each(|fault| self.tally.bit(fault.as_str()));
+                }
+                None => choices.push(choice),
+            }
+        }
+        choices
+    }
+
+    /// What has to be quick for something to happen.
+    fn slow_part(&self, choice: &Choice) -> Option<Slow> {
         let network = |session, way| {
             let link = self.world.links().find(|(id, ..)| *id == session);
             link.map(|(_, agent, ..)| Slow::Network(agent.clone(), way))
         };
-        let slow = match choice {
+        match choice {
             Choice::Server(_) => Some(Slow::Server),
             Choice::Append(_) => Some(Slow::ServerDisk),
             Choice::Agent(name) | Choice::Connect(name) => Some(Slow::Agent(name.clone())),
@@ -252,8 +280,7 @@ impl Sim {
             Choice::ToAgent(session) => network(*session, Way::ToAgent),
             Choice::ToServer(session) => network(*session, Way::ToServer),
             Choice::End(..) => None,
-        };
-        slow.is_some_and(|slow| self.slow.contains_key(&slow))
+        }
     }
 
     pub(crate) fn later(&mut self, ms: u64, what: Later) {
@@ -279,13 +306,13 @@ impl Sim {
                     self.world.resume(&name);
                 }
             }
-            Later::Heal(name) => self.world.heal(&name),
+            Later::Heal(name) => self.heal_link(&name),
             Later::HangUp(name) => self.world.hang_up(&name),
             Later::Flap(name, more) => {
                 if self.world.cuts(&name).is_empty() {
                     self.world.cut(&name);
                 } else {
-                    self.world.heal(&name);
+                    self.heal_link(&name);
                 }
                 let ms = self.rng.random_range(50..=3000);
                 let next = if more > 0 { Later::Flap(name, more - 1) } else { Later::Heal(name) };
@@ -300,6 +327,15 @@ impl Sim {
             Later::EndCopy(name) => self.end_copy(&name),
         }
         self.look()
+    }
+
+    /// Lets everything through to and from a host. That it was cut off has bitten when something waits.
+    fn heal_link(&mut self, name: &Name) {
+        let waits = self.world.links().any(|(_, agent, up, down)| agent == name && up + down > 0);
+        if let Some(fault) = self.cut.remove(name).filter(|_| waits) {
+            self.tally.bit(fault.as_str());
+        }
+        self.world.heal(name);
     }
 
     // ---- what is done
@@ -370,7 +406,8 @@ impl Sim {
     fn script(&mut self, phase: Phase) -> Script {
         let takes_ms = self.rng.random_range(0..=40);
         let well = Script { takes_ms, ..Script::default() };
-        if self.trouble == 0 || !self.rng.random_ratio(1, self.trouble) {
+        let trouble = if phase == Phase::Commit { self.commit_trouble } else { self.trouble };
+        if trouble == 0 || !self.rng.random_ratio(1, trouble) {
             return well;
         }
         let reason = Some("it does not".to_owned());
@@ -397,7 +434,7 @@ impl Sim {
     fn append(&mut self, id: ServerId) {
         let Some(payloads) = self.server_payloads().filter(|_| self.world.active() == Some(id)) else {
             // The store refuses one that was deposed; a write that has landed is only answered.
-            self.tally.bit("server-deposed");
+            self.tally.bit(Fault::ServerDeposed.as_str());
             return self.world.perform(&Choice::Append(id));
         };
         match self.server_disk.append(payloads) {
@@ -406,12 +443,12 @@ impl Sim {
                 self.world.perform(&Choice::Append(id));
             }
             Err(lockstep_core::log::Error::Full { .. }) if self.full_tries < FULL_TRIES_MAX => {
-                self.tally.bit("server-disk-full");
+                self.tally.bit(Fault::ServerDiskFull.as_str());
                 self.full_tries += 1;
-                self.slow.insert(Slow::ServerDisk, self.world.now().plus(FULL_PAUSE_MS));
+                self.slow.insert(Slow::ServerDisk, (self.world.now().plus(FULL_PAUSE_MS), None));
             }
             Err(error) => {
-                self.tally.bit("server-disk-fails");
+                self.tally.bit(Fault::ServerDiskFails.as_str());
                 self.say(format!("server stops: {error}"));
                 self.end_server(Crash::Process);
             }
@@ -430,7 +467,9 @@ impl Sim {
         match disk.append(payloads) {
             Ok(()) => self.world.perform(&Choice::AgentAppend(name.clone())),
             Err(error) => {
-                self.tally.bit("agent-disk-fails");
+                let is_full = matches!(error, lockstep_core::log::Error::Full { .. });
+                let fault = if is_full { Fault::AgentDiskFull } else { Fault::AgentDiskFails };
+                self.tally.bit(fault.as_str());
                 self.say(format!("{name} stops: {error}"));
                 self.end_agent(name, Crash::Process, false);
             }
@@ -452,13 +491,13 @@ impl Sim {
         }
         let opened = if self.faults.strikes(Fault::Decay, &mut self.rng) {
             let (at, bit) = (self.rng.random(), self.rng.random());
-            let opened = self.server_disk.open_decayed("server", at, bit);
+            let opened = self.server_disk.open_decayed(SERVER, at, bit);
             self.tally.decayed(&opened);
             opened
         } else {
-            self.server_disk.open("server")
+            self.server_disk.open(SERVER)
         };
-        match self.opened("server", opened)? {
+        match self.opened(SERVER, opened)? {
             Some(records) => {
                 self.world.set_journal(records);
                 self.world.start_server();
@@ -479,8 +518,8 @@ impl Sim {
             self.world.land();
         }
         self.server_disk.crash(Crash::Process);
-        let opened = self.server_disk.open("server");
-        if self.opened::<Record>("server", opened)?.is_some() {
+        let opened = self.server_disk.open(SERVER);
+        if self.opened::<Record>(SERVER, opened)?.is_some() {
             self.world.start_server();
             self.say("another server takes over");
             let ms = self.rng.random_range(100..=20_000);
@@ -530,17 +569,18 @@ impl Sim {
     }
 
     /// A second agent under the identity of another, from a copy of its disk.
-    pub(crate) fn copy_agent(&mut self, name: &Name) {
-        let copy: Name = format!("{name}-copy").into();
+    pub(crate) fn copy_agent(&mut self, name: &Name) -> Result<bool, Violation> {
+        let copy: Name = format!("{name}{COPY}").into();
         if self.world.agent(name).is_none() || self.disks.contains_key(&copy) {
-            return;
+            return Ok(false);
         }
         let mut disk = Journal::default();
         disk.restore(self.disks[name].image());
         // What the copy begins with is what is safe on the disk; the original may have a write under way.
-        if let Some(records) =
-            disk.open(&copy).ok().and_then(|payloads| i23_decay_is_refused::check(&copy, &payloads).ok())
-        {
+        let opened = disk.open(&copy);
+        let records = self.opened(&copy, opened)?;
+        let is_new = records.is_some();
+        if let Some(records) = records {
             self.disks.insert(copy.clone(), disk);
             self.invariants.excuse(name);
             self.invariants.excuse(&copy);
@@ -549,6 +589,7 @@ impl Sim {
             let ms = self.rng.random_range(100..=5000);
             self.later(ms, Later::EndCopy(copy));
         }
+        Ok(is_new)
     }
 
     fn end_copy(&mut self, copy: &Name) {
@@ -573,7 +614,8 @@ impl Sim {
             Ok(payloads) => i23_decay_is_refused::check(who, &payloads).map(Some),
             Err(Unopened::Trouble(error)) => {
                 if let lockstep_core::log::Error::Full { .. } = error {
-                    self.tally.bit(if who == "server" { "server-disk-full" } else { "agent-disk-full" });
+                    let fault = if who == SERVER { Fault::ServerDiskFull } else { Fault::AgentDiskFull };
+                    self.tally.bit(fault.as_str());
                 }
                 self.say(format!("{who} cannot start: {error}"));
                 Ok(None)
@@ -645,19 +687,19 @@ impl Sim {
     /// Takes every fault back, but that one host stays broken.
     fn heal(&mut self) -> Result<(), Violation> {
         self.say("everything heals");
-        self.trouble = 0;
+        (self.trouble, self.commit_trouble) = (0, 0);
         self.faults.end();
         self.slow.clear();
         let waiting = std::mem::take(&mut self.later);
-        let copies = waiting.into_values().filter_map(|later| match later {
-            Later::EndCopy(copy) => Some(copy),
-            _ => None,
-        });
-        copies.collect::<Vec<_>>().iter().for_each(|copy| self.end_copy(copy));
+        for later in waiting.into_values() {
+            if let Later::EndCopy(copy) = later {
+                self.end_copy(&copy);
+            }
+        }
         self.server_disk.set_room(None);
         for name in self.disks.keys().cloned().collect::<Vec<_>>() {
             self.disks.get_mut(&name).expect("it was just listed").set_room(None);
-            self.world.heal(&name);
+            self.heal_link(&name);
             if self.world.is_paused(&name) {
                 self.world.resume(&name);
             }
@@ -704,9 +746,9 @@ impl Tally {
     }
 
     fn decayed(&mut self, opened: &Result<Vec<Vec<u8>>, Unopened>) {
-        self.struck("decay");
+        self.struck(Fault::Decay.as_str());
         if let Err(Unopened::Trouble(_)) = opened {
-            self.bit("decay");
+            self.bit(Fault::Decay.as_str());
         }
     }
 }

@@ -8,7 +8,7 @@ use lockstep_core::agent::AgentRecord;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::id::{HostName, Index, MemberId, RunId, TransitionId};
 use lockstep_core::message::{Decision, Phase, Report, Role};
-use lockstep_core::record::Liveness;
+use lockstep_core::record::{Body, Liveness};
 use lockstep_core::vote::Answer;
 use lockstep_core::world::{Happened, ServerId, World};
 use std::collections::{BTreeMap, BTreeSet};
@@ -21,6 +21,8 @@ pub(crate) struct VotesBind {
     runs: BTreeMap<(ServerId, HostName), RunId>,
     /// The yes that has reached a server, by its plan and the run that said it.
     said: BTreeSet<(ServerId, TransitionId, MemberId, Phase, Option<String>, RunId)>,
+    /// Decisions that are durable: who reads them has not taken them.
+    durable: BTreeSet<TransitionId>,
     decided: BTreeSet<(ServerId, TransitionId)>,
     /// How far each server's proposals have been looked at.
     seen: BTreeMap<ServerId, Index>,
@@ -68,6 +70,11 @@ impl Invariant for VotesBind {
         if let Happened::AgentRecorded { record: AgentRecord::Voted { transition, member, phase }, .. } = what {
             self.promised.insert((*transition, member.clone(), *phase));
         }
+        if let Happened::Recorded { record, .. } = what
+            && let Body::Decision { transition, .. } = &record.body
+        {
+            self.durable.insert(*transition);
+        }
         if let Happened::Reported { server, report: Report::Hello(hello), .. } = what {
             self.runs.insert((*server, hello.host.clone()), hello.run.clone());
         }
@@ -90,20 +97,11 @@ impl Invariant for VotesBind {
             for (id, transition) in &cluster.transitions {
                 let is_new = transition.decision == Some(Decision::Commit) && self.decided.insert((server, *id));
                 // What it has read of another's time was looked at then.
-                if is_new && transition.plan.is_some() && self.is_own(world, *id) {
+                if is_new && !self.durable.contains(id) {
                     self.check(server, *id, cluster)?;
                 }
             }
         }
         Ok(())
-    }
-}
-
-impl VotesBind {
-    /// Whether the decision is not durable yet, and so is this server's own.
-    fn is_own(&self, world: &World, id: TransitionId) -> bool {
-        !world.journal().iter().any(|record| {
-            matches!(&record.body, lockstep_core::record::Body::Decision { transition, .. } if *transition == id)
-        })
     }
 }

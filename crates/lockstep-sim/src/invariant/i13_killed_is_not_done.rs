@@ -8,14 +8,14 @@ use lockstep_core::message::{Order, Phase, Report};
 use lockstep_core::record::{Body, Direction, StepResult};
 use lockstep_core::vote::Answer;
 use lockstep_core::world::{Happened, ServerId, World};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct KilledIsNotDone {
     confirmed: BTreeSet<(TransitionId, StepId, Phase)>,
     stopped: BTreeSet<(TransitionId, MemberId)>,
-    /// Forward orders that a server has given and has not been answered.
-    unanswered: BTreeSet<(ServerId, TransitionId, StepId)>,
+    /// Forward orders of each server: the latest try that was ordered, and the latest that was answered.
+    tries: BTreeMap<(ServerId, TransitionId, StepId), (u32, u32)>,
 }
 
 impl Invariant for KilledIsNotDone {
@@ -25,17 +25,19 @@ impl Invariant for KilledIsNotDone {
         if let Happened::Ordered { agent, server, order: Order::Call(call) } = what
             && let (Some(id), Some(step)) = (call.transition, call.step)
         {
+            let (ordered, answered) = self.tries.entry((*server, id, step)).or_default();
             if call.phase == Phase::Commit {
-                self.unanswered.insert((*server, id, step));
+                *ordered = call.attempt.max(*ordered);
             }
-            if call.phase == Phase::Undo && self.unanswered.contains(&(*server, id, step)) {
+            if call.phase == Phase::Undo && *ordered > *answered {
                 return Err(format!("{agent} is to take step {step} of {id} back, and has not answered for it"));
             }
         }
         if let Happened::Reported { server, report: Report::Done(done), .. } = what
             && let (Phase::Commit, Some(id), Some(step)) = (done.phase, done.transition, done.step)
         {
-            self.unanswered.remove(&(*server, id, step));
+            let (_, answered) = self.tries.entry((*server, id, step)).or_default();
+            *answered = done.attempt.max(*answered);
         }
         if let Happened::Ended { call, answer, .. } = what
             && let Some(id) = call.transition

@@ -3,6 +3,7 @@
 
 use super::{Invariant, Verdict};
 use lockstep_core::id::{HostName, MemberId};
+use lockstep_core::record::Liveness;
 use lockstep_core::world::{Name, World, unsettled};
 use std::collections::BTreeSet;
 
@@ -34,7 +35,7 @@ impl Invariant for Heals {
             return Err(format!("{member} is left in {phase}"));
         }
         for (host, known) in &cluster.hosts {
-            if is_whole(host) && known.liveness != lockstep_core::record::Liveness::Alive {
+            if is_whole(host) && known.liveness != Liveness::Alive {
                 return Err(format!("{host} is {}", known.liveness));
             }
         }
