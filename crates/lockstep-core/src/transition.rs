@@ -774,8 +774,11 @@ impl Engine {
         self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
         let mut hosts: BTreeSet<_> = run.plan.asked().map(|who| who.member.host.clone()).collect();
         // An earlier reign may have asked others about another plan.
-        let waiting = self.sessions.iter().filter(|(_, session)| session.waits_for.contains(&id));
-        hosts.extend(waiting.map(|(host, _)| host.clone()));
+        let waiting = self.sessions.iter_mut().filter_map(|(host, session)| {
+            let has_waited = session.waits_for.remove(&id);
+            has_waited.then(|| host.clone())
+        });
+        hosts.extend(waiting);
         for host in hosts {
             self.order(&host, Order::Outcome { transition: id, outcome: Some(outcome) });
         }
