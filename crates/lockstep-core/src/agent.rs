@@ -1217,24 +1217,18 @@ fn answer(call: &Call, given: Answer, reason: Option<String>) -> Done {
 mod tests {
     use super::*;
 
-    /// An agent that starts at `now`, over a hold that was to last from 100 s for 5 s.
-    fn releases(now: Time) -> bool {
-        let member: MemberId = "pool@p".parse().unwrap();
-        let transition = TransitionId(7);
-        let handler = HandlerName::new("sim").unwrap();
-        let assignment = Assignment {
-            member: member.clone(),
-            handler: handler.clone(),
-            lowest: StateName::new("offline").unwrap(),
-        };
+    fn assignment(member: &MemberId) -> Assignment {
+        let (handler, lowest) = (HandlerName::new("sim").unwrap(), StateName::new("offline").unwrap());
+        Assignment { member: member.clone(), handler, lowest }
+    }
+
+    fn folded(records: &[AgentRecord]) -> AgentState {
         let mut state = AgentState::default();
-        for record in [
-            AgentRecord::Identity { agent: AgentId::new("id").unwrap() },
-            AgentRecord::Assigned { members: vec![assignment] },
-            AgentRecord::Held { transition, member, until: Time(105_000), hold_ms: 5000 },
-        ] {
-            state.apply(&record);
-        }
+        records.iter().for_each(|record| state.apply(record));
+        state
+    }
+
+    fn agent(state: AgentState, now: Time) -> AgentEngine {
         let identity = Identity {
             host: HostName::new("p").unwrap(),
             agent: AgentId::new("id").unwrap(),
@@ -1243,7 +1237,19 @@ mod tests {
             labels: BTreeMap::new(),
         };
         let rules = HandlerRules { phases: Phase::ALL.into(), timeout_ms: BTreeMap::new(), status_ms: 1000 };
-        let mut engine = AgentEngine::new(identity, BTreeMap::from([(handler, rules)]), state, now);
+        let rules = BTreeMap::from([(HandlerName::new("sim").unwrap(), rules)]);
+        AgentEngine::new(identity, rules, state, now)
+    }
+
+    /// An agent that starts at `now`, over a hold that was to last from 100 s for 5 s.
+    fn releases(now: Time) -> bool {
+        let member: MemberId = "pool@p".parse().unwrap();
+        let state = folded(&[
+            AgentRecord::Identity { agent: AgentId::new("id").unwrap() },
+            AgentRecord::Assigned { members: vec![assignment(&member)] },
+            AgentRecord::Held { transition: TransitionId(7), member, until: Time(105_000), hold_ms: 5000 },
+        ]);
+        let mut engine = agent(state, now);
         engine.handle(now, AgentInput::Tick);
         std::iter::from_fn(|| engine.poll_output())
             .any(|output| matches!(output, AgentOutput::Run { order, .. } if order.phase == Phase::Release))
@@ -1276,21 +1282,10 @@ mod tests {
 
     #[test]
     fn a_member_that_comes_back_while_its_handler_is_at_work_is_reported() {
-        let handler = HandlerName::new("sim").unwrap();
-        let lowest = StateName::new("offline").unwrap();
         let member: MemberId = "db@p".parse().unwrap();
-        let members =
-            || vec![Assignment { member: member.clone(), handler: handler.clone(), lowest: lowest.clone() }];
-        let identity = Identity {
-            host: HostName::new("p").unwrap(),
-            agent: AgentId::new("id").unwrap(),
-            run: RunId::new("run").unwrap(),
-            address: None,
-            labels: BTreeMap::new(),
-        };
-        let rules = HandlerRules { phases: Phase::ALL.into(), timeout_ms: BTreeMap::new(), status_ms: 1000 };
-        let rules = BTreeMap::from([(handler.clone(), rules)]);
-        let mut engine = AgentEngine::new(identity, rules, AgentState::default(), Time(0));
+        let lowest = assignment(&member).lowest;
+        let members = || vec![assignment(&member)];
+        let mut engine = agent(AgentState::default(), Time(0));
         let findings = || Findings { state: Some(lowest.clone()), ..Findings::default() };
         let ended =
             |call| AgentInput::Ended { call, answer: Answer::Yes, reason: None, findings: findings() };
@@ -1310,5 +1305,83 @@ mod tests {
         engine.handle(Time(2010), ended(calls[0]));
         let (states, _) = told(&mut engine, Time(2010));
         assert_eq!(states, [Some(lowest.clone())], "the server has forgotten what it was told before");
+    }
+    #[test]
+    fn a_journal_that_is_begun_anew_says_the_same() {
+        let (db, pool): (MemberId, MemberId) = ("db@p".parse().unwrap(), "pool@p".parse().unwrap());
+        let web: MemberId = "web@p".parse().unwrap();
+        let (prepared, moved) = (TransitionId(7), TransitionId(8));
+        let done = |step| {
+            let call = Call {
+                step: Some(step),
+                ..agent(AgentState::default(), Time(0)).own_call(&web, Phase::Commit)
+            };
+            Box::new(answer(&call, Answer::Yes, None))
+        };
+        let held =
+            |transition| AgentRecord::Held { transition, member: pool.clone(), until: Time(9), hold_ms: 5 };
+        let started = |step| AgentRecord::Started {
+            transition: moved,
+            member: web.clone(),
+            step,
+            phase: Phase::Commit,
+        };
+        let state = folded(&[
+            AgentRecord::Identity { agent: AgentId::new("id").unwrap() },
+            AgentRecord::Reign { reign: Reign(3) },
+            AgentRecord::Token { group: db.group.clone(), token: Token(5) },
+            AgentRecord::Noticed { index: Index(6) },
+            AgentRecord::Closed { transition: TransitionId(4) },
+            AgentRecord::Assigned { members: vec![assignment(&db), assignment(&pool), assignment(&web)] },
+            AgentRecord::State { member: web.clone(), state: StateName::new("online").unwrap() },
+            AgentRecord::Voted { transition: prepared, member: db.clone(), phase: Phase::Check },
+            AgentRecord::Preparing { transition: prepared, member: db.clone() },
+            held(prepared),
+            held(moved),
+            AgentRecord::HoldEnded { transition: moved, member: pool.clone(), is_final: false },
+            started(StepId(0)),
+            AgentRecord::Ended { transition: moved, step: StepId(0), done: done(StepId(0)) },
+            started(StepId(1)),
+            // From now on they are members no more, and still owe what they promised.
+            AgentRecord::Assigned { members: vec![assignment(&web)] },
+        ]);
+        assert_eq!(state.former.keys().collect::<Vec<_>>(), [&db, &pool]);
+        assert_eq!(folded(&state.records()), state);
+    }
+
+    #[test]
+    fn a_handler_whose_start_is_being_written_down_does_not_start_under_an_overtaken_token() {
+        let member: MemberId = "db@p".parse().unwrap();
+        let mut engine =
+            agent(folded(&[AgentRecord::Assigned { members: vec![assignment(&member)] }]), Time(0));
+        engine.handle(Time(0), AgentInput::Connected);
+        told(&mut engine, Time(0));
+        let call = |engine: &AgentEngine, phase, token| {
+            let (transition, step) = (Some(TransitionId(7)), Some(StepId(0)));
+            let call = engine.own_call(&member, phase);
+            AgentInput::Order(Order::Call(Call { transition, step, token: Some(Token(token)), ..call }))
+        };
+        let commit = call(&engine, Phase::Commit, 8);
+        engine.handle(Time(1), commit);
+        assert!(matches!(engine.poll_output(), Some(AgentOutput::Append(_))));
+        // The disk is slow, and the transition turns back meanwhile.
+        let undo = call(&engine, Phase::Undo, 9);
+        engine.handle(Time(2), undo);
+        engine.handle(Time(3), AgentInput::Appended);
+        let mut started = Vec::new();
+        let mut refused = Vec::new();
+        while let Some(output) = engine.poll_output() {
+            match output {
+                AgentOutput::Append(_) => engine.handle(Time(3), AgentInput::Appended),
+                AgentOutput::Run { order, .. } => started.push(order.phase),
+                AgentOutput::Send(Report::Done(done)) => refused.push((done.phase, done.answer)),
+                AgentOutput::Send(_)
+                | AgentOutput::Joined
+                | AgentOutput::Disconnect(_)
+                | AgentOutput::Warning(_) => {}
+            }
+        }
+        assert_eq!(started, [Phase::Undo]);
+        assert_eq!(refused, [(Phase::Commit, Answer::No)]);
     }
 }

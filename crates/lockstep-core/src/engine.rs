@@ -173,7 +173,7 @@ pub(crate) struct Session {
     pub(crate) run: RunId,
     /// What the agent was last told of its members.
     assigned: Vec<Assignment>,
-    /// The transitions whose outcome it waited for when it came.
+    /// Transitions whose outcome it waits for: it said so when it came, or has voted since.
     pub(crate) waits_for: BTreeSet<TransitionId>,
 }
 
@@ -745,14 +745,21 @@ impl Engine {
             self.event(Event::Warning(message));
         }
         self.stirred.extend(done.transition.filter(|id| self.runs.contains_key(id)));
-        // A handler that was at work when its transition ended: its agent has written the answer down, and waits
-        // for an outcome that it may have been told before.
-        let ended = done.transition.and_then(|id| self.head.transitions.get_key_value(&id));
-        if let Some((&transition, known)) = ended
-            && let outcome @ Some(_) = known.outcome
-            && done.phase != Phase::Release
-        {
-            self.order(host, Order::Outcome { transition, outcome });
+        let known = done.transition.and_then(|id| Some((id, self.head.transitions.get(&id)?.outcome)));
+        match known {
+            // A handler that was at work when its transition ended: its agent has written the answer down, and waits
+            // for an outcome that it may have been told before.
+            Some((transition, outcome @ Some(_))) if done.phase != Phase::Release => {
+                self.order(host, Order::Outcome { transition, outcome });
+            }
+            // A handler that was at work when the reign before ended: this one's plan may not ask it, and its agent
+            // waits for the outcome all the same.
+            Some((transition, None)) if done.phase == Phase::Check => {
+                if let Some(session) = self.sessions.get_mut(host) {
+                    session.waits_for.insert(transition);
+                }
+            }
+            Some(_) | None => {}
         }
         match done.phase {
             Phase::Check | Phase::Prepare | Phase::Hold => self.vote(done),

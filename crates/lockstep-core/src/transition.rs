@@ -430,7 +430,7 @@ impl Engine {
             return None;
         }
         let Some(member) = poll.ballot.missing().next().cloned() else {
-            if let Some(member) = self.absent(run, poll) {
+            if let Some(member) = self.absent(run, poll).pop_first().cloned() {
                 return Some((
                     "vote-missing",
                     format!("the agent of {member} did not come back in time"),
@@ -449,13 +449,13 @@ impl Engine {
         })
     }
 
-    /// A member that has said yes and whose agent is not connected now, if there is one.
-    fn absent(&self, run: &Run, poll: &Poll) -> Option<MemberId> {
+    /// The members that have said yes and whose agents are not connected now.
+    fn absent<'a>(&self, run: &'a Run, poll: &'a Poll) -> BTreeSet<&'a MemberId> {
         if mutant::is(Mutant::LostHostCounts) {
-            return None;
+            return BTreeSet::new();
         }
-        let mut voters = run.votes.iter().chain(poll.ballot.votes()).map(|vote| &vote.member);
-        voters.find(|member| !self.sessions.contains_key(&member.host)).cloned()
+        let voters = run.votes.iter().chain(poll.ballot.votes()).map(|vote| &vote.member);
+        voters.filter(|member| !self.sessions.contains_key(&member.host)).collect()
     }
 
     fn begin(&mut self, id: TransitionId, run: &mut Run, poll: Poll) -> Next {
@@ -499,7 +499,7 @@ impl Engine {
         let Stage::Prepare { mut poll, mut waves } = std::mem::replace(&mut run.stage, Stage::Queued) else {
             unreachable!("advance dispatches by stage")
         };
-        let refused = self.refused(run, &poll).or_else(|| self.short_hold(run));
+        let refused = self.refused(run, &poll).or_else(|| self.short_hold(run, &poll));
         if let Some((code, message, member)) = refused {
             run.stage = Stage::Prepare { poll, waves };
             return self.give_up(id, run, code, &message, member);
@@ -512,7 +512,7 @@ impl Engine {
             }
             // A yes counts while the run that cast it keeps its session. One whose connection is gone may be dead,
             // and what its yes promised with it: that shows when it comes back, or is lost.
-            Tally::Carried if waves.is_empty() && self.absent(run, &poll).is_some() => {
+            Tally::Carried if waves.is_empty() && !self.absent(run, &poll).is_empty() => {
                 run.stage = Stage::Prepare { poll, waves };
                 Next::Wait
             }
@@ -774,8 +774,11 @@ impl Engine {
         self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
         let mut hosts: BTreeSet<_> = run.plan.asked().map(|who| who.member.host.clone()).collect();
         // An earlier reign may have asked others about another plan.
-        let waiting = self.sessions.iter().filter(|(_, session)| session.waits_for.contains(&id));
-        hosts.extend(waiting.map(|(host, _)| host.clone()));
+        let waiting = self.sessions.iter_mut().filter_map(|(host, session)| {
+            let has_waited = session.waits_for.remove(&id);
+            has_waited.then(|| host.clone())
+        });
+        hosts.extend(waiting);
         for host in hosts {
             self.order(&host, Order::Outcome { transition: id, outcome: Some(outcome) });
         }

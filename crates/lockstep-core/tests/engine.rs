@@ -4,7 +4,7 @@
 
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::{Engine, Input, Output, ReplyId, SessionId};
-use lockstep_core::id::Index;
+use lockstep_core::id::{HostName, Index};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
 use lockstep_core::request::{Code, Request};
@@ -13,7 +13,10 @@ use lockstep_core::time::{Now, Time, WallTime};
 use lockstep_core::vote::Answer;
 use std::sync::Arc;
 
-const SESSION: SessionId = SessionId(1);
+/// Hosts are called h1, h2 and so on.
+fn session(host: &HostName) -> SessionId {
+    SessionId(host.as_str()[1..].parse().unwrap())
+}
 
 fn at(ms: u64) -> Now {
     Now { time: Time(ms), wall: WallTime(ms) }
@@ -21,61 +24,74 @@ fn at(ms: u64) -> Now {
 
 fn done(call: Call) -> Input {
     let Call { member, phase, transition, step, attempt, plan, .. } = call;
+    let session = session(&member.host);
     let (answer, reason, refused, findings) = (Answer::Yes, None, None, Findings::default());
     let done = Done { member, phase, transition, step, attempt, plan, answer, reason, refused, findings };
-    Input::Report { session: SESSION, report: Report::Done(done) }
+    Input::Report { session, report: Report::Done(done) }
 }
 
-/// Answers every call but that of a step; gives that one back.
-fn run_until_commit(engine: &mut Engine, now: Now) -> Option<Call> {
-    let mut commit = None;
+/// Answers every call but those of steps; gives these back.
+fn run_until_commit(engine: &mut Engine, now: Now) -> Vec<Call> {
+    let mut commits = Vec::new();
     while let Some(output) = engine.poll_output() {
         match output {
             Output::Append { .. } => engine.handle(now, Input::Appended),
             Output::Order { order: Order::Call(call), .. } if call.phase == Phase::Commit => {
-                commit = Some(call)
+                commits.push(call)
             }
             Output::Order { order: Order::Call(call), .. } => engine.handle(now, done(call)),
             Output::Order { .. } | Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
         }
     }
-    commit
+    commits
 }
 
 /// One host in the middle of a step at 0 ms, whose deadline is at 8,000.
 fn in_a_step() -> (Engine, Call) {
     let mut engine = requested();
-    let call = run_until_commit(&mut engine, at(0)).expect("the step is ordered");
+    let call = run_until_commit(&mut engine, at(0)).pop().expect("the step is ordered");
     (engine, call)
 }
 
 /// One host, and a request for its member to go online.
 fn requested() -> Engine {
+    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"deadlines_ms":{"commit":8000}}}}"#;
+    requested_on(&["h1"], spec)
+}
+
+/// Hosts with a member of group a each, which is offline, and a request for all of them to go online.
+fn requested_on(hosts: &[&str], spec: &str) -> Engine {
     let mut cluster = Cluster::default();
     let mut apply = |body| {
         let index = Index(cluster.revision.0 + 1);
         cluster.apply(index, &Record { at: WallTime(0), body });
     };
-    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"deadlines_ms":{"commit":8000}}}}"#;
     apply(Body::Spec { spec: Arc::new(serde_json::from_str(spec).unwrap()), principal: "test".to_owned() });
+    let hosts: Vec<HostName> = hosts.iter().map(|host| host.parse().unwrap()).collect();
     let labels = || [("role".to_owned(), "a".to_owned())].into();
-    let change = HostChange::Joined { agent: "agent".parse().unwrap(), address: None, labels: labels() };
-    apply(Body::Host { host: "h1".parse().unwrap(), change });
-    apply(Body::Report { member: "a@h1".parse().unwrap(), actual: Some("offline".parse().unwrap()) });
+    for host in &hosts {
+        let change = HostChange::Joined { agent: "agent".parse().unwrap(), address: None, labels: labels() };
+        apply(Body::Host { host: host.clone(), change });
+        let member = format!("a@{host}").parse().unwrap();
+        apply(Body::Report { member, actual: Some("offline".parse().unwrap()) });
+    }
     let mut engine = Engine::new(cluster, "server", at(0));
-    let hello = Hello {
-        protocol: PROTOCOL,
-        host: "h1".parse().unwrap(),
-        agent: "agent".parse().unwrap(),
-        run: "run".parse().unwrap(),
-        address: None,
-        labels: labels(),
-        reign: Default::default(),
-        token: Default::default(),
-        open: Vec::new(),
-        noticed: Index(0),
-    };
-    engine.handle(at(0), Input::Report { session: SESSION, report: Report::Hello(hello) });
+    for host in &hosts {
+        let hello = Hello {
+            protocol: PROTOCOL,
+            host: host.clone(),
+            agent: "agent".parse().unwrap(),
+            run: "run".parse().unwrap(),
+            address: None,
+            labels: labels(),
+            reign: Default::default(),
+            token: Default::default(),
+            open: Vec::new(),
+            noticed: Index(0),
+        };
+        let report = Report::Hello(hello);
+        engine.handle(at(0), Input::Report { session: session(host), report });
+    }
     let request = Request {
         request_id: "r".to_owned(),
         principal: "test".to_owned(),
@@ -112,6 +128,32 @@ fn a_step_that_nobody_ended_in_time_is_not() {
     engine.handle(at(10_000), Input::Tick);
     run_until_commit(&mut engine, at(10_000));
     assert_eq!(outcome(&engine), Some(Outcome::Degraded));
+}
+
+#[test]
+fn steps_that_are_ordered_while_results_wait_for_the_journal_are_told_of_all_of_them() {
+    let spec = r#"{"cluster":"c",
+        "groups":{"a":{"select":{"role":"a"},"handler":"sim","lifecycle":"two-steps"}},
+        "lifecycles":{"two-steps":{"states":["offline","ready","online"],"serving":["online"],
+            "edges":[["offline","ready"],["ready","online"],["online","offline"]]}}}"#;
+    for at_once in [true, false] {
+        let mut engine = requested_on(&["h1", "h2", "h3"], spec);
+        let first: Vec<_> = run_until_commit(&mut engine, at(0)).into_iter().map(done).collect();
+        assert_eq!(first.len(), 3);
+        // Nothing is polled in between: what they have come to is one record, that grows.
+        let bursts = if at_once { vec![first] } else { first.into_iter().map(|one| vec![one]).collect() };
+        let mut ready = Vec::new();
+        for burst in bursts {
+            ready.extend(vec![ready.len() + burst.len(); burst.len()]);
+            engine.handle_all(at(1), burst);
+        }
+        let second = run_until_commit(&mut engine, at(1));
+        let told = second.iter().map(|call| {
+            let members = &call.context.as_ref().unwrap().members;
+            members.iter().filter(|member| member.actual.as_ref().unwrap().as_str() == "ready").count()
+        });
+        assert_eq!(told.collect::<Vec<_>>(), ready, "at once: {at_once}");
+    }
 }
 
 #[test]

@@ -12,7 +12,7 @@ use lockstep_core::plan;
 use lockstep_core::record::Liveness;
 use lockstep_core::request::{Request, Target};
 use lockstep_core::vote::Answer;
-use lockstep_core::world::{Script, World, journal_lines};
+use lockstep_core::world::{Script, ServerId, Way, World, journal_lines};
 use std::collections::BTreeMap;
 use std::fmt::Write;
 
@@ -124,7 +124,11 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
         ["start", "server"] => world.start_server(),
         ["kill", "agent", name, rest @ ..] => world.kill_agent(name, rest == ["keep-in-flight"]),
         ["start", "agent", name] => world.start_agent(name),
+        ["pause", "server"] => world.pause_server(),
+        ["resume", "server", number] => world.resume_server(ServerId(number.parse().unwrap())),
         ["cut", name] => world.cut(name),
+        ["cut", name, "to-server"] => world.cut_way(name, Way::ToServer),
+        ["cut", name, "to-agent"] => world.cut_way(name, Way::ToAgent),
         ["heal", name] => world.heal(name),
         ["break", name] => world.break_link(name),
         ["goodbye", name] => world.forge(name, Report::Goodbye),

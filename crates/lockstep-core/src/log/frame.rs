@@ -196,10 +196,7 @@ pub(super) fn judge(file: &[u8], offset: usize) -> Rest {
     if later.any(|at| open(at as u64, &file[at..]).is_some()) {
         return Rest::Damaged("good records follow it");
     }
-    if !was_whole(file, offset, end) || has_hole(file, offset, end) {
-        return Rest::Torn;
-    }
-    Rest::Damaged("all of it was written once")
+    if was_whole(file, offset, end) { Rest::Damaged("all of it was written once") } else { Rest::Torn }
 }
 
 /// The place behind the last byte that is not zero. Most of a file may be preallocated, so whole blocks are compared
@@ -212,16 +209,16 @@ fn written_end(file: &[u8]) -> usize {
     rest.iter().rposition(|&byte| byte != 0).map_or(0, |last| last + 1)
 }
 
-/// Whether the frame's head or its tail says that all of it lies before `end`, the last byte that is not zero.
+/// Whether the frame's head or its tail says that it ends before `end`, behind the last byte that is not zero, and all
+/// of it up to there was written. What lies behind it may be a frame that was cut short, and tells nothing of this one.
 fn was_whole(file: &[u8], offset: usize, end: usize) -> bool {
-    let by_head = framed(&file[offset..end]).is_some_and(|size| offset + size <= end);
-    // Its tail may be anywhere: behind it there may be another frame, which was cut short.
-    let mut ends = (offset + HEAD_LEN + TAIL_LEN..=end).step_by(ALIGN);
-    let is_tail = |end: usize| {
-        let len = (!u32_at(file, end - 4) as usize).next_multiple_of(ALIGN);
-        offset + HEAD_LEN + len + TAIL_LEN == end
-    };
-    by_head || ends.any(is_tail)
+    let by_head = framed(&file[offset..end]).map(|size| offset + size).filter(|&own_end| own_end <= end);
+    let ends = (offset + HEAD_LEN + TAIL_LEN..=end).step_by(ALIGN);
+    let by_tail = ends.filter(|&own_end| {
+        let len = (!u32_at(file, own_end - 4) as usize).next_multiple_of(ALIGN);
+        offset + HEAD_LEN + len + TAIL_LEN == own_end
+    });
+    by_head.into_iter().chain(by_tail).any(|own_end| !has_hole(file, offset, own_end))
 }
 
 /// Whether a block between `offset` and `end` is still as zero as it was preallocated.

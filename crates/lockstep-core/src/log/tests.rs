@@ -164,6 +164,26 @@ fn a_write_of_which_any_blocks_are_lost_is_cut() {
 }
 
 #[test]
+fn a_decayed_length_before_a_write_that_was_cut_is_damage() {
+    // What lies behind the last good record must not make it look cut itself: it was acknowledged.
+    let before = [1, 2, 4, 3];
+    let written = log_with(&[1, 2, 4, 3, 150]);
+    let (good, cut) = (span(&written, 3), span(&written, 4));
+    let bytes = written.disk().read_at(LOG, cut.start, written.places[4].len).unwrap();
+    let blocks = cut.end / 512 + 1;
+    let shortened = (0..cut.end - cut.start).map(Crash::Torn);
+    let holed = (0..(1_u64 << blocks) - 1).map(Crash::Blocks);
+    for (crash, bit) in shortened.chain(holed).zip((0..32).cycle()) {
+        let mut disk = log_with(&before).into_disk();
+        disk.write_at(LOG, cut.start, &bytes).unwrap();
+        disk.crash(crash);
+        disk.flip(LOG, good.start + bit / 8, 1 << (bit % 8));
+        let error = Log::open(disk).unwrap_err();
+        assert!(is_damaged(&error, LOG), "bit {bit}, {crash:?}: {error}");
+    }
+}
+
+#[test]
 fn a_file_shortened_at_any_byte_serves_whole_batches_or_nothing() {
     let batches = [1, 2, 4];
     let log = log_with(&batches);

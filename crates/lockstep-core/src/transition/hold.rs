@@ -1,6 +1,6 @@
 //! Holds: how long they may last, when they are let go, and how they end by themselves.
 
-use super::{Course, Hold, Run, Try};
+use super::{Course, Hold, Poll, Run, Try};
 use crate::cluster::Transition;
 use crate::engine::Engine;
 use crate::id::{HostName, MemberId, TransitionId};
@@ -10,17 +10,37 @@ use crate::record::{Cause, Direction, HoldEnd, StepResult};
 use crate::spec::Ask;
 use crate::vote::Answer;
 
+/// How many of those that were waited for a message names. The others are counted; the transition has all votes.
+const NAMED_MAX: usize = 3;
+
 impl Engine {
     /// A hold of which less than half is left: it might run out before the steps are taken, and let clients in
     /// between two states. No decision can follow any more, so nobody is kept waiting for one.
-    pub(super) fn short_hold(&self, run: &Run) -> Option<(&'static str, String, Option<MemberId>)> {
+    pub(super) fn short_hold(
+        &self,
+        run: &Run,
+        poll: &Poll,
+    ) -> Option<(&'static str, String, Option<MemberId>)> {
         if mutant::is(Mutant::LateHoldDecided) {
             return None;
         }
         let (member, hold) = run.holds.iter().find(|(_, hold)| hold.too_short_at() <= self.now.time)?;
         let left = hold.end.since(self.now.time);
-        let message = format!("the hold of {member} has {left} ms left of {}", hold.hold_ms);
+        let mut message = format!("the hold of {member} has {left} ms left of {}", hold.hold_ms);
+        if let Some(waited) = self.waits_for_members(run, poll) {
+            message = format!("{message}, and {waited}");
+        }
         Some(("hold-too-short", message, Some(member.clone())))
+    }
+
+    /// Whom a round still waits for, as a person is told: a hold that gets short is seldom its holder's doing.
+    fn waits_for_members(&self, run: &Run, poll: &Poll) -> Option<String> {
+        let (unready, silent): (Vec<_>, Vec<_>) =
+            poll.ballot.missing().partition(|member| poll.ballot.vote(member).is_some());
+        let absent: Vec<_> = self.absent(run, poll).into_iter().collect();
+        named(&silent, "has not answered", "have not answered")
+            .or_else(|| named(&unready, "is not ready", "are not ready"))
+            .or_else(|| named(&absent, "has lost its connection", "have lost their connections"))
     }
 
     /// Whether the groups that a holder holds for serve again, with nothing to come that could change that.
@@ -161,6 +181,37 @@ impl Engine {
             let release = Try::first(self.now.time.plus(self.hold_ms(&holder.group)));
             let call = self.release_call(id, &run, holder, &release);
             self.send_call(call);
+        }
+    }
+}
+
+/// Names some of the members that something is said of, and counts the others; none: there are no members.
+fn named(members: &[&MemberId], one: &str, many: &str) -> Option<String> {
+    let names: Vec<_> = members.iter().take(NAMED_MAX).map(ToString::to_string).collect();
+    Some(match (names.as_slice(), members.len() - names.len()) {
+        ([], _) => return None,
+        ([name], _) => format!("{name} {one}"),
+        ([first @ .., last], 0) => format!("{} and {last} {many}", first.join(", ")),
+        (names, more) => format!("{} and {more} more {many}", names.join(", ")),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn at_most_three_are_named() {
+        let members: Vec<MemberId> = ["a@1", "a@2", "a@3", "a@4", "a@5"].map(|id| id.parse().unwrap()).into();
+        for (count, said) in [
+            (0, None),
+            (1, Some("a@1 waits")),
+            (2, Some("a@1 and a@2 wait")),
+            (3, Some("a@1, a@2 and a@3 wait")),
+            (5, Some("a@1, a@2, a@3 and 2 more wait")),
+        ] {
+            let members: Vec<_> = members.iter().take(count).collect();
+            assert_eq!(named(&members, "waits", "wait").as_deref(), said);
         }
     }
 }

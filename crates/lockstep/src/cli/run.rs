@@ -246,8 +246,7 @@ fn remedy(cause: &str) -> &'static str {
         "operator" => "somebody aborted it: `lockstep transition show` says what was asked for",
         "new-reign" => "the server changed before it was decided: run it again",
         "hold-too-short" => {
-            "preparing took more than half of hold_ms: raise it for the holder's group, or mend \
-                             what is slow"
+            "see why those it waited for were slow to prepare, or raise hold_ms of the holder's group"
         }
         _ => {
             "it could not be planned when its turn came: `lockstep plan` with the same targets says what is in \

@@ -374,7 +374,90 @@ async fn append<S: Store>(
 
 #[cfg(test)]
 mod tests {
+    use super::super::handle::Handle;
     use super::*;
+    use crate::store::{Entry, Snapshot};
+    use lockstep_core::cluster::Cluster;
+    use lockstep_core::log;
+    use std::sync::atomic::{AtomicU32, Ordering};
+    use tokio::task::JoinHandle;
+    use tokio::time::Instant;
+
+    /// A store on a disk that is full at the first appends.
+    #[derive(Clone)]
+    struct Full {
+        appends: u32,
+        tried: Arc<AtomicU32>,
+    }
+
+    impl Store for Full {
+        async fn append(&self, _: Reign, expected: Index, batch: Vec<Vec<u8>>) -> Result<Appended, Error> {
+            if self.tried.fetch_add(1, Ordering::Relaxed) < self.appends {
+                let file = "log".to_owned();
+                return Err(Error::NoRoom(log::Error::Full { file, doing: "append" }));
+            }
+            Ok(Appended::Done(Index(expected.0 + batch.len() as u64)))
+        }
+        async fn campaign(&self, _: &str, _: Duration) -> Result<Reign, Error> {
+            unreachable!("whoever starts the driver does that before")
+        }
+        async fn head(&self) -> Result<Index, Error> {
+            unreachable!("the driver does not ask")
+        }
+        async fn read(&self, _: Index) -> Result<Vec<Entry>, Error> {
+            unreachable!("whoever starts the driver does that before")
+        }
+        fn heads(&self) -> watch::Receiver<Index> {
+            unreachable!("the driver does not follow its own journal")
+        }
+        async fn save_snapshot(&self, _: Reign, _: Index, _: Vec<u8>) -> Result<Fenced, Error> {
+            unreachable!("the driver does not")
+        }
+        async fn load_snapshot(&self) -> Result<Option<Snapshot>, Error> {
+            unreachable!("whoever starts the driver does that before")
+        }
+        async fn compact(&self, _: Reign, _: Index) -> Result<Fenced, Error> {
+            unreachable!("the driver does not")
+        }
+        async fn confirm(&self, _: Reign) -> Result<Fenced, Error> {
+            unreachable!("only a conflict is a reason to ask")
+        }
+    }
+
+    fn driven(store: Full) -> (Handle, JoinHandle<Result<(), ServerError>>) {
+        let clock = Clock::start();
+        let engine = Engine::new(Cluster::default(), "server", clock.now());
+        let (commands, asked) = mpsc::channel(COMMANDS_MAX);
+        let (publish, view) = watch::channel(View::default());
+        let (sessions, said) = Sessions::new(1);
+        let driver = Driver::new(engine, store, Reign(1), clock, sessions, publish);
+        (Handle::new(commands, view), tokio::spawn(driver.drive(asked, said)))
+    }
+
+    fn spec() -> lockstep_core::spec::SpecFile {
+        serde_json::from_str(r#"{"cluster":"c","groups":{}}"#).unwrap()
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_whose_disk_stays_full_stops_and_says_why() {
+        let tried = Arc::new(AtomicU32::new(0));
+        let begun = Instant::now();
+        let (handle, driver) = driven(Full { appends: u32::MAX, tried: tried.clone() });
+        let asked = tokio::spawn(async move { handle.apply(spec(), "operator".to_owned()).await });
+        let stopped = driver.await.unwrap();
+        assert!(matches!(stopped, Err(ServerError::Store(Error::NoRoom(_)))), "{stopped:?}");
+        assert_eq!(tried.load(Ordering::Relaxed), 1 + NO_ROOM_TRIES_MAX);
+        assert_eq!(begun.elapsed().as_secs(), (NO_ROOM_PAUSE * NO_ROOM_TRIES_MAX).as_secs());
+        // Whoever has asked is not left waiting.
+        assert_eq!(asked.await.unwrap().unwrap_err().code, Code::StoreUnavailable);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_server_whose_disk_has_room_again_in_time_goes_on() {
+        let tried = Arc::new(AtomicU32::new(0));
+        let (handle, _driver) = driven(Full { appends: NO_ROOM_TRIES_MAX, tried });
+        assert_eq!(handle.apply(spec(), "operator".to_owned()).await.unwrap(), Index(2));
+    }
 
     #[test]
     fn a_batch_is_cut_where_it_grows_too_large() {
