@@ -17,8 +17,8 @@ use std::io::{self, Write};
 use std::time::Instant;
 
 /// With a deliberate fault in force, a configuration is given up after so many states: one that catches it does so
-/// early, and each of them is tried.
-const MUTANT_STATES_MAX: usize = 100_000;
+/// early, and each of them is tried, first for a short while and then for longer.
+const MUTANT_STATES_MAX: [usize; 2] = [4000, 100_000];
 
 /// Explores every configuration, or one, and tells what was found. Whether nothing was broken.
 pub fn run(only: Option<&str>, out: &mut impl Write) -> io::Result<bool> {
@@ -64,8 +64,10 @@ pub fn catches(mutant: Mutant, out: &mut impl Write) -> io::Result<bool> {
         return Ok(false);
     }
     silence_panics();
-    for scope in scope::ALL {
-        let found = search::explore(scope, MUTANT_STATES_MAX);
+    let tries =
+        MUTANT_STATES_MAX.into_iter().flat_map(|max| scope::ALL.iter().map(move |scope| (scope, max)));
+    for (scope, states_max) in tries {
+        let found = search::explore(scope, states_max);
         if let Some((violation, path)) = &found.violation {
             let moves = path.iter().filter(|line| line.starts_with('>')).count();
             let Found { states, .. } = found;

@@ -1,5 +1,5 @@
 //! A server decides commit only with the yes of everybody who is asked, in each round, on the plan that it commits,
-//! durable where it was given, from the agent run that the server hears now, of a host that is not lost.
+//! durable where it was given, from the agent run that the server hears now.
 //!
 //! It is looked at when the decision is taken, before it is durable: what comes between is too late to count.
 
@@ -43,8 +43,8 @@ impl VotesBind {
                 Role::Observer => &[],
             };
             let host = cluster.hosts.get(&member.host);
-            if host.is_none_or(|host| host.liveness == Liveness::Lost) {
-                return Err(format!("{id} is decided while the host of {member} is lost"));
+            if host.is_none_or(|host| host.liveness != Liveness::Alive) {
+                return Err(format!("{id} is decided while nobody hears the host of {member}"));
             }
             let Some(run) = self.runs.get(&(server, member.host.clone())) else {
                 return Err(format!("{id} is decided without a word of {member}"));
