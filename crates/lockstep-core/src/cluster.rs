@@ -454,7 +454,8 @@ impl Cluster {
         left: &BTreeMap<MemberId, Left>,
     ) {
         let transition = self.transition_mut(id);
-        assert!(transition.outcome.is_none(), "{id} ends once");
+        let is_first = transition.outcome.is_none() || mutant::is(Mutant::OutcomeTwice);
+        assert!(is_first, "{id} ends once");
         transition.outcome = Some(outcome);
         transition.ended_at = Some(at);
         transition.left = left.clone();

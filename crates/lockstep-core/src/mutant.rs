@@ -71,8 +71,14 @@ mutants! {
     NoticeSkipped = "notice-skipped",
     /// A host that comes back gets new orders before what it missed.
     OrdersBeforeOutcomes = "orders-before-outcomes",
-    /// Leases are reckoned by the wall clock.
+    /// All deadlines are reckoned by the wall clock.
     WallClockLease = "wall-clock-lease",
+    /// An outcome is written twice.
+    OutcomeTwice = "outcome-twice",
+    /// Agents are not told how a transition has ended.
+    OutcomeUntold = "outcome-untold",
+    /// Orders go out in an order that is another one each time.
+    Unordered = "unordered",
 }
 
 impl fmt::Display for Mutant {

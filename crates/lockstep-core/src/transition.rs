@@ -24,6 +24,7 @@ use crate::spec::{self, Deadlines};
 use crate::time::Time;
 use crate::vote::{Answer, Ballot, Round, Tally, Vote};
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
 /// The wait before something is tried again: doubled each time, from the first to the last of these.
@@ -772,6 +773,9 @@ impl Engine {
 
     fn end(&mut self, id: TransitionId, run: &Run, outcome: Outcome, left: BTreeMap<MemberId, Left>) {
         self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
+        if mutant::is(Mutant::OutcomeTwice) {
+            self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
+        }
         let mut hosts: BTreeSet<_> = run.plan.asked().map(|who| who.member.host.clone()).collect();
         // An earlier reign may have asked others about another plan.
         let waiting = self.sessions.iter_mut().filter_map(|(host, session)| {
@@ -779,6 +783,14 @@ impl Engine {
             has_waited.then(|| host.clone())
         });
         hosts.extend(waiting);
+        if mutant::is(Mutant::OutcomeUntold) {
+            hosts.clear();
+        }
+        let mut hosts = Vec::from_iter(hosts);
+        if mutant::is(Mutant::Unordered) {
+            let order = RandomState::new();
+            hosts.sort_by_key(|host| order.hash_one(host));
+        }
         for host in hosts {
             self.order(&host, Order::Outcome { transition: id, outcome: Some(outcome) });
         }
