@@ -19,9 +19,8 @@ use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::io::AsyncWriteExt;
 use tokio::sync::{Semaphore, mpsc};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tokio_tungstenite::WebSocketStream;
 use tokio_tungstenite::tungstenite::handshake::server::create_response_with_body;
 use tokio_tungstenite::tungstenite::protocol::frame::coding::CloseCode;
@@ -139,28 +138,42 @@ async fn serve(line: Line, sessions: Sessions) {
     };
     let id = SessionId(sessions.next.fetch_add(1, Ordering::Relaxed));
     let (stuck, mut is_stuck) = mpsc::channel(1);
-    sessions.map().insert(id, Open { line, stuck });
+    sessions.map().insert(id, Open { line: line.clone(), stuck });
     if sessions.said.send(Said::Report(id, Box::new(report))).await.is_ok() {
-        carry(&mut socket, id, &sessions, &mut is_stuck).await;
+        carry(&mut socket, &line, id, &sessions, &mut is_stuck).await;
         // The server is gone when nobody hears this.
         let _ = sessions.said.send(Said::Closed(id)).await;
     }
     sessions.close(id);
 }
 
-async fn carry(socket: &mut Socket, id: SessionId, sessions: &Sessions, is_stuck: &mut mpsc::Receiver<()>) {
+/// Hears the agent, also while its socket takes what it is told only slowly: its renewals are behind nothing that it
+/// has yet to read, and a host that is lost because it reads slowly would be lost for nothing.
+async fn carry(
+    socket: &mut Socket,
+    line: &Line,
+    id: SessionId,
+    sessions: &Sessions,
+    is_stuck: &mut mpsc::Receiver<()>,
+) {
     let mut heard = Instant::now();
+    // When the socket last took something, while something waits for it.
+    let mut took: Option<Instant> = None;
     let mut silence = std::pin::pin!(sleep(SILENCE_MAX));
     loop {
         tokio::select! {
             biased;
             stuck = is_stuck.recv() => match stuck {
-                Some(()) if matches!(timeout(WRITE_MAX, socket.get_mut().flush()).await, Ok(Ok(()))) => {}
-                Some(()) => return,
+                Some(()) => _ = took.get_or_insert_with(Instant::now),
                 None => {
                     let _ = timeout(LAST_MAX, socket.close(None)).await;
                     return;
                 }
+            },
+            given = timeout_at(took.unwrap_or(heard) + WRITE_MAX, line.give()), if took.is_some() => match given {
+                Ok(Ok(is_all)) => took = (!is_all).then(Instant::now),
+                Ok(Err(_)) => return,
+                Err(_) => return debug!(session = id.0, "an agent takes nothing"),
             },
             received = receive(socket) => match received {
                 Some(Ok(report)) => {
@@ -274,6 +287,16 @@ mod tests {
         }
         sessions.close(id);
         assert!(matches!(agent.next().await, Some(Ok(Message::Close(_)))));
+    }
+
+    #[tokio::test]
+    async fn who_reads_slowly_is_heard() {
+        let (mut agent, sessions, mut said, id) = start().await;
+        sessions.send(id, &order(12 << 20));
+        agent.send(Message::text(r#"{"report":"renew","sent":1}"#)).await.unwrap();
+        assert!(matches!(said.recv().await, Some(Said::Report(from, _)) if from == id));
+        let Message::Text(text) = agent.next().await.unwrap().unwrap() else { panic!("an order") };
+        assert!(text.len() > 12 << 20);
     }
 
     #[tokio::test]

@@ -4,6 +4,7 @@
 use hyper::upgrade::Upgraded;
 use hyper_util::rt::TokioIo;
 use std::collections::VecDeque;
+use std::future::poll_fn;
 use std::io::{Error, ErrorKind, Result};
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -53,6 +54,22 @@ impl Line {
             Some(Poll::Ready(flushed)) => flushed.map(|()| true),
             Some(Poll::Pending) | None => Ok(false),
         }
+    }
+
+    /// Waits until the socket takes some of what waits. Tells whether nothing does any more.
+    ///
+    /// Errors: the connection is broken.
+    pub(super) async fn give(&self) -> Result<bool> {
+        poll_fn(|cx| {
+            let mut wire = self.wire();
+            let before = wire.unsent.len();
+            match wire.flush(cx) {
+                Poll::Ready(flushed) => Poll::Ready(flushed.map(|()| true)),
+                Poll::Pending if wire.unsent.len() < before => Poll::Ready(Ok(false)),
+                Poll::Pending => Poll::Pending,
+            }
+        })
+        .await
     }
 
     fn wire(&self) -> MutexGuard<'_, Wire> {
