@@ -12,7 +12,7 @@ use std::thread;
 use std::time::Instant;
 
 /// One seed in so many is run a second time, and has to give the same bytes.
-const AGAIN_EVERY: u64 = 50;
+const AGAIN_EVERY: u64 = 10;
 /// One seed in so many is run a second time with wall clocks that do not jump, and has to go the same way.
 const CLOCKS_EVERY: u64 = 20;
 
