@@ -870,9 +870,10 @@ impl AgentEngine {
     }
 
     /// From then on the server counts as gone: it has answered two renewals with nothing, or a greeting, for which a
-    /// server that a thousand agents greet at once gets a little longer.
+    /// server that a thousand agents greet at once gets a little longer. There has to be time left to reach another
+    /// one before the lease ends.
     fn silent_at(&self) -> Time {
-        let patience_ms = if self.is_welcome { self.lease_ms / 3 * 2 } else { self.lease_ms };
+        let patience_ms = if self.is_welcome { self.lease_ms / 3 * 2 } else { self.lease_ms / 6 * 5 };
         self.heard_at.plus(patience_ms.max(1))
     }
 
