@@ -25,9 +25,9 @@ pub struct Cluster {
     pub spec: Arc<Spec>,
     /// The declared cluster as it was written; none before the first `apply`.
     pub spec_file: Option<Arc<SpecFile>>,
-    /// The longest lease that hosts were told of in this reign, and in the one before, in milliseconds: they may not
-    /// have heard of a shorter one yet.
-    pub leases_ms: [u64; 2],
+    /// The longest lease that hosts were told of in this reign, and in each of the three before, in milliseconds: they
+    /// may not have heard of a shorter one yet, and servers may take over from each other faster than hosts follow.
+    pub leases_ms: [u64; 4],
     /// The hosts.
     pub hosts: BTreeMap<HostName, Arc<Host>>,
     /// The members: every host that a group selects, and those that are still leaving it.
@@ -256,7 +256,8 @@ impl Cluster {
             Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
             Body::Reign { .. } => {
                 self.reign = Reign(index.0);
-                self.leases_ms = [self.spec.lease_ms, self.leases_ms[0]];
+                self.leases_ms.rotate_right(1);
+                self.leases_ms[0] = self.spec.lease_ms;
             }
             Body::Spec { spec, .. } => {
                 self.leases_ms[0] = self.leases_ms[0].max(self.spec.lease_ms);

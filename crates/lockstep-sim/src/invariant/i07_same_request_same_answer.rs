@@ -9,7 +9,8 @@ use std::collections::BTreeMap;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct SameRequestSameAnswer {
-    asked: BTreeMap<ReplyId, Request>,
+    /// What was asked, and whether it had been accepted by then.
+    asked: BTreeMap<ReplyId, (Request, bool)>,
     accepted: BTreeMap<String, (Request, TransitionId)>,
 }
 
@@ -18,10 +19,11 @@ impl Invariant for SameRequestSameAnswer {
 
     fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
         if let Happened::Asked { reply, request } = what {
-            self.asked.insert(*reply, request.clone());
+            let is_known = self.accepted.contains_key(&request.request_id);
+            self.asked.insert(*reply, (request.clone(), is_known));
         }
         let Happened::Answered { reply, answer } = what else { return Ok(()) };
-        let Some(request) = self.asked.remove(reply) else { return Ok(()) };
+        let Some((request, was_known)) = self.asked.remove(reply) else { return Ok(()) };
         let key = request.request_id.clone();
         match (answer, self.accepted.get(&key)) {
             (Ok(Accepted::Transition(id)), None) => {
@@ -30,6 +32,8 @@ impl Invariant for SameRequestSameAnswer {
             }
             (Ok(Accepted::Transition(id)), Some((known, first))) if *known == request && first == id => Ok(()),
             (Err(rejection), Some((known, _))) if *known != request && rejection.code == Code::RequestConflict => Ok(()),
+            // Refused before somebody accepted it, by a server whose answer came late.
+            (Ok(Accepted::Nothing) | Err(_), Some(_)) if !was_known => Ok(()),
             (_, Some((known, first))) => {
                 let is_same = *known == request;
                 Err(format!("{key} was {first}; asked again, the same: {is_same}, the answer is {answer:?}"))
