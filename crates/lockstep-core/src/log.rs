@@ -53,7 +53,7 @@ mod snapshot;
 mod tests;
 
 pub use disk::{Disk, DiskError};
-pub use mem::{Crash, MemDisk, Op};
+pub use mem::{Crash, MemDisk, Op, SharedDisk};
 pub use snapshot::Snapshot;
 
 use crate::id::{Index, Reign};

@@ -214,7 +214,7 @@ impl World {
     }
 
     /// The same with a journal that begins after `base`.
-    pub fn over(base: Cluster) -> Self {
+    pub(crate) fn over(base: Cluster) -> Self {
         Self { base: Arc::new(base), ..Self::new() }
     }
 
@@ -278,11 +278,6 @@ impl World {
         self.processes.get(name)?.engine.as_ref()
     }
 
-    /// What an agent's host reads on its clock.
-    pub fn agent_clock(&self, name: &str) -> Option<Time> {
-        Some(self.processes.get(name)?.clock.read(self.time))
-    }
-
     /// Whether an agent's host has been stopped.
     pub fn is_paused(&self, name: &str) -> bool {
         self.processes.get(name).is_some_and(|process| process.is_paused)
@@ -309,19 +304,19 @@ impl World {
     }
 
     /// The order that is next on its way to an agent.
-    pub fn next_order(&self, session: SessionId) -> Option<(&Name, &Order)> {
+    pub(crate) fn next_order(&self, session: SessionId) -> Option<(&Name, &Order)> {
         let link = self.links.get(&session)?;
         Some((&link.agent, link.to_agent.front()?))
     }
 
     /// The report that is next on its way to a server.
-    pub fn next_report(&self, session: SessionId) -> Option<(&Name, &Report)> {
+    pub(crate) fn next_report(&self, session: SessionId) -> Option<(&Name, &Report)> {
         let link = self.links.get(&session)?;
         Some((&link.agent, link.to_server.front()?))
     }
 
     /// Whether anybody is still at either end of a connection.
-    pub fn is_linked(&self, session: SessionId) -> bool {
+    pub(crate) fn is_linked(&self, session: SessionId) -> bool {
         self.links.contains_key(&session)
     }
 
@@ -542,7 +537,7 @@ impl World {
     }
 
     /// The same with a journal that begins after `base`.
-    pub fn join_over(
+    pub(crate) fn join_over(
         &mut self,
         name: &str,
         host: &HostName,
@@ -607,7 +602,7 @@ impl World {
     }
 
     /// What agent.toml says of handlers, from each agent's next start on. At first there is one, called `sim`.
-    pub fn set_rules(&mut self, rules: BTreeMap<HandlerName, HandlerRules>) {
+    pub(crate) fn set_rules(&mut self, rules: BTreeMap<HandlerName, HandlerRules>) {
         self.rules = Arc::new(rules);
     }
 

@@ -2,49 +2,10 @@
 
 use crate::invariant::{Violation, i22_disks_keep_their_word};
 use lockstep_core::id::{Index, Reign};
-use lockstep_core::log::{Crash, Disk, DiskError, Error, Log, MemDisk, Op};
-use std::cell::RefCell;
-use std::rc::Rc;
+use lockstep_core::log::{Crash, Disk, DiskError, Error, Log, MemDisk, Op, SharedDisk};
 
 /// How much is read at a time, in bytes.
 const READ_BYTES: usize = 1 << 20;
-
-/// A disk that whoever makes it fail keeps a hand on.
-#[derive(Debug, Clone, Default)]
-struct Shared(Rc<RefCell<MemDisk>>);
-
-impl Disk for Shared {
-    fn place(&self, name: &str) -> String {
-        self.0.borrow().place(name)
-    }
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
-        self.0.borrow().read(name)
-    }
-    fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
-        self.0.borrow().read_at(name, offset, len)
-    }
-    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        self.0.borrow_mut().write_at(name, offset, bytes)
-    }
-    fn set_len(&mut self, name: &str, len: u64) -> Result<(), DiskError> {
-        self.0.borrow_mut().set_len(name, len)
-    }
-    fn sync(&mut self, name: &str) -> Result<(), DiskError> {
-        self.0.borrow_mut().sync(name)
-    }
-    fn sync_dir(&mut self) -> Result<(), DiskError> {
-        self.0.borrow_mut().sync_dir()
-    }
-    fn rename(&mut self, from: &str, to: &str) -> Result<(), DiskError> {
-        self.0.borrow_mut().rename(from, to)
-    }
-    fn remove(&mut self, name: &str) -> Result<(), DiskError> {
-        self.0.borrow_mut().remove(name)
-    }
-    fn list(&self) -> Result<Vec<String>, DiskError> {
-        self.0.borrow().list()
-    }
-}
 
 /// Why a journal could not be opened.
 #[derive(Debug)]
@@ -58,8 +19,8 @@ pub(crate) enum Unopened {
 /// A journal, with what its owner has been told is safe.
 #[derive(Debug, Default)]
 pub(crate) struct Journal {
-    disk: Shared,
-    log: Option<Log<Shared>>,
+    disk: SharedDisk,
+    log: Option<Log<SharedDisk>>,
     acknowledged: Vec<Vec<u8>>,
 }
 
@@ -97,7 +58,7 @@ impl Journal {
     /// Begins to write a batch and does not come to its end: whatever `crash` leaves of it is there or not.
     pub(crate) fn tear(&mut self, payloads: &[Vec<u8>], crash: Crash) {
         if let Some(log) = self.log.as_mut().filter(|log| log.failure().is_none()) {
-            self.disk.0.borrow_mut().fail(Op::Write, 0, DiskError::Io("the process ended".to_owned()));
+            self.disk.get().fail(Op::Write, 0, DiskError::Io("the process ended".to_owned()));
             let (reign, first) = (log.reign(), Index(log.head().0 + 1));
             let torn = log.append(reign, first, payloads);
             assert!(torn.is_err(), "a write that is cut short fails");
@@ -108,18 +69,18 @@ impl Journal {
     /// Ends its owner, and leaves of the disk what `crash` says.
     pub(crate) fn crash(&mut self, crash: Crash) {
         self.log = None;
-        self.disk.0.borrow_mut().crash(crash);
+        self.disk.get().crash(crash);
     }
 
     /// Lets the next call of `op` fail.
     pub(crate) fn fail(&mut self, op: Op) {
-        self.disk.0.borrow_mut().fail(op, 0, DiskError::Io("input/output error".to_owned()));
+        self.disk.get().fail(op, 0, DiskError::Io("input/output error".to_owned()));
     }
 
     /// Leaves so many bytes of room, or no limit.
     pub(crate) fn set_room(&mut self, bytes: Option<u64>) {
         let used = self.disk.read("log").ok().flatten().map_or(0, |file| file.len() as u64);
-        self.disk.0.borrow_mut().set_capacity(bytes.map(|bytes| used + bytes));
+        self.disk.get().set_capacity(bytes.map(|bytes| used + bytes));
     }
 
     /// Opens it with one bit of its file decayed; the bit is brought back when that is refused, as from a backup.
@@ -131,23 +92,23 @@ impl Journal {
             return self.open(who);
         }
         let mask = 1 << (bit % 8);
-        self.disk.0.borrow_mut().flip("log", at % written, mask);
+        self.disk.get().flip("log", at % written, mask);
         let opened = self.open(who);
         if let Err(Unopened::Trouble(_)) = opened {
-            self.disk.0.borrow_mut().flip("log", at % written, mask);
+            self.disk.get().flip("log", at % written, mask);
         }
         opened
     }
 
     /// The disk as it is now, to come back to.
     pub(crate) fn image(&self) -> (MemDisk, Vec<Vec<u8>>) {
-        (self.disk.0.borrow().clone(), self.acknowledged.clone())
+        (self.disk.get().clone(), self.acknowledged.clone())
     }
 
     /// Comes back to an earlier state of the disk, what was acknowledged since is gone.
     pub(crate) fn restore(&mut self, (disk, acknowledged): (MemDisk, Vec<Vec<u8>>)) {
         self.log = None;
-        *self.disk.0.borrow_mut() = disk;
+        *self.disk.get() = disk;
         self.acknowledged = acknowledged;
     }
 }

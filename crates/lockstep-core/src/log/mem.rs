@@ -1,7 +1,9 @@
 //! A disk in memory that can lose power, for tests and the simulator. The same calls give the same bytes.
 
 use super::disk::{Disk, DiskError};
+use std::cell::{RefCell, RefMut};
 use std::collections::BTreeMap;
+use std::rc::Rc;
 
 /// Power cuts keep or lose whole blocks of this many bytes.
 const BLOCK: u64 = 512;
@@ -288,5 +290,54 @@ impl Disk for MemDisk {
 
     fn list(&self) -> Result<Vec<String>, DiskError> {
         Ok(self.names.keys().cloned().collect())
+    }
+}
+
+/// A disk in memory that outlives the log on it, and that whoever makes it fail keeps a hand on.
+#[derive(Debug, Clone, Default)]
+pub struct SharedDisk(Rc<RefCell<MemDisk>>);
+
+impl SharedDisk {
+    /// Shares a disk.
+    pub fn new(disk: MemDisk) -> Self {
+        Self(Rc::new(RefCell::new(disk)))
+    }
+
+    /// The disk itself, not to be held while a log works on it.
+    pub fn get(&self) -> RefMut<'_, MemDisk> {
+        self.0.borrow_mut()
+    }
+}
+
+impl Disk for SharedDisk {
+    fn place(&self, name: &str) -> String {
+        self.get().place(name)
+    }
+    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
+        self.get().read(name)
+    }
+    fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
+        self.get().read_at(name, offset, len)
+    }
+    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
+        self.get().write_at(name, offset, bytes)
+    }
+    fn set_len(&mut self, name: &str, len: u64) -> Result<(), DiskError> {
+        self.get().set_len(name, len)
+    }
+    fn sync(&mut self, name: &str) -> Result<(), DiskError> {
+        self.get().sync(name)
+    }
+    fn sync_dir(&mut self) -> Result<(), DiskError> {
+        self.get().sync_dir()
+    }
+    fn rename(&mut self, from: &str, to: &str) -> Result<(), DiskError> {
+        self.get().rename(from, to)
+    }
+    fn remove(&mut self, name: &str) -> Result<(), DiskError> {
+        self.get().remove(name)
+    }
+    fn list(&self) -> Result<Vec<String>, DiskError> {
+        self.get().list()
     }
 }

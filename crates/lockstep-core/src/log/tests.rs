@@ -329,12 +329,16 @@ fn a_failure_at_any_point_of_opening_loses_nothing() {
             [(0, DiskError::Full), (0, DiskError::Io("bad".to_owned())), (1, DiskError::Full)]
         {
             for crash in crashes {
-                let mut disk = Shared::new(written.clone());
-                disk.0.borrow_mut().fail(op, after, error.clone());
+                let disk = SharedDisk::new(written.clone());
+                disk.get().fail(op, after, error.clone());
                 let opened = Log::open(disk.clone()).map(drop);
                 assert!(opened.is_err() || after > 0);
-                disk.0.borrow_mut().crash(crash);
-                assert_eq!(assert_prefix(&open(disk.take()), &[1, 2, 3]), 3, "{op:?} {after} {crash:?}");
+                disk.get().crash(crash);
+                assert_eq!(
+                    assert_prefix(&open(std::mem::take(&mut *disk.get())), &[1, 2, 3]),
+                    3,
+                    "{op:?} {after} {crash:?}"
+                );
             }
         }
     }
@@ -527,8 +531,8 @@ fn a_restore_goes_on_above_its_snapshot() {
 
 #[test]
 fn a_restore_that_was_cut_short_is_refused() {
-    let disk = Shared::new(MemDisk::new());
-    disk.0.borrow_mut().fail(Op::Sync, 1, DiskError::Io("bad".to_owned()));
+    let disk = SharedDisk::new(MemDisk::new());
+    disk.get().fail(Op::Sync, 1, DiskError::Io("bad".to_owned()));
     Log::restore(disk.clone(), Index(1000), Reign(7), b"state").unwrap_err();
     assert!(matches!(Log::open(disk), Err(Error::Missing { .. })));
 }
@@ -549,51 +553,4 @@ fn a_later_format_is_left_alone() {
 fn the_same_calls_give_the_same_bytes() {
     assert_eq!(log_with(&[1, 2]), log_with(&[1, 2]));
     assert_ne!(log_with(&[1, 2]), log_with(&[2, 1]));
-}
-
-/// A disk that outlives the log that was not opened.
-#[derive(Debug, Clone)]
-struct Shared(std::rc::Rc<std::cell::RefCell<MemDisk>>);
-
-impl Shared {
-    fn new(disk: MemDisk) -> Self {
-        Self(std::rc::Rc::new(std::cell::RefCell::new(disk)))
-    }
-
-    fn take(&mut self) -> MemDisk {
-        self.0.take()
-    }
-}
-
-impl Disk for Shared {
-    fn place(&self, name: &str) -> String {
-        self.0.borrow().place(name)
-    }
-    fn read(&self, name: &str) -> Result<Option<Vec<u8>>, DiskError> {
-        self.0.borrow().read(name)
-    }
-    fn read_at(&self, name: &str, offset: u64, len: usize) -> Result<Vec<u8>, DiskError> {
-        self.0.borrow().read_at(name, offset, len)
-    }
-    fn write_at(&mut self, name: &str, offset: u64, bytes: &[u8]) -> Result<(), DiskError> {
-        self.0.borrow_mut().write_at(name, offset, bytes)
-    }
-    fn set_len(&mut self, name: &str, len: u64) -> Result<(), DiskError> {
-        self.0.borrow_mut().set_len(name, len)
-    }
-    fn sync(&mut self, name: &str) -> Result<(), DiskError> {
-        self.0.borrow_mut().sync(name)
-    }
-    fn sync_dir(&mut self) -> Result<(), DiskError> {
-        self.0.borrow_mut().sync_dir()
-    }
-    fn rename(&mut self, from: &str, to: &str) -> Result<(), DiskError> {
-        self.0.borrow_mut().rename(from, to)
-    }
-    fn remove(&mut self, name: &str) -> Result<(), DiskError> {
-        self.0.borrow_mut().remove(name)
-    }
-    fn list(&self) -> Result<Vec<String>, DiskError> {
-        self.0.borrow().list()
-    }
 }
