@@ -13,11 +13,11 @@ use crate::message::{
 };
 use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
+use crate::relation::Published;
 use crate::spec::HANDLER_NONE;
 use crate::time::Time;
 use crate::vote::Answer;
 use serde::{Deserialize, Serialize};
-use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// How many ended transitions are remembered, so that an order for one of them that comes late is refused.
@@ -1174,29 +1174,22 @@ impl AgentEngine {
     }
 
     fn report_state(&mut self, member: &MemberId, given: Answer, reason: Option<String>, findings: Findings) {
-        let Findings { state, score, facts, .. } = findings;
+        let Findings { state, score, facts, provides, consumes, .. } = findings;
         let state = state.filter(|_| given == Answer::Yes);
+        // What could not be told is as it was.
+        let published = state.is_some().then_some(Published { provides, consumes });
         let reason = match &state {
             Some(_) => None,
             None => Some(reason.unwrap_or_else(|| "status gave no state".to_owned())),
         };
-        let report = state_report(member, state, score, reason, facts);
+        let member_id = member.clone();
+        let report = Report::State { member: member_id, state, score, reason, facts, published };
         let queue = self.queues.entry(member.clone()).or_default();
         if queue.reported.as_ref() != Some(&report) && self.is_welcome {
             queue.reported = Some(report.clone());
             self.send(report);
         }
     }
-}
-
-fn state_report(
-    member: &MemberId,
-    state: Option<StateName>,
-    score: Option<i64>,
-    reason: Option<String>,
-    facts: Map<String, Value>,
-) -> Report {
-    Report::State { member: member.clone(), state, score, reason, facts }
 }
 
 fn answer(call: &Call, given: Answer, reason: Option<String>) -> Done {

@@ -1,14 +1,16 @@
 //! The cluster as the journal tells it: a fold over its records, and nothing else.
 
 use crate::id::{
-    AgentId, GroupName, HostName, Index, MemberId, Reign, SettingKey, StateName, StepId, Token, TransitionId,
+    AgentId, GroupName, HostName, Index, MemberId, Reign, SettingId, StateName, StepId, Token, TransitionId,
 };
+use crate::lifecycle::Amount;
 use crate::message::{Assignment, Decision, Outcome, Role};
 use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
 use crate::record::{Body, Cause, Direction, HoldEnd, HostChange, Left, Liveness, Record, StepResult, Turn};
-use crate::request::Request;
-use crate::spec::{SettingValue, Spec, SpecFile};
+use crate::relation::{Published, Relations, Since, setting_in};
+use crate::request::{Request, Target};
+use crate::spec::{Group, SettingValue, Settings, Spec, SpecFile};
 use crate::time::WallTime;
 use crate::vote::Vote;
 use std::collections::{BTreeMap, BTreeSet};
@@ -28,6 +30,10 @@ pub struct Cluster {
     /// The longest lease that hosts were told of in this reign, and in each of the three before, in milliseconds: they
     /// may not have heard of a shorter one yet, and servers may take over from each other faster than hosts follow.
     pub leases_ms: [u64; 4],
+    /// The settings in force, of every group that has some.
+    pub settings: BTreeMap<GroupName, Arc<Settings>>,
+    /// The relations that exist now: what spec, labels, capabilities and settings come to.
+    pub relations: Arc<Relations>,
     /// The hosts.
     pub hosts: BTreeMap<HostName, Arc<Host>>,
     /// The members: every host that a group selects, and those that are still leaving it.
@@ -53,6 +59,8 @@ pub struct Host {
     pub labels: BTreeMap<String, String>,
     /// How it is seen.
     pub liveness: Liveness,
+    /// Whether it has been drained: nobody is planned onto it, unless by its name.
+    pub is_drained: bool,
 }
 
 impl Host {
@@ -80,6 +88,19 @@ pub struct Member {
     pub may_be: BTreeSet<StateName>,
     /// Its host no longer matches the group's labels; it counts until it is in the lowest state.
     pub leaving: bool,
+    /// The settings that it has taken; none until its first status, which is taken to have them as they are in force.
+    pub settings: Option<Arc<Settings>>,
+    /// The capabilities that it says it provides and consumes, beside what the spec declares.
+    pub published: Arc<Published>,
+}
+
+/// A label and a value of it: where members of two groups are paired.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Place<'a> {
+    /// The label's name.
+    pub label: &'a str,
+    /// Its value.
+    pub value: &'a str,
 }
 
 impl Member {
@@ -180,6 +201,23 @@ impl Transition {
     }
 }
 
+/// Whether a group serves with these members, in states as `is_in` says: every serving state's `min` is met. Of a part
+/// of its members a `min` that is a number, which is meant for the whole group, asks for one.
+pub fn group_serves(
+    group: &Group,
+    members: &[&MemberId],
+    is_part: bool,
+    is_in: impl Fn(&MemberId, &StateName) -> bool,
+) -> bool {
+    group.lifecycle.serving.iter().all(|state| {
+        let min = match group.limits.get(state).and_then(|limit| limit.min) {
+            Some(Amount::Count(min)) if is_part => usize::from(min > 0),
+            Some(_) | None => group.min(state, members.len()),
+        };
+        members.iter().filter(|id| is_in(id, state)).count() >= min
+    })
+}
+
 impl Cluster {
     /// The members of a group, by host name.
     pub fn members_of<'a>(&'a self, group: &'a GroupName) -> impl Iterator<Item = &'a MemberId> + 'a {
@@ -221,18 +259,53 @@ impl Cluster {
         member.actual.as_ref() == Some(state) && !member.is_in_doubt() && self.hosts[&id.host].is_reachable()
     }
 
-    /// Whether a group serves: every serving state's `min` is met.
+    /// Whether a group serves: every serving state's `min` is met. A composite serves when all its groups do.
     pub fn serves(&self, name: &GroupName) -> bool {
-        let Some(group) = self.spec.groups.get(name) else { return false };
-        let count = self.members_of(name).count();
-        group.lifecycle.serving.iter().all(|state| {
-            self.members_of(name).filter(|id| self.is_surely_in(id, state)).count() >= group.min(state, count)
-        })
+        match self.spec.leaves(name) {
+            Some(leaves) => leaves.into_iter().all(|leaf| self.serves_at(leaf, None)),
+            None => false,
+        }
     }
 
-    /// The settings of a group.
-    pub fn settings(&self, name: &GroupName) -> BTreeMap<SettingKey, SettingValue> {
-        self.spec.groups.get(name).map(|group| group.settings.clone()).unwrap_or_default()
+    /// Whether a group of members serves; at a place, as far as its members there go.
+    pub fn serves_at(&self, name: &GroupName, place: Option<Place<'_>>) -> bool {
+        let Some(group) = self.spec.groups.get(name) else { return false };
+        let here = self.members_of(name).filter(|id| place.is_none_or(|place| self.is_at(id, place)));
+        let here: Vec<_> = here.collect();
+        group_serves(group, &here, place.is_some(), |id, state| self.is_surely_in(id, state))
+    }
+
+    /// Whether a member's host has that label with that value.
+    pub fn is_at(&self, id: &MemberId, place: Place<'_>) -> bool {
+        self.hosts[&id.host].labels.get(place.label).is_some_and(|value| value == place.value)
+    }
+
+    /// The value of a label on a member's host, as a place.
+    pub fn place<'a>(&'a self, id: &MemberId, label: &'a str) -> Option<Place<'a>> {
+        let value = self.hosts.get(&id.host)?.labels.get(label)?;
+        Some(Place { label, value })
+    }
+
+    /// The settings of a group, as they are in force.
+    pub fn settings(&self, name: &GroupName) -> Arc<Settings> {
+        self.settings.get(name).cloned().unwrap_or_default()
+    }
+
+    /// The groups that a target names, or that its members are in.
+    pub fn groups_of(&self, target: &Target) -> Vec<GroupName> {
+        match target {
+            Target::Drain(host) => {
+                let here = |group: &&GroupName| self.members.contains_key(&MemberId::new(group, host));
+                self.spec.groups.keys().filter(here).cloned().collect()
+            }
+            Target::Group(group, _)
+            | Target::Up(group)
+            | Target::Down(group)
+            | Target::Setting(group, _, _)
+            | Target::Member(MemberId { group, .. }, _) => {
+                self.spec.leaves(group).unwrap_or_else(|| vec![group]).into_iter().cloned().collect()
+            }
+        }
     }
 
     /// The members on a host, as its agent needs to know them.
@@ -263,9 +336,14 @@ impl Cluster {
                 self.leases_ms[0] = self.leases_ms[0].max(self.spec.lease_ms);
                 self.spec = Arc::new(spec.check().expect("a spec is checked before it is recorded"));
                 self.spec_file = Some(spec.clone());
+                self.settings = self.settings_under(&self.spec);
                 self.select_members(None);
+                let since = Since { revision: index, at: record.at };
+                self.relations = Arc::new(self.relations_under(&self.spec, &self.settings, since));
             }
-            Body::Host { host, change } => self.apply_host(host, change),
+            Body::Host { host, change } => {
+                self.apply_host(host, change, Since { revision: index, at: record.at });
+            }
             Body::Request { request } => {
                 let id = TransitionId(index.0);
                 self.requests.insert(request.request_id.as_str().into(), id);
@@ -296,6 +374,8 @@ impl Cluster {
                         member.mark = Mark::None;
                         member.may_be.clear();
                     }
+                    self.put_settings(&plan.settings, Since { revision: index, at: record.at });
+                    self.put_drained(&plan, true);
                 }
             }
             Body::Step { transition, results } => {
@@ -311,6 +391,8 @@ impl Cluster {
                         for (member, goal) in &plan.goals_before {
                             self.member_mut(member).goal = goal.clone();
                         }
+                        self.put_settings(&plan.settings_before, Since { revision: index, at: record.at });
+                        self.put_drained(&plan, false);
                     }
                     Turn::Exclude => {
                         transition.excluded.insert(member.clone(), reason.clone());
@@ -324,12 +406,14 @@ impl Cluster {
             }
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
+                    let settings = self.settings.get(&id.group).cloned();
                     let member = self.member_mut(id);
                     member.actual = actual.clone();
                     if actual.is_some() {
                         member.mark = Mark::None;
                         member.may_be.clear();
                         member.goal = member.goal.take().or(actual.clone());
+                        member.settings = member.settings.take().or(settings);
                     }
                     self.drop_if_left(id);
                 }
@@ -337,14 +421,83 @@ impl Cluster {
         }
     }
 
-    fn apply_host(&mut self, name: &HostName, change: &HostChange) {
+    /// What would be in force under a spec: what has been set stays, as far as it is declared and of the same kind.
+    pub fn settings_under(&self, spec: &Spec) -> BTreeMap<GroupName, Arc<Settings>> {
+        let has_some = spec.groups.iter().filter(|(_, group)| !group.settings.is_empty());
+        let settings = has_some.map(|(name, group)| {
+            let now = self.settings(name);
+            let set = group.settings.iter().map(|(key, declared)| {
+                let kept = now.get(key).filter(|value| value.is_alike(declared));
+                (key.clone(), kept.unwrap_or(declared).clone())
+            });
+            (name.clone(), Arc::new(set.collect()))
+        });
+        settings.collect()
+    }
+
+    /// The relations that there would be with this spec and these settings.
+    pub fn relations_under(
+        &self,
+        spec: &Spec,
+        settings: &BTreeMap<GroupName, Arc<Settings>>,
+        since: Since,
+    ) -> Relations {
+        let published = self.members.iter().map(|(id, member)| (&id.group, &*member.published));
+        Relations::derive(spec, published, settings, &self.relations, since)
+    }
+
+    fn put_drained(&mut self, plan: &Plan, is_drained: bool) {
+        for name in &plan.drains {
+            if let Some(host) = self.hosts.get_mut(name) {
+                Arc::make_mut(host).is_drained = is_drained;
+            }
+        }
+    }
+
+    /// Puts settings in force, and lets the relations follow.
+    fn put_settings(&mut self, changes: &BTreeMap<GroupName, Settings>, since: Since) {
+        for (group, changed) in changes {
+            let settings = Arc::make_mut(self.settings.entry(group.clone()).or_default());
+            settings.extend(changed.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        if !changes.is_empty() {
+            let (spec, settings) = (self.spec.clone(), &self.settings);
+            let relations = Arc::make_mut(&mut self.relations);
+            relations.settings_changed(&spec, changes.keys(), setting_in(settings), since);
+        }
+    }
+
+    /// A setting as it is in force.
+    pub fn setting(&self, id: &SettingId) -> Option<SettingValue> {
+        setting_in(&self.settings)(id)
+    }
+
+    /// Notes what a member publishes, and lets the relations follow.
+    fn publish(&mut self, id: &MemberId, published: &Arc<Published>, since: Since) {
+        let Some(member) = self.members.get_mut(id) else { return };
+        let was = std::mem::replace(&mut Arc::make_mut(member).published, published.clone());
+        if was != *published && self.spec.groups.contains_key(&id.group) {
+            Arc::make_mut(&mut self.relations).publish(&id.group, &was, published, since);
+        }
+    }
+
+    fn apply_host(&mut self, name: &HostName, change: &HostChange, since: Since) {
         match change {
+            HostChange::Undrained => {
+                if let Some(host) = self.hosts.get_mut(name) {
+                    Arc::make_mut(host).is_drained = false;
+                }
+            }
+            HostChange::Published { group, published } => {
+                self.publish(&MemberId::new(group, name), published, since);
+            }
             HostChange::Joined { agent, address, labels } => {
                 let host = Host {
                     agent: agent.clone(),
                     address: address.clone(),
                     labels: labels.clone(),
                     liveness: Liveness::Alive,
+                    is_drained: self.hosts.get(name).is_some_and(|known| known.is_drained),
                 };
                 self.hosts.insert(name.clone(), Arc::new(host));
                 self.select_members(Some(name));
@@ -408,6 +561,8 @@ impl Cluster {
             .iter()
             .any(|open| self.transitions[open].plan.as_ref().is_some_and(|plan| plan.goals.contains_key(id)));
         if is_down && !is_asked {
+            let since = Since { revision: self.revision, at: WallTime(0) };
+            self.publish(id, &Arc::default(), since);
             self.members.remove(id);
         }
     }
@@ -419,11 +574,20 @@ impl Cluster {
                 transition.steps.insert((*step, *direction), StepState::Confirmed);
                 let plan = transition.plan.clone().expect("only a begun transition has steps");
                 let step = &plan.steps[step.0 as usize];
-                let actual = match direction {
-                    Direction::Forward => &step.to,
-                    Direction::Back => &step.from,
+                let (actual, set) = match direction {
+                    Direction::Forward => (&step.to, &plan.settings),
+                    Direction::Back => (&step.from, &plan.settings_before),
                 };
-                self.member_mut(&step.member).actual = Some(actual.clone());
+                // With the step came the settings, whatever has been decided about them since.
+                let group = &step.member.group;
+                let mut settings = self.settings.get(group).cloned();
+                if let (Some(settings), Some(set)) = (&mut settings, set.get(group)) {
+                    Arc::make_mut(settings)
+                        .extend(set.iter().map(|(key, value)| (key.clone(), value.clone())));
+                }
+                let member = self.member_mut(&step.member);
+                member.actual = Some(actual.clone());
+                member.settings = settings;
             }
             StepResult::Failed { step, direction, reason } => {
                 transition.steps.insert((*step, *direction), StepState::Failed(reason.clone()));

@@ -14,8 +14,9 @@ use crate::message::{
 };
 use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
-use crate::plan::{self, Scores};
+use crate::plan::{self, Plan, Scores};
 use crate::record::{Body, Cause, HostChange, Liveness, Record, StepResult};
+use crate::relation::{self, Published};
 use crate::request::{Code, Rejection, Request};
 use crate::spec::{LEASE_MS_DEFAULT, SpecFile};
 use crate::time::{Now, Time};
@@ -68,6 +69,13 @@ pub enum Input {
         reply: ReplyId,
         /// Which.
         transition: TransitionId,
+    },
+    /// A host that was drained takes members again.
+    Undrain {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// Which.
+        host: HostName,
     },
     /// An operator declares the cluster.
     Apply {
@@ -132,6 +140,8 @@ pub enum Accepted {
     Spec(Index),
     /// The transition is aborted.
     Aborted,
+    /// The host is as it was asked to be from this revision on.
+    Host(Index),
 }
 
 /// Something provisional: not in the journal, and never a reason for anything.
@@ -314,6 +324,10 @@ impl Engine {
                 let answer = self.abort_by_operator(transition);
                 self.reply(reply, answer);
             }
+            Input::Undrain { reply, host } => {
+                let answer = self.undrain(&host);
+                self.reply(reply, answer);
+            }
             Input::Apply { reply, spec, principal } => {
                 let answer = self.apply(spec, principal);
                 self.reply(reply, answer);
@@ -409,13 +423,13 @@ impl Engine {
                 "wait for some to end: `lockstep transition list`",
             ));
         }
-        let moves = |run: &Run| {
-            request.targets.iter().filter_map(|target| target.group()).any(|group| run.claims(group))
-        };
-        let is_contended = self.runs.values().any(moves);
-        let plan = match plan::plan(&self.head, &request.targets, &self.scores) {
+        let asked: BTreeSet<GroupName> =
+            request.targets.iter().flat_map(|target| self.head.groups_of(target)).collect();
+        let is_contended = self.runs.values().any(|run| asked.iter().any(|group| run.claims(group)));
+        let plan = match plan::plan_request(&self.head, &request, &self.scores) {
             Ok(plan) => {
                 if !is_contended {
+                    self.check_overrides(&request, &plan)?;
                     check_hash(&request, &plan.hash)?;
                     if plan.is_empty() {
                         return Ok(Accepted::Nothing);
@@ -430,6 +444,25 @@ impl Engine {
         let id = TransitionId(self.propose(Body::Request { request: Arc::new(request) }).0);
         self.enqueue(id, plan);
         Ok(Accepted::Transition(id))
+    }
+
+    /// Nobody is moved against its own no: only voters and holders are overridden.
+    pub(crate) fn check_overrides(&self, request: &Request, plan: &Plan) -> Result<(), Rejection> {
+        for member in &request.overrides {
+            if !self.head.members.contains_key(member) {
+                let help = "`lockstep member list` shows the members";
+                return Err(Rejection::new(
+                    Code::UnknownMember,
+                    format!("there is no member {member}"),
+                    help,
+                ));
+            }
+            if plan.goals.contains_key(member) {
+                let message = format!("{member} is to move itself, and its vote cannot be overridden");
+                return Err(Rejection::new(Code::NotAllowed, message, "override voters and holders only"));
+            }
+        }
+        Ok(())
     }
 
     fn abort_by_operator(&mut self, id: TransitionId) -> Result<Accepted, Rejection> {
@@ -455,6 +488,18 @@ impl Engine {
         Ok(Accepted::Aborted)
     }
 
+    fn undrain(&mut self, name: &HostName) -> Result<Accepted, Rejection> {
+        let Some(host) = self.head.hosts.get(name) else {
+            let help = "`lockstep host list` shows those that have joined";
+            return Err(Rejection::new(Code::UnknownHost, format!("there is no host {name}"), help));
+        };
+        if host.is_drained {
+            self.propose(Body::Host { host: name.clone(), change: HostChange::Undrained });
+            self.stir_all();
+        }
+        Ok(Accepted::Host(self.head.revision))
+    }
+
     fn apply(&mut self, file: SpecFile, principal: String) -> Result<Accepted, Rejection> {
         let spec = file.check()?;
         let bytes = serde_json::to_string(&file).map_or(usize::MAX, |written| written.len());
@@ -465,6 +510,13 @@ impl Engine {
         if self.head.spec_file.as_deref() == Some(&file) {
             return Ok(Accepted::Spec(self.head.revision));
         }
+        // With the settings in force and what members publish there may be more relations than the spec alone makes.
+        let settings = self.head.settings_under(&spec);
+        let relations = self.head.relations_under(&spec, &settings, Default::default());
+        if let Some(cycle) = relations.cycle_with(&[], &[]) {
+            return Err(relation::circle(&cycle).into());
+        }
+        relation::check_count(relations.pairs())?;
         // A decided plan is carried out under the rules it was made by.
         for id in &self.head.open {
             let Some(plan) = &self.head.transitions[id].plan else { continue };
@@ -511,9 +563,12 @@ impl Engine {
                     self.hold_ended(transition, &member);
                 }
             }
-            Report::State { member, state, score, reason, facts } => {
+            Report::State { member, state, score, reason, facts, published } => {
                 if member.host == host && self.head.members.contains_key(&member) {
                     self.note_state(&member, state, score, reason, facts);
+                    if let Some(published) = published {
+                        self.note_published(&member, published);
+                    }
                 }
             }
             Report::Noticed { .. } => {}
@@ -540,7 +595,8 @@ impl Engine {
             self.outbox.emit(Output::Close { session: older });
         }
         let Hello { agent, address, labels, .. } = hello.clone();
-        let joined = Host { agent, address, labels, liveness: Liveness::Alive };
+        let is_drained = self.head.hosts.get(&host).is_some_and(|known| known.is_drained);
+        let joined = Host { agent, address, labels, liveness: Liveness::Alive, is_drained };
         match self.head.hosts.get(&host) {
             Some(known) if **known == joined => {}
             Some(known) if (Host { liveness: Liveness::Alive, ..(**known).clone() }) == joined => {
@@ -734,6 +790,27 @@ impl Engine {
             self.propose(Body::Report { member: id.clone(), actual: state });
             self.stir_all();
         }
+    }
+
+    /// What a member says it provides and consumes. What would relate groups in a circle, or beyond all bounds, is not
+    /// taken: a host that runs cannot be refused, so the operator is told, and the relations stay as they are.
+    fn note_published(&mut self, id: &MemberId, published: Published) {
+        let Some(known) = self.head.members.get(id).map(|member| member.published.clone()) else { return };
+        if *known == published || !self.head.spec.groups.contains_key(&id.group) {
+            return;
+        }
+        let relations = &self.head.relations;
+        let come = relations.would_come(&id.group, &known, &published);
+        let pairs = relations.pairs() + come.iter().map(|relation| relation.to.count()).sum::<usize>();
+        let cycle = if come.is_empty() { None } else { relations.cycle_with(&come, &[]) };
+        let cycle = cycle.map_or(Ok(()), |cycle| Err(relation::circle(&cycle)));
+        if let Err(refusal) = cycle.and_then(|()| relation::check_count(pairs)) {
+            let message = format!("what {id} provides and consumes is not taken: {}", refusal.message);
+            return self.event(Event::Warning(message));
+        }
+        let change = HostChange::Published { group: id.group.clone(), published: Arc::new(published) };
+        self.propose(Body::Host { host: id.host.clone(), change });
+        self.stir_all();
     }
 
     fn done(&mut self, host: &HostName, done: Done) {

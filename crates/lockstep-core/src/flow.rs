@@ -108,6 +108,7 @@ mod tests {
             member: format!("db@h{id}").parse().unwrap(),
             from: from.clone(),
             to: to.clone(),
+            set: BTreeMap::new(),
             after: ids(after),
         };
         let barrier = |(place, after): (usize, &&[u32])| Barrier {

@@ -235,6 +235,50 @@ impl<'de> Deserialize<'de> for MemberId {
     }
 }
 
+/// One setting of a group, written `group.key`.
+#[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SettingId {
+    /// The group.
+    pub group: GroupName,
+    /// The key.
+    pub key: SettingKey,
+}
+
+impl FromStr for SettingId {
+    type Err = NameError;
+    fn from_str(text: &str) -> Result<Self, NameError> {
+        let Some((group, key)) = text.split_once('.') else {
+            let shown = text.chars().take(40).collect();
+            return Err(NameError { what: "setting", shown, problem: "is not of the form GROUP.KEY" });
+        };
+        Ok(Self { group: group.parse()?, key: key.parse()? })
+    }
+}
+
+impl fmt::Display for SettingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.group, self.key)
+    }
+}
+
+impl fmt::Debug for SettingId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+impl Serialize for SettingId {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for SettingId {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        std::borrow::Cow::<str>::deserialize(deserializer)?.parse().map_err(de::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

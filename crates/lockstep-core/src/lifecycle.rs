@@ -11,8 +11,8 @@ pub const STATES_MAX: usize = 32;
 /// A state's place in its lifecycle, 0 the lowest.
 pub type Rank = usize;
 
-/// How many members: of a state's `min` or `max`.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+/// How many: of a group's members, for a state's `min` or `max`; of a relation's groups, for its `need`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Amount {
     /// So many.
     Count(u32),
@@ -119,6 +119,8 @@ pub struct Lifecycle {
     pub edges: BTreeSet<(StateName, StateName)>,
     /// Limits for every group of this lifecycle, unless the group has its own.
     pub limits: BTreeMap<StateName, Limit>,
+    /// Where a member goes when its host is drained.
+    pub drained: StateName,
 }
 
 impl Lifecycle {
@@ -175,6 +177,7 @@ impl Lifecycle {
                 .map(|max| (state(serving), Limit { min: None, max: Some(max) }))
                 .into_iter()
                 .collect(),
+            drained: state(states[0]),
         };
         match name.as_str() {
             "service" => Some(lifecycle(

@@ -1,9 +1,10 @@
 //! What server and agents say to each other. These types are the wire format; golden fixtures hold it still.
 
 use crate::id::{
-    AgentId, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, SettingKey, StateName, StepId,
-    Token, TransitionId,
+    AgentId, Capability, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, SettingKey,
+    StateName, StepId, Token, TransitionId,
 };
+use crate::relation::Published;
 use crate::spec::SettingValue;
 use crate::time::Time;
 use crate::vote::Answer;
@@ -335,6 +336,12 @@ pub struct Findings {
     /// What the loss of this host would mean.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub expect: Option<Expect>,
+    /// Capabilities that the software offers now: of a status.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub provides: BTreeSet<Capability>,
+    /// Capabilities that it cannot serve without: of a status.
+    #[serde(skip_serializing_if = "BTreeSet::is_empty")]
+    pub consumes: BTreeSet<Capability>,
 }
 
 /// What the loss of a host means for a step.
@@ -442,6 +449,9 @@ pub enum Report {
         /// Small values for people and other handlers.
         #[serde(default, skip_serializing_if = "Map::is_empty")]
         facts: Map<String, Value>,
+        /// The capabilities that it provides and consumes now, beside what the spec declares; none: as before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        published: Option<Published>,
     },
     /// Notices up to here have been taken.
     Noticed {

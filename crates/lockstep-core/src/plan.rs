@@ -5,18 +5,20 @@
 //! that large plans stay linear in size.
 
 mod order;
+mod rule;
 
-use crate::cluster::Cluster;
-use crate::id::{GroupName, MemberId, StateName, StepId};
+use crate::cluster::{Cluster, Place, group_serves};
+use crate::id::{GroupName, HostName, MemberId, SettingId, SettingKey, StateName, StepId};
 use crate::message::Role;
-use crate::relation::Relation;
-use crate::request::{Code, Rejection, TARGETS_MAX, Target};
-use crate::spec::{Ask, Deadlines, Group, Kind, OnFailure, list};
+use crate::relation::{Relation, setting_in};
+use crate::request::{Code, Rejection, Request, TARGETS_MAX, Target};
+use crate::spec::{Ask, Deadlines, Group, Kind, OnFailure, SettingValue, Settings, list};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
+use std::sync::Arc;
 
 /// Barriers are numbered from the next multiple of this on that leaves all numbers below it to steps.
 pub const BARRIER_FIRST: u32 = 10_000;
@@ -48,6 +50,15 @@ pub struct Plan {
     pub goals: BTreeMap<MemberId, StateName>,
     /// The goals those members have had.
     pub goals_before: BTreeMap<MemberId, Option<StateName>>,
+    /// The settings that change, as they are to be.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings: BTreeMap<GroupName, Settings>,
+    /// The same settings as they have been.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub settings_before: BTreeMap<GroupName, Settings>,
+    /// The hosts that are drained: nobody is planned onto them until that is taken back.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub drains: BTreeSet<HostName>,
     /// Entries into a serving state limited by `max` for which nobody holds: once confirmed, undo would lose
     /// something.
     pub no_return: BTreeSet<StepId>,
@@ -63,7 +74,7 @@ pub struct Plan {
     pub digest: String,
 }
 
-/// One member taking one edge.
+/// One member taking one edge, or, with `from` = `to`, new settings where it is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Step {
     /// Its number: its place in the plan.
@@ -74,8 +85,18 @@ pub struct Step {
     pub from: StateName,
     /// The state to enter.
     pub to: StateName,
+    /// The settings to take, of a step that stays where it is. Steps that move take those in force.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub set: Settings,
     /// Steps and barriers that come directly before it.
     pub after: Vec<StepId>,
+}
+
+impl Step {
+    /// Whether it takes an edge, rather than settings where the member is.
+    pub fn moves(&self) -> bool {
+        self.from != self.to
+    }
 }
 
 /// A point that waits for several steps.
@@ -99,7 +120,8 @@ pub struct Participant {
 impl Plan {
     /// Whether there is nothing to do.
     pub fn is_empty(&self) -> bool {
-        self.steps.is_empty() && self.goals.is_empty()
+        let sets = !self.settings.is_empty() || !self.drains.is_empty();
+        self.steps.is_empty() && self.goals.is_empty() && !sets
     }
 
     /// Who takes part in that role.
@@ -117,14 +139,16 @@ impl Plan {
         // Members of a group stand side by side.
         let mut groups: Vec<&GroupName> = self.goals.keys().map(|member| &member.group).collect();
         groups.dedup();
-        groups.into_iter().collect()
+        groups.into_iter().chain(self.settings.keys()).collect()
     }
 
     /// The groups for which members of `group` are asked in this way.
     pub fn asked_for(&self, group: &GroupName, ask: Ask) -> Vec<GroupName> {
         let asked =
             self.relations.iter().filter(|relation| relation.from == *group && relation.ask == Some(ask));
-        asked.map(|relation| relation.to.clone()).collect::<BTreeSet<_>>().into_iter().collect()
+        let moving = self.moving();
+        let to = asked.flat_map(|relation| &relation.to).filter(|to| moving.contains(to));
+        to.cloned().collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The steps of one member, in order.
@@ -137,15 +161,46 @@ impl Plan {
 
 /// Plans what `targets` ask for, or says why it cannot be.
 pub fn plan(cluster: &Cluster, targets: &[Target], scores: &Scores) -> Result<Plan, Rejection> {
+    plan_without_lost(cluster, targets, scores, false)
+}
+
+/// Plans what a request asks for, or says why it cannot be.
+pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Result<Plan, Rejection> {
+    plan_without_lost(cluster, &request.targets, scores, request.exclude_lost)
+}
+
+fn plan_without_lost(
+    cluster: &Cluster,
+    targets: &[Target],
+    scores: &Scores,
+    exclude_lost: bool,
+) -> Result<Plan, Rejection> {
     if targets.len() > TARGETS_MAX {
         let message = format!("{} targets, at most {TARGETS_MAX}", targets.len());
         return Err(Rejection::new(Code::TooLarge, message, "split the request"));
     }
-    let mut planner = Planner { cluster, scores, wanted: BTreeMap::new(), whole: BTreeSet::new() };
+    let mut planner = Planner {
+        cluster,
+        scores,
+        exclude_lost,
+        wanted: BTreeMap::new(),
+        whole: BTreeSet::new(),
+        set: BTreeMap::new(),
+        takes: BTreeSet::new(),
+        drains: BTreeSet::new(),
+        come: Vec::new(),
+        gone: BTreeSet::new(),
+    };
     for target in targets {
         planner.resolve(target)?;
     }
+    planner.switch_relations()?;
+    planner.move_roles()?;
     planner.displace()?;
+    // Who is displaced may stop a group from serving, and who is pulled along may be in others' way.
+    if planner.cascade()? {
+        planner.displace()?;
+    }
     planner.check_members()?;
     planner.check_limits()?;
     planner.check_requires()?;
@@ -155,15 +210,31 @@ pub fn plan(cluster: &Cluster, targets: &[Target], scores: &Scores) -> Result<Pl
 struct Planner<'a> {
     cluster: &'a Cluster,
     scores: &'a Scores,
+    /// Members of lost hosts are left out rather than in the way.
+    exclude_lost: bool,
     /// Where members are to end, those that are there already included.
     wanted: BTreeMap<MemberId, StateName>,
     /// Groups that the request names whole.
     whole: BTreeSet<GroupName>,
+    /// The settings that are asked for.
+    set: BTreeMap<GroupName, Settings>,
+    /// The members that serve, and take new settings where they are.
+    takes: BTreeSet<MemberId>,
+    /// The hosts that are drained.
+    drains: BTreeSet<HostName>,
+    /// The relations that come with the settings.
+    come: Vec<Arc<Relation>>,
+    /// The relations that go with the settings.
+    gone: BTreeSet<Arc<Relation>>,
 }
 
 impl<'a> Planner<'a> {
     fn group(&self, name: &GroupName) -> Result<&'a Group, Rejection> {
         self.cluster.spec.groups.get(name).ok_or_else(|| {
+            if self.cluster.spec.composites.contains_key(name) {
+                let message = format!("group {name} is made of groups, and has no members of its own");
+                return Rejection::new(Code::UnknownMember, message, "name the group that the host is in");
+            }
             let groups = list(self.cluster.spec.groups.keys().take(20));
             Rejection::new(
                 Code::UnknownGroup,
@@ -173,33 +244,41 @@ impl<'a> Planner<'a> {
         })
     }
 
+    /// A group of members itself, or the groups that a composite is made of.
+    fn leaves(&self, name: &GroupName) -> Result<Vec<&'a GroupName>, Rejection> {
+        match self.cluster.spec.leaves(name) {
+            Some(leaves) => Ok(leaves),
+            None => self.group(name).map(|_| Vec::new()),
+        }
+    }
+
     fn score(&self, member: &MemberId) -> i64 {
         self.scores.get(member).copied().unwrap_or(0)
     }
 
+    fn is_drained(&self, host: &HostName) -> bool {
+        self.cluster.hosts[host].is_drained || self.drains.contains(host)
+    }
+
     fn resolve(&mut self, target: &Target) -> Result<(), Rejection> {
         match target {
-            Target::Group(group, state) => {
-                known_state(group, self.group(group)?, state)?;
-                self.whole.insert(group.clone());
-                let is_lowest = self.group(group)?.lifecycle.lowest() == state;
-                // A member that has left the group's labels only ever goes down.
-                let stays = |id: &&MemberId| is_lowest || !self.cluster.members[*id].leaving;
-                let members: Vec<_> = self.cluster.members_of(group).filter(stays).collect();
-                members.into_iter().try_for_each(|member| self.want(member, state))
+            Target::Group(name, state) => {
+                for group in self.leaves(name)? {
+                    known_state(group, self.group(group)?, state)?;
+                    self.want_all(group, state)?;
+                }
+                Ok(())
             }
-            Target::Down(group) => {
-                let lowest = self.group(group)?.lifecycle.lowest();
-                self.resolve(&Target::Group(group.clone(), lowest.clone()))
+            Target::Down(name) => {
+                for group in self.leaves(name)? {
+                    self.want_all(group, self.group(group)?.lifecycle.lowest())?;
+                }
+                Ok(())
             }
-            Target::Up(group) => self.resolve_up(group),
+            Target::Up(name) => self.leaves(name)?.into_iter().try_for_each(|group| self.resolve_up(group)),
             Target::Member(member, state) => {
                 known_state(&member.group, self.group(&member.group)?, state)?;
-                if !self.cluster.hosts.contains_key(&member.host) {
-                    let message = format!("there is no host {}", member.host);
-                    let help = "`lockstep host list` shows those that have joined";
-                    return Err(Rejection::new(Code::UnknownHost, message, help));
-                }
+                self.known_host(&member.host)?;
                 if !self.cluster.members.contains_key(member) {
                     let message = format!("host {} is not in group {}", member.host, member.group);
                     let help = "a group's members are the hosts whose labels match its `select`";
@@ -207,21 +286,43 @@ impl<'a> Planner<'a> {
                 }
                 self.want(member, state)
             }
-            Target::Setting(group, key, _) => {
-                if !self.group(group)?.settings.contains_key(key) {
-                    let message = format!("group {group} has no setting {key}");
-                    let help = format!("declare it under [groups.{group}.settings]");
-                    return Err(Rejection::new(Code::UnknownSetting, message, help));
-                }
-                let message = format!("{target}: changing settings is not available in this version");
-                Err(Rejection::new(Code::NotAllowed, message, "name states: GROUP=STATE"))
-            }
+            Target::Setting(group, key, value) => self.resolve_setting(group, key, value),
             Target::Drain(host) => {
-                let message = format!("{target}: draining is not available in this version");
-                let help = format!("name the members that are to go down: GROUP@{host}=STATE");
-                Err(Rejection::new(Code::NotAllowed, message, help))
+                self.known_host(host)?;
+                self.drains.insert(host.clone());
+                for (name, group) in &self.cluster.spec.groups {
+                    let member = MemberId::new(name, host);
+                    if self.cluster.members.contains_key(&member) {
+                        self.want(&member, &group.lifecycle.drained)?;
+                    }
+                }
+                Ok(())
             }
         }
+    }
+
+    fn known_host(&self, host: &HostName) -> Result<(), Rejection> {
+        if self.cluster.hosts.contains_key(host) {
+            return Ok(());
+        }
+        let message = format!("there is no host {host}");
+        Err(Rejection::new(Code::UnknownHost, message, "`lockstep host list` shows those that have joined"))
+    }
+
+    fn want_all(&mut self, name: &GroupName, state: &StateName) -> Result<(), Rejection> {
+        self.whole.insert(name.clone());
+        let is_lowest = self.group(name)?.lifecycle.lowest() == state;
+        // A member that has left the group's labels, or whose host is drained, only ever goes down.
+        let stays =
+            |id: &&MemberId| is_lowest || !(self.cluster.members[*id].leaving || self.is_drained(&id.host));
+        let members: Vec<_> = self.cluster.members_of(name).filter(stays).collect();
+        let present = members.into_iter().filter(|id| !self.is_left_out(id)).collect::<Vec<_>>();
+        present.into_iter().try_for_each(|member| self.want(member, state))
+    }
+
+    /// Whether a member's host is lost, and the request says to go on without such hosts.
+    fn is_left_out(&self, id: &MemberId) -> bool {
+        self.exclude_lost && !self.cluster.hosts[&id.host].is_reachable()
     }
 
     /// Fills states from the highest, each to its `max`. Who is there already stays, then the best score, then
@@ -234,27 +335,27 @@ impl<'a> Planner<'a> {
             let actual = self.cluster.members[id].actual.as_ref();
             actual.and_then(|state| lifecycle.rank(state)).unwrap_or(0)
         };
-        let can_rise = |id: &&MemberId| self.cluster.can_act(id) && !self.cluster.members[*id].leaving;
+        let is_staying = |id: &&MemberId| self.cluster.members[*id].leaving || self.is_drained(&id.host);
+        let can_rise = |id: &&MemberId| self.cluster.can_act(id) && !is_staying(id);
         let mut members: Vec<_> = self.cluster.members_of(name).filter(can_rise).collect();
         if members.is_empty() {
             // Nobody can: what stands in the way of the first is the answer, rather than "nothing to do".
-            members.extend(self.cluster.members_of(name).take(1));
+            members.extend(self.cluster.members_of(name).filter(|id| !is_staying(id)).take(1));
         }
         let count = self.cluster.members_of(name).count();
         members.sort_by_key(|id| {
             (std::cmp::Reverse(rank(id)), std::cmp::Reverse(self.score(id)), (*id).clone())
         });
+        let mut fills = Vec::new();
         let mut members = members.into_iter();
         for state in lifecycle.states.iter().rev() {
             // Those that cannot be moved keep the places that they may have.
             let others = self.cluster.members_of(name).filter(|id| !can_rise(id));
             let taken = others.filter(|id| self.cluster.may_be_in(id, state)).count();
             let room = group.max(state, count).map_or(usize::MAX, |max| max.saturating_sub(taken));
-            for member in members.by_ref().take(room) {
-                self.want(member, state)?;
-            }
+            fills.extend(members.by_ref().take(room).map(|member| (member, state)));
         }
-        Ok(())
+        fills.into_iter().try_for_each(|(member, state)| self.want(member, state))
     }
 
     fn want(&mut self, member: &MemberId, state: &StateName) -> Result<(), Rejection> {
@@ -265,6 +366,211 @@ impl<'a> Planner<'a> {
             }
             Some(_) | None => Ok(()),
         }
+    }
+
+    fn resolve_setting(&mut self, name: &GroupName, key: &SettingKey, text: &str) -> Result<(), Rejection> {
+        let group = match self.cluster.spec.composites.get(name) {
+            // It has none, which is what there is to say of it here.
+            Some(_) => None,
+            None => Some(self.group(name)?),
+        };
+        let Some(declared) = group.and_then(|group| group.settings.get(key)) else {
+            let message = format!("group {name} has no setting {key}");
+            let help = format!("declare it under [groups.{name}.settings]");
+            return Err(Rejection::new(Code::UnknownSetting, message, help));
+        };
+        let value = declared.parse_alike(text).map_err(|kind| {
+            let message = format!("{name}.{key} takes {kind}, not {text:?}");
+            Rejection::new(Code::UnknownSetting, message, "its kind is that of its value in the spec")
+        })?;
+        match self.set.entry(name.clone()).or_default().insert(key.clone(), value.clone()) {
+            Some(other) if other != value => {
+                let message = format!("{name}.{key} is asked to be both {other} and {value}");
+                return Err(Rejection::new(Code::LimitBroken, message, "name each setting once"));
+            }
+            Some(_) | None => {}
+        }
+        let lifecycle = &self.group(name)?.lifecycle;
+        // One whose state is not known may serve: it is in the way rather than forgotten.
+        let may_serve = |id: &&MemberId| {
+            self.cluster.members[*id].actual.as_ref().is_none_or(|state| lifecycle.serves(state))
+        };
+        let members = self.cluster.members_of(name).filter(|id| !self.is_left_out(id)).filter(may_serve);
+        let takes: Vec<MemberId> = members.cloned().collect();
+        self.takes.extend(takes);
+        Ok(())
+    }
+
+    /// The settings of a group as they would be at the end.
+    fn settings_at_end(&self, name: &GroupName) -> Arc<Settings> {
+        let mut settings = self.cluster.settings(name);
+        if let Some(set) = self.set.get(name) {
+            Arc::make_mut(&mut settings).extend(set.iter().map(|(key, value)| (key.clone(), value.clone())));
+        }
+        settings
+    }
+
+    /// Relations may come and go with the settings.
+    fn switch_relations(&mut self) -> Result<(), Rejection> {
+        let now = setting_in(&self.cluster.settings);
+        let at_end = |id: &SettingId| -> Option<SettingValue> {
+            let set = self.set.get(&id.group).and_then(|set| set.get(&id.key)).cloned();
+            set.or_else(|| now(id))
+        };
+        let relations = &self.cluster.relations;
+        let (come, gone) = relations.with_settings(&self.cluster.spec, self.set.keys(), at_end);
+        if come.iter().any(|relation| relation.orders()) {
+            let new: Vec<Relation> = come.iter().map(|relation| (**relation).clone()).collect();
+            if let Some(cycle) = relations.cycle_with(&new, &gone) {
+                return Err(crate::relation::circle(&cycle).into());
+            }
+        }
+        (self.come, self.gone) = (come, gone.into_iter().collect());
+        Ok(())
+    }
+
+    /// Whether a relation exists, now or with the settings at the end.
+    fn exists(&self, relation: &Arc<Relation>, at_end: bool) -> bool {
+        let is_switched = if at_end { self.gone.contains(relation) } else { self.come.contains(relation) };
+        !is_switched
+    }
+
+    /// The relations of these groups that exist now, or will at the end.
+    fn relations_of<'b>(&self, groups: impl IntoIterator<Item = &'b GroupName>) -> BTreeSet<Arc<Relation>> {
+        let mut relations = BTreeSet::new();
+        for group in groups {
+            relations.extend(self.cluster.relations.of(group).cloned());
+            relations.extend(
+                self.come.iter().filter(|relation| relation.groups().any(|end| end == group)).cloned(),
+            );
+        }
+        relations
+    }
+
+    /// The groups of which something moves or changes.
+    fn moved(&self) -> BTreeSet<GroupName> {
+        let members = self.wanted.keys().map(|member| &member.group);
+        // Members of a group stand side by side.
+        let mut moved: Vec<&GroupName> = members.collect();
+        moved.dedup();
+        moved.into_iter().chain(self.set.keys()).cloned().collect()
+    }
+
+    /// Of a host that is drained, roles are moved first: where a group would stop serving, the best of the others
+    /// takes the place.
+    fn move_roles(&mut self) -> Result<(), Rejection> {
+        if self.drains.is_empty() {
+            return Ok(());
+        }
+        let leaving: BTreeSet<GroupName> = self
+            .wanted
+            .keys()
+            .filter(|id| self.drains.contains(&id.host))
+            .map(|id| id.group.clone())
+            .collect();
+        for name in leaving {
+            if self.whole.contains(&name) || !self.serves(&name, false) || self.serves(&name, true) {
+                continue;
+            }
+            let group = self.group(&name)?;
+            let count = self.cluster.members_of(&name).count();
+            for state in group.lifecycle.states.iter().rev().filter(|state| group.lifecycle.serves(state)) {
+                let missing = group.min(state, count).saturating_sub(self.surely(&name, state, true));
+                let mut others: Vec<_> = self
+                    .cluster
+                    .members_of(&name)
+                    .filter(|id| !self.wanted.contains_key(id) && self.cluster.can_act(id))
+                    .filter(|id| !self.cluster.members[*id].leaving && !self.is_drained(&id.host))
+                    .filter(|id| {
+                        // Not one that would be missed where it is.
+                        let actual = self.cluster.members[*id].actual.as_ref();
+                        actual.is_none_or(|actual| !group.lifecycle.serves(actual))
+                    })
+                    .cloned()
+                    .collect();
+                others.sort_by_key(|id| (std::cmp::Reverse(self.score(id)), id.clone()));
+                if others.len() < missing {
+                    let message =
+                        format!("draining would leave {name} without {state}, and nobody can take over");
+                    let help = format!("add a member of {name} elsewhere, or name it too: {name}=down");
+                    return Err(Rejection::new(Code::NoCandidate, message, help));
+                }
+                others.into_iter().take(missing).try_for_each(|id| self.want(&id, state))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Pulls along, where a relation says `cascade`, whoever could not stay as it is. Tells whether anybody was.
+    fn cascade(&mut self) -> Result<bool, Rejection> {
+        let mut has_pulled = false;
+        loop {
+            let relations = self.relations_of(&self.moved());
+            let mut down: Vec<MemberId> = Vec::new();
+            for relation in
+                relations.iter().filter(|relation| relation.cascade && self.exists(relation, true))
+            {
+                down.extend(self.pulled_along(relation));
+            }
+            down.retain(|id| !self.wanted.contains_key(id) && !self.is_left_out(id));
+            if down.is_empty() {
+                return Ok(has_pulled);
+            }
+            has_pulled = true;
+            for id in down {
+                self.whole.insert(id.group.clone());
+                let lowest = self.group(&id.group)?.lifecycle.lowest();
+                self.wanted.insert(id, lowest.clone());
+            }
+        }
+    }
+
+    /// The members that a relation with `cascade` takes down.
+    fn pulled_along(&self, relation: &Relation) -> Vec<MemberId> {
+        let mut down: Vec<&MemberId> = Vec::new();
+        for pair in rule::pairs(self.cluster, relation) {
+            let to = &pair.to[0];
+            match relation.kind {
+                Kind::Requires => {
+                    if self.pair_serves(relation, &pair, true) && !self.is_pair_met(relation, &pair, true) {
+                        down.extend(&pair.from);
+                    }
+                }
+                Kind::Excludes => {
+                    let may_serve =
+                        |members: &[&MemberId]| members.iter().any(|id| self.may_serve_at_end(id));
+                    let enters = |members: &[&MemberId]| members.iter().any(|id| self.enters_serving(id));
+                    if !may_serve(&pair.from) || !may_serve(to) {
+                        continue;
+                    }
+                    // Whoever comes up was asked for; the other one gives way.
+                    match (enters(&pair.from), enters(to)) {
+                        (true, false) => down.extend(to),
+                        (false, true) => down.extend(&pair.from),
+                        (true, true) | (false, false) => {}
+                    }
+                }
+                Kind::After | Kind::Watches => {}
+            }
+        }
+        down.into_iter().cloned().collect()
+    }
+
+    /// Whether a member may serve at the end.
+    fn may_serve_at_end(&self, id: &MemberId) -> bool {
+        let lifecycle = &self.cluster.spec.groups[&id.group].lifecycle;
+        match self.wanted.get(id) {
+            Some(wanted) => lifecycle.serves(wanted),
+            None => lifecycle.serving.iter().any(|state| self.cluster.may_be_in(id, state)),
+        }
+    }
+
+    /// Whether a member that does not serve is asked to.
+    fn enters_serving(&self, id: &MemberId) -> bool {
+        let lifecycle = &self.cluster.spec.groups[&id.group].lifecycle;
+        let actual = self.cluster.members[id].actual.as_ref();
+        let serves_now = actual.is_some_and(|state| lifecycle.serves(state));
+        !serves_now && self.wanted.get(id).is_some_and(|state| lifecycle.serves(state))
     }
 
     /// Makes room: a member that was not named and is in a full state takes the nearest state with room, ties
@@ -292,7 +598,11 @@ impl<'a> Planner<'a> {
                 while counts[state] > max
                     && let Some(member) = free.pop()
                 {
-                    let refuge = refuge(group, state, count, &counts).ok_or_else(|| {
+                    let lowest = group.lifecycle.lowest();
+                    let is_leaving = self.cluster.members[&member].leaving || self.is_drained(&member.host);
+                    let refuge =
+                        if is_leaving { Some(lowest.clone()) } else { refuge(group, state, count, &counts) };
+                    let refuge = refuge.ok_or_else(|| {
                         let message =
                             format!("{member} would have to leave {state}, and no other state has room");
                         let help = format!("raise a max in [groups.{name}.limits]");
@@ -322,13 +632,14 @@ impl<'a> Planner<'a> {
 
     /// Only members whose state is known, on hosts that answer, and that no other transition drives can move.
     fn check_members(&self) -> Result<(), Rejection> {
-        for (id, state) in &self.wanted {
+        let stays = self.takes.iter().filter(|id| !self.wanted.contains_key(*id)).map(|id| (id, None));
+        for (id, state) in self.wanted.iter().map(|(id, state)| (id, Some(state))).chain(stays) {
             let member = &self.cluster.members[id];
             let host = &self.cluster.hosts[&id.host];
-            let moves = member.actual.as_ref() != Some(state);
+            let moves = state.is_none() || member.actual.as_ref() != state;
             if moves && !host.is_reachable() {
                 let message = format!("{id} would have to move, and host {} is {}", id.host, host.liveness);
-                let help = "bring the host back, or ask for less";
+                let help = "bring the host back, ask for less, or go on without lost hosts: --exclude-lost";
                 return Err(Rejection::new(Code::HostLost, message, help));
             }
             // Not only when it would have to move: it may be elsewhere, and a goal that it seems to have reached
@@ -420,86 +731,79 @@ impl<'a> Planner<'a> {
 
     /// Whether every serving state's `min` is met.
     fn serves(&self, name: &GroupName, at_end: bool) -> bool {
+        let members: Vec<&MemberId> = self.cluster.members_of(name).collect();
+        self.part_serves(name, &members, None, at_end)
+    }
+
+    /// Whether a group serves, at a place as far as its members there go.
+    fn part_serves(
+        &self,
+        name: &GroupName,
+        members: &[&MemberId],
+        place: Option<Place<'_>>,
+        at_end: bool,
+    ) -> bool {
         let group = &self.cluster.spec.groups[name];
-        let count = self.cluster.members_of(name).count();
-        group
-            .lifecycle
-            .serving
-            .iter()
-            .all(|state| self.surely(name, state, at_end) >= group.min(state, count))
+        group_serves(group, members, place.is_some(), |id, state| match self.wanted.get(id) {
+            Some(wanted) if at_end => wanted == state,
+            Some(_) | None => self.cluster.is_surely_in(id, state),
+        })
+    }
+
+    /// Whether the members of `from` serve that a relation pairs at a place.
+    fn pair_serves(&self, relation: &Relation, pair: &rule::Pair<'_>, at_end: bool) -> bool {
+        self.part_serves(&relation.from, &pair.from, pair.place, at_end)
+    }
+
+    /// Whether so many of the groups that a relation leads to serve at a place as it needs.
+    fn is_pair_met(&self, relation: &Relation, pair: &rule::Pair<'_>, at_end: bool) -> bool {
+        let ends = relation.to.iter().zip(&pair.to);
+        let serving = ends.filter(|(to, members)| self.part_serves(to, members, pair.place, at_end)).count();
+        serving >= relation.need.as_min(relation.to.count())
     }
 
     fn check_requires(&self) -> Result<(), Rejection> {
-        let moved: BTreeSet<_> = self.wanted.keys().map(|member| &member.group).collect();
+        let relations = self.relations_of(&self.moved());
         // Many relations may lead to one large group.
         let mut known: BTreeMap<(&GroupName, bool), bool> = BTreeMap::new();
-        let mut serves = |name: &'a GroupName, at_end: bool| {
-            *known.entry((name, at_end)).or_insert_with(|| self.serves(name, at_end))
-        };
-        for relation in &self.cluster.spec.relations {
-            let Relation { from, to, kind, .. } = relation;
-            let concerned = moved.contains(from) || moved.contains(to);
-            if *kind != Kind::Requires || !concerned || !serves(from, true) || serves(to, true) {
+        let demands =
+            |relation: &&Arc<Relation>| relation.kind == Kind::Requires && self.exists(relation, true);
+        for relation in relations.iter().filter(demands) {
+            let is_new = !self.exists(relation, false);
+            if relation.scope.is_some() {
+                for pair in rule::pairs(self.cluster, relation) {
+                    let serves = |at_end| self.pair_serves(relation, &pair, at_end);
+                    let is_met = |at_end| self.is_pair_met(relation, &pair, at_end);
+                    let (now, at_end) = ((serves(false), is_met(false)), (serves(true), is_met(true)));
+                    check_pair(relation, pair.place, is_new, now, at_end)?;
+                }
                 continue;
             }
-            if serves(to, false) {
-                let message = format!("{from} requires {to}, which would stop serving while {from} serves");
-                let help = format!("take {from} down in the same request: {from}=down");
-                return Err(Rejection::new(Code::WouldBreakRequires, message, help));
-            }
-            if !serves(from, false) {
-                let message = format!("{from} requires {to}, which does not serve");
-                let help = format!("bring {to} up first, or in the same request: {to}=up");
-                return Err(Rejection::new(Code::RequirementDown, message, help));
-            }
+            let mut at = |at_end: bool| {
+                let mut serves =
+                    |name| *known.entry((name, at_end)).or_insert_with(|| self.serves(name, at_end));
+                let needed = relation.need.as_min(relation.to.count());
+                let serving = relation.to.iter().filter(|to| serves(*to)).count();
+                (serves(&relation.from), serving >= needed)
+            };
+            check_pair(relation, None, is_new, at(false), at(true))?;
         }
         Ok(())
     }
 
     fn finish(self) -> Result<Plan, Rejection> {
         let mut plan = Plan::default();
-        let mut paths: BTreeMap<(&GroupName, &StateName, &StateName), Vec<StateName>> = BTreeMap::new();
-        for (id, to) in &self.wanted {
-            let member = &self.cluster.members[id];
-            let from = member.actual.as_ref().expect("check_members refuses unknown states");
-            if from == to && member.goal.as_ref() == Some(to) {
-                continue;
-            }
-            let path = match paths.entry((&id.group, from, to)) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => {
-                    let path = self.group(&id.group)?.lifecycle.path(from, to).ok_or_else(|| {
-                        let message = format!("no edges lead {id} from {from} to {to}");
-                        Rejection::new(
-                            Code::NoPath,
-                            message,
-                            "`lockstep group show` lists the lifecycle's edges",
-                        )
-                    })?;
-                    place.insert(path)
-                }
-            };
-            let mut from = from;
-            for to in path.iter() {
-                let step = StepId(u32::try_from(plan.steps.len()).expect("STEPS_MAX fits"));
-                let after = Vec::new();
-                plan.steps.push(Step {
-                    id: step,
-                    member: id.clone(),
-                    from: from.clone(),
-                    to: to.clone(),
-                    after,
-                });
-                from = to;
-                if plan.steps.len() > STEPS_MAX {
-                    let message = format!("more than {STEPS_MAX} steps");
-                    return Err(Rejection::new(Code::TooLarge, message, "split the request"));
-                }
-            }
-            plan.goals.insert(id.clone(), to.clone());
-            plan.goals_before.insert(id.clone(), member.goal.clone());
+        self.add_settings(&mut plan);
+        self.add_steps(&mut plan)?;
+        plan.drains =
+            self.drains.iter().filter(|host| !self.cluster.hosts[*host].is_drained).cloned().collect();
+        let mut relations = Vec::new();
+        for relation in self.relations_of(plan.moving()) {
+            let (now, at_end) = (self.exists(&relation, false), self.exists(&relation, true));
+            relations.push(order::Bond { relation, now, at_end });
         }
-        let dips = order::order(self.cluster, &mut plan)?;
+        rule::check_excludes(self.cluster, &plan, &relations)?;
+        let dips = order::order(self.cluster, &mut plan, &relations)?;
         self.add_participants(&mut plan);
         self.add_gaps(&mut plan, &dips);
         self.add_no_return(&mut plan);
@@ -514,6 +818,78 @@ impl<'a> Planner<'a> {
         Ok(plan)
     }
 
+    /// The settings that are not yet in force as they are asked for.
+    fn add_settings(&self, plan: &mut Plan) {
+        for (group, set) in &self.set {
+            let now = self.cluster.settings(group);
+            let (mut to, mut from) = (Settings::new(), Settings::new());
+            for (key, value) in set.iter().filter(|(key, value)| now.get(*key) != Some(value)) {
+                to.insert(key.clone(), value.clone());
+                from.extend(now.get(key).map(|value| (key.clone(), value.clone())));
+            }
+            if !to.is_empty() {
+                plan.settings.insert(group.clone(), to);
+                plan.settings_before.insert(group.clone(), from);
+            }
+        }
+    }
+
+    fn add_steps(&self, plan: &mut Plan) -> Result<(), Rejection> {
+        let mut paths: BTreeMap<(&GroupName, &StateName, &StateName), Vec<StateName>> = BTreeMap::new();
+        let stays = self.takes.iter().filter(|id| !self.wanted.contains_key(*id)).map(|id| (id, None));
+        let mut all: Vec<_> = self.wanted.iter().map(|(id, state)| (id, Some(state))).chain(stays).collect();
+        all.sort();
+        for (id, wanted) in all {
+            let member = &self.cluster.members[id];
+            let from = member.actual.as_ref().expect("check_members refuses unknown states");
+            let to = wanted.unwrap_or(from);
+            let set = if from == to { self.set_of(id, to) } else { Settings::new() };
+            if from == to && set.is_empty() && (wanted.is_none() || member.goal.as_ref() == Some(to)) {
+                continue;
+            }
+            let path = match paths.entry((&id.group, from, to)) {
+                Entry::Occupied(known) => known.into_mut(),
+                Entry::Vacant(place) => {
+                    let path = self.group(&id.group)?.lifecycle.path(from, to).ok_or_else(|| {
+                        let message = format!("no edges lead {id} from {from} to {to}");
+                        let help = "`lockstep group show` lists the lifecycle's edges";
+                        Rejection::new(Code::NoPath, message, help)
+                    })?;
+                    place.insert(path)
+                }
+            };
+            let takes = (!set.is_empty()).then(|| to.clone());
+            let mut from = from;
+            for to in path.iter().chain(&takes) {
+                let step = StepId(u32::try_from(plan.steps.len()).expect("STEPS_MAX fits"));
+                let set = if takes.is_some() { set.clone() } else { Settings::new() };
+                let (member, from_state) = (id.clone(), from.clone());
+                let after = Vec::new();
+                plan.steps.push(Step { id: step, member, from: from_state, to: to.clone(), set, after });
+                from = to;
+                if plan.steps.len() > STEPS_MAX {
+                    let message = format!("more than {STEPS_MAX} steps");
+                    return Err(Rejection::new(Code::TooLarge, message, "split the request"));
+                }
+            }
+            plan.goals.insert(id.clone(), to.clone());
+            plan.goals_before.insert(id.clone(), member.goal.clone());
+        }
+        Ok(())
+    }
+
+    /// The settings that a member which stays where it serves has not taken.
+    fn set_of(&self, id: &MemberId, state: &StateName) -> Settings {
+        let serves = self.cluster.spec.groups[&id.group].lifecycle.serves(state);
+        if !serves || !self.takes.contains(id) {
+            return Settings::new();
+        }
+        let has = self.cluster.members[id].settings.clone().unwrap_or_default();
+        let at_end = self.settings_at_end(&id.group);
+        let missing = at_end.iter().filter(|(key, value)| has.get(*key) != Some(value));
+        missing.map(|(key, value)| (key.clone(), value.clone())).collect()
+    }
+
     fn add_participants(&self, plan: &mut Plan) {
         let moving: BTreeSet<GroupName> = plan.moving().into_iter().cloned().collect();
         let actors: BTreeSet<MemberId> = plan.goals.keys().cloned().collect();
@@ -522,27 +898,23 @@ impl<'a> Planner<'a> {
         for member in &actors {
             add(member, Role::Actor);
         }
-        let stops_serving: BTreeSet<&GroupName> = plan
-            .steps
-            .iter()
-            .filter(|step| {
-                let lifecycle = &self.cluster.spec.groups[&step.member.group].lifecycle;
-                lifecycle.serves(&step.from) && !lifecycle.serves(&step.to)
-            })
-            .map(|step| &step.member.group)
-            .collect();
-        plan.exclusive = moving.clone();
         // Whoever shares a group with one that moves learns of it: a third replica has to follow a new primary.
         for group in &moving {
             for member in self.cluster.members_of(group).filter(|member| !actors.contains(*member)) {
                 add(member, Role::Observer);
             }
         }
-        for relation in self.told(&moving) {
+        let told = self.told(&moving);
+        let mut touched = rule::Touched::new(self.cluster, plan);
+        for relation in &told {
             for member in self.cluster.members_of(&relation.from) {
+                if !touched.concerns(relation, member) {
+                    continue;
+                }
                 add(member, Role::Observer);
                 // An actor's own check and prepare speak for it; asking it twice could give two answers.
-                if !stops_serving.contains(&relation.to) || actors.contains(member) {
+                let is_asked = relation.ask.is_some() && touched.asks(relation, member);
+                if !is_asked || actors.contains(member) || self.is_left_out(member) {
                     continue;
                 }
                 match relation.ask {
@@ -551,7 +923,7 @@ impl<'a> Planner<'a> {
                     None => false,
                 };
             }
-            plan.relations.push(relation.clone());
+            plan.relations.push((**relation).clone());
         }
         let holders: BTreeSet<MemberId> =
             roles.iter().filter(|who| who.role == Role::Holder).map(|who| who.member.clone()).collect();
@@ -560,14 +932,21 @@ impl<'a> Planner<'a> {
             .into_iter()
             .filter(|who| who.role != Role::Voter || !holders.contains(&who.member))
             .collect();
+        plan.exclusive = moving.clone();
         plan.exclusive.extend(holders.iter().map(|member| member.group.clone()));
-        let concerns =
-            |relation: &&Relation| moving.contains(&relation.from) || moving.contains(&relation.to);
-        plan.relations.extend(self.cluster.spec.relations.iter().filter(concerns).cloned());
+        let beside = self.relations_of(&moving);
+        for relation in &beside {
+            // Their members must not be on their way at the same time, whoever moves them.
+            if relation.kind == Kind::Excludes && relation.moving {
+                plan.exclusive.extend(relation.groups().cloned());
+            }
+        }
+        plan.relations.extend(beside.iter().map(|relation| (**relation).clone()));
         plan.relations.sort();
         plan.relations.dedup();
-        let related = plan.relations.iter().flat_map(|relation| [&relation.from, &relation.to]);
-        plan.shared = related.filter(|group| !plan.exclusive.contains(*group)).cloned().collect();
+        let bound = beside.iter().filter(|relation| relation.binds()).flat_map(|relation| relation.groups());
+        let voters = plan.with_role(Role::Voter).map(|member| &member.group);
+        plan.shared = bound.chain(voters).filter(|group| !plan.exclusive.contains(*group)).cloned().collect();
         let asked: BTreeSet<&GroupName> = plan.asked().map(|who| &who.member.group).collect();
         let deadlines = || asked.iter().map(|group| self.cluster.spec.groups[*group].deadlines);
         // With nobody to ask they bound nothing, and still must not have passed already.
@@ -579,25 +958,23 @@ impl<'a> Planner<'a> {
 
     /// The relations whose `from` is told when these groups move: all that lead to them directly, and along
     /// `requires` those that lead to their dependants.
-    fn told(&self, moving: &BTreeSet<GroupName>) -> Vec<&'a Relation> {
-        let mut leading: BTreeMap<&GroupName, Vec<&'a Relation>> = BTreeMap::new();
-        for relation in &self.cluster.spec.relations {
-            leading.entry(&relation.to).or_default().push(relation);
-        }
-        let mut told: BTreeSet<&Relation> = BTreeSet::new();
-        let mut seen: BTreeSet<&GroupName> = moving.iter().collect();
-        let mut frontier: Vec<&GroupName> = moving.iter().collect();
+    fn told(&self, moving: &BTreeSet<GroupName>) -> BTreeSet<Arc<Relation>> {
+        let mut told: BTreeSet<Arc<Relation>> = BTreeSet::new();
+        let mut seen: BTreeSet<GroupName> = moving.clone();
+        let mut frontier: Vec<GroupName> = moving.iter().cloned().collect();
         while let Some(group) = frontier.pop() {
-            let is_direct = moving.contains(group);
-            let follows = |relation: &&&'a Relation| is_direct || relation.kind == Kind::Requires;
-            for relation in leading.get(group).into_iter().flatten().filter(follows) {
-                told.insert(relation);
-                if relation.kind == Kind::Requires && seen.insert(&relation.from) {
-                    frontier.push(&relation.from);
+            let is_direct = moving.contains(&group);
+            let follows = |relation: &Arc<Relation>| {
+                relation.to.contains(&group) && (is_direct || relation.kind == Kind::Requires)
+            };
+            for relation in self.relations_of([&group]).into_iter().filter(follows) {
+                if relation.kind == Kind::Requires && seen.insert(relation.from.clone()) {
+                    frontier.push(relation.from.clone());
                 }
+                told.insert(relation);
             }
         }
-        told.into_iter().collect()
+        told
     }
 
     fn add_gaps(&self, plan: &mut Plan, dips: &order::Dips) {
@@ -623,16 +1000,62 @@ impl<'a> Planner<'a> {
             .with_role(Role::Holder)
             .flat_map(|holder| plan.relations.iter().filter(|relation| relation.from == holder.group))
             .filter(|relation| relation.ask == Some(Ask::Hold))
-            .map(|relation| &relation.to)
+            .flat_map(|relation| &relation.to)
             .collect();
         let no_return = plan.steps.iter().filter(|step| {
             let group = &self.cluster.spec.groups[&step.member.group];
             let is_limited = group.limits.get(&step.to).is_some_and(|limit| limit.max.is_some());
-            group.lifecycle.serves(&step.to) && is_limited && !held.contains(&step.member.group)
+            let enters = step.moves() && group.lifecycle.serves(&step.to);
+            enters && is_limited && !held.contains(&step.member.group)
         });
         let no_return = no_return.map(|step| step.id).collect();
         plan.no_return = no_return;
     }
+}
+
+/// Whether what a relation pairs at a place is refused. Before and at the end: whether `from` serves, and whether what
+/// it requires does.
+fn check_pair(
+    relation: &Relation,
+    place: Option<Place<'_>>,
+    is_new: bool,
+    (served, was_met): (bool, bool),
+    (serves, is_met): (bool, bool),
+) -> Result<(), Rejection> {
+    if !serves || is_met {
+        return Ok(());
+    }
+    if was_met && !is_new {
+        return Err(would_break(relation, place));
+    }
+    // What was broken before the plan, and stays as it was, is not the plan's doing.
+    if is_new || !served { Err(requirement_down(relation, place)) } else { Ok(()) }
+}
+
+fn would_break(relation: &Relation, place: Option<Place<'_>>) -> Rejection {
+    let Relation { from, to, .. } = relation;
+    let message = match to.count() {
+        1 => format!("{from} requires {to}, which would stop serving while {from} serves{}", at_place(place)),
+        _ => format!("{from} requires {} of {to}, and fewer would serve{}", relation.need, at_place(place)),
+    };
+    let help = format!("take {from} down in the same request: {from}=down");
+    Rejection::new(Code::WouldBreakRequires, message, help)
+}
+
+fn requirement_down(relation: &Relation, place: Option<Place<'_>>) -> Rejection {
+    let Relation { from, to, .. } = relation;
+    let message = match to.count() {
+        1 => format!("{from} requires {to}, which does not serve{}", at_place(place)),
+        _ => format!("{from} requires {} of {to}, and fewer serve{}", relation.need, at_place(place)),
+    };
+    let first = to.iter().next().expect("a relation leads somewhere");
+    let help = format!("bring {to} up first, or in the same request: {first}=up");
+    Rejection::new(Code::RequirementDown, message, help)
+}
+
+/// ` in zone a`, or nothing.
+fn at_place(place: Option<Place<'_>>) -> String {
+    place.map(|Place { label, value }| format!(" where {label} is {value}")).unwrap_or_default()
 }
 
 /// The nearest state with room, ties to the higher rank.
@@ -680,17 +1103,30 @@ pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
         };
         // The derived Debug form covers every field, so a new one cannot be forgotten here.
         digest.update(format!(
-            "{name} {:?} {:?} {} {}\n",
-            group.lifecycle, group.limits, group.handler, group.hold_ms
+            "{name} {:?} {:?} {} {} {} {:?}\n",
+            group.lifecycle,
+            group.limits,
+            group.handler,
+            group.hold_ms,
+            group.parallel,
+            cluster.settings(name)
         ));
+        let settings = cluster.settings.get(name);
         for id in cluster.members_of(name) {
             let member = &cluster.members[id];
-            let reachable = cluster.hosts[&id.host].is_reachable();
+            let host = &cluster.hosts[&id.host];
+            let has_taken = member.settings.as_ref() == settings;
             // Written out by hand: formatting took most of the time of a small plan. No name has a space in it.
             let state = |state: &Option<StateName>| state.as_ref().map_or("?", StateName::as_str).to_owned();
             let (goal, actual) = (state(&member.goal), state(&member.actual));
-            let flags =
-                [b'0' + member.mark as u8, b'0' + u8::from(reachable), b'0' + u8::from(member.leaving)];
+            let flag = |flag: bool| b'0' + u8::from(flag);
+            let flags = [
+                b'0' + member.mark as u8,
+                flag(host.is_reachable()),
+                flag(member.leaving),
+                flag(host.is_drained),
+                flag(has_taken),
+            ];
             line.clear();
             for word in [id.host.as_str(), &goal, &actual] {
                 line.extend_from_slice(word.as_bytes());
@@ -701,10 +1137,14 @@ pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
             digest.update(&line);
         }
     }
-    let footprint = |name: &GroupName| plan.exclusive.contains(name) || plan.shared.contains(name);
-    for relation in &cluster.spec.relations {
-        if footprint(&relation.from) || footprint(&relation.to) {
-            digest.update(format!("{relation:?}\n"));
+    let footprint = plan.exclusive.iter().chain(&plan.shared);
+    let relations: BTreeSet<_> = footprint.flat_map(|name| cluster.relations.of(name)).collect();
+    for relation in relations {
+        digest.update(format!("{relation:?}\n"));
+        let Some(label) = &relation.scope else { continue };
+        for id in relation.groups().flat_map(|group| cluster.members_of(group)) {
+            let place = cluster.place(id, label).map_or("", |place| place.value);
+            digest.update(format!("{id} {place:?}\n"));
         }
     }
     hex(&digest.finalize())

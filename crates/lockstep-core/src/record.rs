@@ -1,9 +1,10 @@
 //! The journal's records: all that a cluster is, is a fold over them. These types are the stored format;
 //! golden fixtures hold it still.
 
-use crate::id::{AgentId, HostName, MemberId, StateName, StepId, TransitionId};
+use crate::id::{AgentId, GroupName, HostName, MemberId, StateName, StepId, TransitionId};
 use crate::message::{Decision, Outcome};
 use crate::plan::Plan;
+use crate::relation::Published;
 use crate::request::Request;
 use crate::spec::SpecFile;
 use crate::time::WallTime;
@@ -121,6 +122,15 @@ pub enum HostChange {
         /// Its labels.
         labels: BTreeMap<String, String>,
     },
+    /// What a member of its says that it provides and consumes.
+    Published {
+        /// The member's group.
+        group: GroupName,
+        /// All of it.
+        published: Arc<Published>,
+    },
+    /// It takes members again after it was drained.
+    Undrained,
     /// It is seen differently.
     Liveness {
         /// How.

@@ -17,7 +17,7 @@ use crate::id::{GroupName, HandlerName, HostName, MemberId, StateName, Transitio
 use crate::message::{Outcome, Phase};
 use crate::plan::{self, Plan, Scores};
 use crate::record::Cause;
-use crate::request::{Code, Rejection, Target};
+use crate::request::{Code, Rejection, Request};
 use crate::spec::{DURATION_MAX_MS, HANDLER_NONE, LEASE_MS_DEFAULT};
 use crate::vote::Answer;
 use crate::world::{Script, World};
@@ -111,7 +111,7 @@ pub struct Broken {
     pub allowed: usize,
 }
 
-/// Plans what `targets` ask for and runs the plan in memory, without a fault and then with each.
+/// Plans what a request asks for and runs the plan in memory, without a fault and then with each.
 ///
 /// Transitions of others are left out of the cluster that it is run in; members in doubt are taken to be where they
 /// were last seen, and those on hosts that are not reachable stay where they are.
@@ -119,8 +119,8 @@ pub struct Broken {
 /// # Errors
 /// If the plan is rejected, if an open transition claims a group that it claims too (`busy`), or if there would be too
 /// many cases (`too-large`).
-pub fn rehearse(cluster: &Cluster, targets: &[Target], scores: &Scores) -> Result<Rehearsal, Rejection> {
-    let plan = plan::plan(cluster, targets, scores)?;
+pub fn rehearse(cluster: &Cluster, request: &Request, scores: &Scores) -> Result<Rehearsal, Rejection> {
+    let plan = plan::plan_request(cluster, request, scores)?;
     if plan.is_empty() {
         return Ok(Rehearsal { plan, clean: nothing(), cases: Vec::new() });
     }
@@ -130,7 +130,7 @@ pub fn rehearse(cluster: &Cluster, targets: &[Target], scores: &Scores) -> Resul
         let message = format!("the plan asks {asked} members, at most {ASKED_MAX} are rehearsed");
         return Err(Rejection::new(Code::TooLarge, message, SMALLER));
     }
-    let stage = Stage::new(cluster, plan, targets, scores);
+    let stage = Stage::new(cluster, plan, request, scores);
     let first = Trial::new(&stage);
     let mut count = 0;
     let clean = first.clone().end(None, &mut |trial, choice| count += fault::faults(trial, choice).len());
@@ -172,12 +172,17 @@ fn check_claims(cluster: &Cluster, plan: &Plan) -> Result<(), Rejection> {
     let claims = |group: &&GroupName| plan.exclusive.contains(*group) || plan.shared.contains(*group);
     for id in &cluster.open {
         let transition = &cluster.transitions[id];
-        let asked = transition.request.targets.iter().filter_map(Target::group);
+        let asked = transition
+            .request
+            .targets
+            .iter()
+            .flat_map(|target| cluster.groups_of(target))
+            .collect::<Vec<_>>();
         let planned = transition.plan.iter().flat_map(|theirs| {
             let shared = theirs.shared.iter().filter(|group| plan.exclusive.contains(*group));
             theirs.exclusive.iter().chain(shared)
         });
-        if let Some(group) = asked.chain(planned).find(claims) {
+        if let Some(group) = asked.iter().chain(planned).find(claims) {
             let message = format!("{id} is at work on group {group}");
             return Err(Rejection::new(Code::Busy, message, format!("rehearse it when {id} has ended")));
         }
@@ -186,14 +191,16 @@ fn check_claims(cluster: &Cluster, plan: &Plan) -> Result<(), Rejection> {
 }
 
 /// The groups that are asked for and that the plan rests on, and all that relations lead to or from.
-fn related(cluster: &Cluster, plan: &Plan, targets: &[Target]) -> BTreeSet<GroupName> {
-    let asked = targets.iter().filter_map(Target::group);
-    let mut related: BTreeSet<GroupName> =
-        asked.chain(&plan.exclusive).chain(&plan.shared).cloned().collect();
+fn related(cluster: &Cluster, plan: &Plan, request: &Request) -> BTreeSet<GroupName> {
+    let asked = request.targets.iter().flat_map(|target| cluster.groups_of(target));
+    let mut related: BTreeSet<GroupName> = asked.collect();
+    related.extend(plan.exclusive.iter().chain(&plan.shared).cloned());
     let mut beside: BTreeMap<&GroupName, Vec<&GroupName>> = BTreeMap::new();
-    for relation in &cluster.spec.relations {
-        beside.entry(&relation.from).or_default().push(&relation.to);
-        beside.entry(&relation.to).or_default().push(&relation.from);
+    for relation in cluster.relations.iter() {
+        for to in &relation.to {
+            beside.entry(&relation.from).or_default().push(to);
+            beside.entry(to).or_default().push(&relation.from);
+        }
     }
     let mut frontier: Vec<GroupName> = related.iter().cloned().collect();
     while let Some(group) = frontier.pop() {
@@ -210,7 +217,7 @@ fn related(cluster: &Cluster, plan: &Plan, targets: &[Target]) -> BTreeSet<Group
 struct Stage<'a> {
     cluster: Cluster,
     plan: Plan,
-    targets: &'a [Target],
+    request: &'a Request,
     scores: &'a Scores,
     /// Where the members of the groups that move are at first.
     states: BTreeMap<MemberId, StateName>,
@@ -222,14 +229,14 @@ struct Stage<'a> {
 }
 
 impl<'a> Stage<'a> {
-    fn new(cluster: &Cluster, plan: Plan, targets: &'a [Target], scores: &'a Scores) -> Self {
+    fn new(cluster: &Cluster, plan: Plan, request: &'a Request, scores: &'a Scores) -> Self {
         let mut cluster = cluster.clone();
         let open: BTreeSet<TransitionId> = std::mem::take(&mut cluster.open);
         cluster.transitions.clear();
         cluster.requests.clear();
         cluster.notices.clear();
         // What no relation leads to has no part in the plan, and would be copied for each case.
-        let related = related(&cluster, &plan, targets);
+        let related = related(&cluster, &plan, request);
         cluster.members.retain(|member, _| related.contains(&member.group));
         let hosts: BTreeSet<HostName> = cluster.members.keys().map(|member| member.host.clone()).collect();
         cluster.hosts.retain(|host, _| hosts.contains(host));
@@ -254,7 +261,7 @@ impl<'a> Stage<'a> {
             let known = cluster.members_of(group).map(|id| (id, &cluster.members[id].actual));
             states.extend(known.filter_map(|(id, actual)| Some((id.clone(), actual.clone()?))));
         }
-        Self { cluster, plan, targets, scores, states, counts, lease_ms, bound_ms }
+        Self { cluster, plan, request, scores, states, counts, lease_ms, bound_ms }
     }
 
     /// How many members a group that moves has.

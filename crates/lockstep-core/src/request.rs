@@ -3,6 +3,7 @@
 use crate::id::{GroupName, HostName, MemberId, SettingKey, StateName};
 use crate::spec::{OnFailure, SpecError, text_problem};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
+use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
@@ -106,7 +107,7 @@ impl<'de> Deserialize<'de> for Target {
 }
 
 /// An operator's request for a transition.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Request {
     /// What makes it idempotent: the same id asks for the same transition.
     pub request_id: String,
@@ -127,6 +128,12 @@ pub struct Request {
     /// The plan that was shown: any other is refused with `plan-changed`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_hash: Option<String>,
+    /// Voters and holders whose no or silence does not count; never actors.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub overrides: BTreeSet<MemberId>,
+    /// Members of lost hosts are left out rather than in the way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclude_lost: bool,
 }
 
 /// The stable code of a [`Rejection`].

@@ -1,12 +1,13 @@
 //! The declared cluster: as it is written ([`SpecFile`]), and as it is once checked ([`Spec`]), a type that
 //! cannot be wrong.
 
-use crate::id::{Capability, GroupName, HandlerName, LifecycleName, SettingKey, StateName};
-use crate::lifecycle::{Lifecycle, Limit, STATES_MAX};
-use crate::relation::{self, Relation};
+use crate::id::{Capability, GroupName, HandlerName, LifecycleName, SettingId, SettingKey, StateName};
+use crate::lifecycle::{Amount, Lifecycle, Limit, STATES_MAX};
+use crate::relation::{self, GroupList, Relation};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
+use std::sync::Arc;
 
 /// The most groups a cluster may have; ten times what we have seen one team run.
 pub const GROUPS_MAX: usize = 10_000;
@@ -67,6 +68,9 @@ pub struct GroupFile {
     /// The name of the handler that the hosts' own configuration explains; `none` by default.
     #[serde(default = "none")]
     pub handler: HandlerName,
+    /// How many of its members may be on their way at once; all by default.
+    #[serde(default = "all", skip_serializing_if = "is_all")]
+    pub parallel: Amount,
     /// What happens when a step fails for good after the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<OnFailure>,
@@ -91,6 +95,14 @@ pub const HANDLER_NONE: &str = "none";
 
 fn none() -> HandlerName {
     HandlerName::new(HANDLER_NONE).expect("a constant that is a valid name")
+}
+
+pub(crate) fn all() -> Amount {
+    Amount::All
+}
+
+pub(crate) fn is_all(amount: &Amount) -> bool {
+    *amount == Amount::All
 }
 
 pub(crate) fn hold_ms() -> u64 {
@@ -189,8 +201,11 @@ fn comparison(text: &str) -> Option<(Operator, i64)> {
     bound.trim().parse().ok().map(|bound| (operator, bound))
 }
 
+/// The settings of one group.
+pub type Settings = BTreeMap<SettingKey, SettingValue>;
+
 /// The value of a setting.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(untagged)]
 pub enum SettingValue {
     /// True or false.
@@ -199,6 +214,25 @@ pub enum SettingValue {
     Number(i64),
     /// Text.
     Text(String),
+}
+
+impl SettingValue {
+    /// Reads a value of the same kind as this one: what was declared as a number stays a number.
+    ///
+    /// # Errors
+    /// What it should have been.
+    pub fn parse_alike(&self, text: &str) -> Result<Self, &'static str> {
+        match self {
+            Self::Flag(_) => text.parse().map(Self::Flag).map_err(|_| "true or false"),
+            Self::Number(_) => text.parse().map(Self::Number).map_err(|_| "a whole number"),
+            Self::Text(_) => Ok(Self::Text(text.to_owned())),
+        }
+    }
+
+    /// Whether both are flags, numbers, or texts.
+    pub fn is_alike(&self, other: &Self) -> bool {
+        std::mem::discriminant(self) == std::mem::discriminant(other)
+    }
 }
 
 impl fmt::Display for SettingValue {
@@ -217,14 +251,33 @@ impl fmt::Display for SettingValue {
 pub struct RelationFile {
     /// The group that depends, or is told.
     pub from: GroupName,
-    /// The group it depends on, or is told of.
-    pub to: GroupName,
+    /// The group it depends on, or is told of; or several.
+    pub to: GroupList,
     /// What the relation demands; `watches` by default.
     #[serde(default)]
     pub kind: Kind,
     /// Whether members of `from` are asked before members of `to` stop serving.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ask: Option<Ask>,
+    /// Settings of `to` before whose change they are asked too.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub on: BTreeSet<SettingKey>,
+    /// How many of the groups in `to` must serve; all by default.
+    #[serde(default = "all", skip_serializing_if = "is_all")]
+    pub need: Amount,
+    /// A label: members are paired only where it is equal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub scope: Option<String>,
+    /// The relation exists while these settings have these values.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub when: BTreeMap<SettingId, SettingValue>,
+    /// Of `requires`: `from` is taken down rather than the request refused. Of `excludes`: likewise the one of both
+    /// that was not asked for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cascade: bool,
+    /// Of `excludes`: both may serve, and never move at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub moving: bool,
 }
 
 /// What a relation demands.
@@ -235,6 +288,8 @@ pub enum Kind {
     Requires,
     /// The order of `requires`, nothing else.
     After,
+    /// They never serve together; or, with `moving`, are never in transition together.
+    Excludes,
     /// Told only.
     #[default]
     Watches,
@@ -245,6 +300,7 @@ impl fmt::Display for Kind {
         f.write_str(match self {
             Self::Requires => "requires",
             Self::After => "after",
+            Self::Excludes => "excludes",
             Self::Watches => "watches",
         })
     }
@@ -273,6 +329,9 @@ pub struct LifecycleFile {
     pub limits: BTreeMap<StateName, Limit>,
     /// The edges a member may take.
     pub edges: Vec<(StateName, StateName)>,
+    /// Where a member goes when its host is drained; the lowest state by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub drained: Option<StateName>,
 }
 
 /// The declared cluster, checked.
@@ -282,10 +341,23 @@ pub struct Spec {
     pub cluster: String,
     /// The lease of every host, in milliseconds.
     pub lease_ms: u64,
-    /// The groups.
+    /// The groups that have members.
     pub groups: BTreeMap<GroupName, Group>,
-    /// The relations, declared and derived, in order.
-    pub relations: Vec<Relation>,
+    /// The groups of groups, each with all the groups of members in it, however deep.
+    pub composites: BTreeMap<GroupName, BTreeSet<GroupName>>,
+    /// The declared relations, composites taken apart; those with a `when` exist only while it holds.
+    pub declared: Vec<Arc<Relation>>,
+}
+
+impl Spec {
+    /// The groups of members that a name stands for: itself, or those of a composite; none: it is not known.
+    pub fn leaves(&self, name: &GroupName) -> Option<Vec<&GroupName>> {
+        match (self.groups.get_key_value(name), self.composites.get(name)) {
+            (Some((name, _)), _) => Some(vec![name]),
+            (None, Some(leaves)) => Some(leaves.iter().collect()),
+            (None, None) => None,
+        }
+    }
 }
 
 /// A group, checked: its lifecycle is known and its limits fit it.
@@ -305,6 +377,8 @@ pub struct Group {
     pub consumes: BTreeSet<Capability>,
     /// The handler's name.
     pub handler: HandlerName,
+    /// How many of its members may be on their way at once.
+    pub parallel: Amount,
     /// What happens when a step fails for good.
     pub on_failure: OnFailure,
     /// How long the phases may take.
@@ -351,7 +425,7 @@ pub struct SpecError {
     pub is_cycle: bool,
 }
 
-fn invalid(path: &[&str], message: impl Into<String>, help: impl Into<String>) -> SpecError {
+pub(crate) fn invalid(path: &[&str], message: impl Into<String>, help: impl Into<String>) -> SpecError {
     let path = path.iter().map(|&key| key.to_owned()).collect();
     SpecError { path, message: message.into(), help: help.into(), is_cycle: false }
 }
@@ -381,11 +455,46 @@ impl SpecFile {
             lifecycles.insert(name.clone(), file.check(name)?);
         }
         let mut groups = BTreeMap::new();
-        for (name, file) in &self.groups {
+        for (name, file) in self.groups.iter().filter(|(_, file)| file.groups.is_empty()) {
             groups.insert(name.clone(), file.check(name, &lifecycles)?);
         }
-        let relations = relation::derive(&self.relations, &groups)?;
-        Ok(Spec { cluster: self.cluster.clone(), lease_ms, groups, relations })
+        let composites = self.composites()?;
+        let mut spec =
+            Spec { cluster: self.cluster.clone(), lease_ms, groups, composites, declared: Vec::new() };
+        spec.declared = relation::declared(&self.relations, &spec)?;
+        relation::check(&spec)?;
+        Ok(spec)
+    }
+
+    /// The groups of groups, each with the groups of members in it.
+    fn composites(&self) -> Result<BTreeMap<GroupName, BTreeSet<GroupName>>, SpecError> {
+        let mut composites = BTreeMap::new();
+        for (name, file) in self.groups.iter().filter(|(_, file)| !file.groups.is_empty()) {
+            let at = ["groups", name.as_str(), "groups"];
+            file.check_composite(name)?;
+            let mut leaves = BTreeSet::new();
+            let mut seen = BTreeSet::from([name]);
+            let mut open: Vec<&GroupName> = file.groups.iter().collect();
+            while let Some(part) = open.pop() {
+                let Some(inner) = self.groups.get(part) else {
+                    let message = format!("there is no group {part}");
+                    return Err(invalid(&at, message, "list groups that are declared"));
+                };
+                if part == name {
+                    let message = format!("{name} is part of itself");
+                    return Err(invalid(&at, message, "take it out of the groups that it is made of"));
+                }
+                if !seen.insert(part) {
+                    continue;
+                }
+                if inner.groups.is_empty() {
+                    leaves.insert(part.clone());
+                }
+                open.extend(&inner.groups);
+            }
+            composites.insert(name.clone(), leaves);
+        }
+        Ok(composites)
     }
 }
 
@@ -432,11 +541,20 @@ impl LifecycleFile {
             }
             check_limit(&["lifecycles", name.as_str(), "limits", state.as_str()], limit)?;
         }
+        let drained = self.drained.as_ref().unwrap_or(&self.states[0]);
+        if !known.contains(drained) {
+            return Err(unknown("drained", drained));
+        }
+        if self.serving.contains(drained) {
+            let help = "a drained member does no work: name a state that does not serve";
+            return Err(invalid(&at("drained"), format!("{drained} serves"), help));
+        }
         let lifecycle = Lifecycle {
             states: self.states.clone(),
             serving: self.serving.iter().cloned().collect(),
             edges: self.edges.iter().cloned().collect(),
             limits: self.limits.clone(),
+            drained: drained.clone(),
         };
         let lowest = lifecycle.lowest();
         for state in &lifecycle.states[1..] {
@@ -452,16 +570,39 @@ impl LifecycleFile {
 }
 
 impl GroupFile {
+    /// A group of groups has no members of its own, so nothing may be said of them.
+    fn check_composite(&self, name: &GroupName) -> Result<(), SpecError> {
+        let plain: GroupFile = serde_json::from_str("{}").expect("every key of a group has a default");
+        let own = [
+            ("select", self.select == plain.select),
+            ("lifecycle", self.lifecycle == plain.lifecycle),
+            ("limits", self.limits == plain.limits),
+            ("settings", self.settings == plain.settings),
+            ("provides", self.provides == plain.provides),
+            ("consumes", self.consumes == plain.consumes),
+            ("handler", self.handler == plain.handler),
+            ("parallel", self.parallel == plain.parallel),
+            ("on_failure", self.on_failure == plain.on_failure),
+            ("deadlines_ms", self.deadlines_ms == plain.deadlines_ms),
+            ("hold_ms", self.hold_ms == plain.hold_ms),
+            ("retries", self.retries == plain.retries),
+        ];
+        match own.into_iter().find(|(_, is_plain)| !is_plain) {
+            Some((key, _)) => {
+                let message = format!("{name} is made of groups, and has no {key} of its own");
+                let help = "say it of the groups in it, or select hosts instead of listing groups";
+                Err(invalid(&["groups", name.as_str(), key], message, help))
+            }
+            None => Ok(()),
+        }
+    }
+
     fn check(
         &self,
         name: &GroupName,
         lifecycles: &BTreeMap<LifecycleName, Lifecycle>,
     ) -> Result<Group, SpecError> {
         let at = |key: &'static str| ["groups", name.as_str(), key];
-        if !self.groups.is_empty() {
-            let message = "groups of groups are not available in this version";
-            return Err(invalid(&at("groups"), message, "select the hosts by label"));
-        }
         for (key, selector) in &self.select {
             let place = ["groups", name.as_str(), "select", key.as_str()];
             check_text(&place, key)?;
@@ -520,6 +661,10 @@ impl GroupFile {
                 return Err(invalid(&at(key), format!("{ms} ms"), help));
             }
         }
+        if matches!(self.parallel, Amount::Count(0) | Amount::Percent(0)) {
+            let help = "at least 1: nobody could move";
+            return Err(invalid(&at("parallel"), format!("parallel = {}", self.parallel), help));
+        }
         if self.retries > 1000 {
             let help = "at most 1000; deadlines_ms.commit bounds a step with its retries";
             return Err(invalid(&at("retries"), format!("{} retries", self.retries), help));
@@ -532,6 +677,7 @@ impl GroupFile {
             provides: self.provides.iter().cloned().collect(),
             consumes: self.consumes.iter().cloned().collect(),
             handler: self.handler.clone(),
+            parallel: self.parallel,
             on_failure: self.on_failure.unwrap_or_default(),
             deadlines: self.deadlines_ms,
             hold_ms: self.hold_ms,
@@ -541,7 +687,7 @@ impl GroupFile {
 }
 
 fn check_limit(path: &[&str], limit: &Limit) -> Result<(), SpecError> {
-    use crate::lifecycle::Amount::Count;
+    use Amount::Count;
     if let (Some(Count(min)), Some(Count(max))) = (limit.min, limit.max)
         && min > max
     {
@@ -552,7 +698,7 @@ fn check_limit(path: &[&str], limit: &Limit) -> Result<(), SpecError> {
 
 /// Text that people will read in a terminal: short, and without characters that move the cursor or turn the
 /// line around.
-fn check_text(path: &[&str], text: &str) -> Result<(), SpecError> {
+pub(crate) fn check_text(path: &[&str], text: &str) -> Result<(), SpecError> {
     match text_problem(text) {
         Some(problem) => Err(invalid(path, problem, "use plain text of at most 255 bytes")),
         None => Ok(()),

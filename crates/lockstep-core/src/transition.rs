@@ -51,6 +51,8 @@ pub(crate) struct Run {
     /// What the votes hand on, in bytes of JSON.
     out_bytes: usize,
     holds: BTreeMap<MemberId, Hold>,
+    /// The members whose no, or silence, does not count.
+    overridden: BTreeSet<MemberId>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -180,6 +182,7 @@ impl Run {
             votes: Vec::new(),
             out_bytes: 0,
             holds: BTreeMap::new(),
+            overridden: BTreeSet::new(),
         }
     }
 
@@ -213,10 +216,13 @@ impl Run {
     /// When something is due at the latest.
     pub(crate) fn wake(&self) -> Option<Time> {
         let is_ignored = self.is_undecided() && mutant::is(Mutant::LateHoldDecided);
-        let holds = self.holds.values().filter(|hold| !hold.is_over && !is_ignored);
-        let holds = holds.flat_map(|hold| {
-            let end = if self.is_undecided() { hold.too_short_at() } else { hold.end };
-            [Some(end), hold.release.and_then(|release| release.again_at)]
+        let holds = self.holds.iter().filter(|(_, hold)| !hold.is_over && !is_ignored);
+        let holds = holds.flat_map(|(member, hold)| {
+            let end = match self.is_undecided() {
+                true => (!self.overridden.contains(member)).then(|| hold.too_short_at()),
+                false => Some(hold.end),
+            };
+            [end, hold.release.and_then(|release| release.again_at)]
         });
         let poll = |poll: &Poll| {
             let tries = poll.tries.values().map(Try::wake);
@@ -261,10 +267,11 @@ impl Engine {
         let request = self.head.transitions[&id].request.clone();
         let mut plan = fresh.clone().unwrap_or_default();
         // Also when there is nothing to do for them now: whoever is before it may change that.
-        plan.exclusive.extend(request.targets.iter().filter_map(|target| target.group().cloned()));
+        plan.exclusive.extend(request.targets.iter().flat_map(|target| self.head.groups_of(target)));
         let decide_by = request.deadline_ms.map(|ms| self.now.time.plus(ms));
         let fresh = fresh.map(|plan| (self.head.revision, Arc::new(plan)));
-        self.runs.insert(id, Run { fresh, ..Run::queued(Arc::new(plan), decide_by) });
+        let overridden = request.overrides.clone();
+        self.runs.insert(id, Run { fresh, overridden, ..Run::queued(Arc::new(plan), decide_by) });
         self.stirred.insert(id);
         self.event(Event::Phase { transition: id, phase: Some("queued") });
     }
@@ -277,7 +284,7 @@ impl Engine {
             let transition = self.head.transitions[&id].clone();
             let Some(plan) = transition.plan.clone() else {
                 let request = &transition.request;
-                let plan = plan::plan(&self.head, &request.targets, &self.scores).ok();
+                let plan = plan::plan_request(&self.head, request, &self.scores).ok();
                 self.enqueue(id, plan);
                 continue;
             };
@@ -370,7 +377,7 @@ impl Engine {
         let request = self.head.transitions[&id].request.clone();
         let plan = match run.fresh.take() {
             Some((at, plan)) if at == self.head.revision => plan,
-            Some(_) | None => match plan::plan(&self.head, &request.targets, &self.scores) {
+            Some(_) | None => match plan::plan_request(&self.head, &request, &self.scores) {
                 Ok(plan) => Arc::new(plan),
                 Err(Rejection { code, message, .. }) => {
                     return self.give_up(id, run, code.as_str(), &message, None);
@@ -392,7 +399,11 @@ impl Engine {
         if self.runs.values().any(claimed) {
             return Next::Wait;
         }
-        let roles: BTreeMap<_, _> = plan.asked().map(|who| (who.member.clone(), who.role)).collect();
+        if let Err(Rejection { code, message, .. }) = self.check_overrides(&request, &plan) {
+            return self.give_up(id, run, code.as_str(), &message, None);
+        }
+        let mut roles: BTreeMap<_, _> = plan.asked().map(|who| (who.member.clone(), who.role)).collect();
+        roles.retain(|member, _| !run.overridden.contains(member) || self.is_reachable(&member.host));
         if let Some(member) = roles.keys().find(|member| !self.is_reachable(&member.host)) {
             let message = format!("{member} has to be asked, and host {} is lost", member.host);
             return self.give_up(id, run, "vote-missing", &message, Some(member.clone()));
@@ -456,7 +467,8 @@ impl Engine {
             return BTreeSet::new();
         }
         let voters = run.votes.iter().chain(poll.ballot.votes()).map(|vote| &vote.member);
-        voters.filter(|member| !self.sessions.contains_key(&member.host)).collect()
+        let counts = voters.filter(|member| !run.overridden.contains(*member));
+        counts.filter(|member| !self.sessions.contains_key(&member.host)).collect()
     }
 
     fn begin(&mut self, id: TransitionId, run: &mut Run, poll: Poll) -> Next {
@@ -571,7 +583,7 @@ impl Engine {
         roles: BTreeMap<MemberId, Role>,
         deadline: Time,
     ) -> Poll {
-        let ballot = Ballot::new(roles.keys().cloned());
+        let ballot = Ballot::new(roles.keys().cloned(), &run.overridden);
         let tries = roles.keys().map(|member| (member.clone(), Try::first(deadline))).collect();
         let poll = Poll { round, roles, ballot, tries, deadline };
         for (member, role) in &poll.roles {
@@ -867,9 +879,9 @@ fn depth<'a>(plan: &'a Plan, group: &'a GroupName, known: &mut BTreeMap<&'a Grou
     if let Some(depth) = known.get(group) {
         return *depth;
     }
-    let orders = |relation: &&crate::relation::Relation| crate::relation::orders(relation);
-    let below = plan.relations.iter().filter(|relation| relation.from == *group).filter(orders);
-    let depth = below.map(|relation| 1 + depth(plan, &relation.to, known)).max().unwrap_or(0);
+    let below = plan.relations.iter().filter(|relation| relation.from == *group && relation.orders());
+    let below = below.flat_map(|relation| &relation.to);
+    let depth = below.map(|to| 1 + depth(plan, to, known)).max().unwrap_or(0);
     known.insert(group, depth);
     depth
 }

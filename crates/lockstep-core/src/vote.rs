@@ -4,7 +4,7 @@ use crate::id::{MemberId, RunId};
 use crate::message::Role;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What a member answers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -57,6 +57,8 @@ pub struct Ballot {
     yes: usize,
     /// Who said no first.
     no: Option<MemberId>,
+    /// Those whose no, or silence, does not count.
+    overridden: BTreeSet<MemberId>,
 }
 
 /// How a ballot stands.
@@ -71,9 +73,11 @@ pub enum Tally {
 }
 
 impl Ballot {
-    /// Asks these members; each of them must say yes.
-    pub fn new(members: impl IntoIterator<Item = MemberId>) -> Self {
-        Self { asked: members.into_iter().map(|member| (member, None)).collect(), yes: 0, no: None }
+    /// Asks these members; each of them must say yes, but for those that are overridden.
+    pub fn new(members: impl IntoIterator<Item = MemberId>, overridden: &BTreeSet<MemberId>) -> Self {
+        let asked: BTreeMap<_, _> = members.into_iter().map(|member| (member, None)).collect();
+        let overridden = overridden.iter().filter(|member| asked.contains_key(*member)).cloned().collect();
+        Self { asked, yes: 0, no: None, overridden }
     }
 
     /// Counts a vote. One of a member that was not asked, or that has given its answer already, changes
@@ -82,7 +86,9 @@ impl Ballot {
     pub fn cast(&mut self, vote: Vote) -> bool {
         match self.asked.get_mut(&vote.member) {
             Some(place) if place.as_ref().is_none_or(|earlier| earlier.answer == Answer::Again) => {
+                let counts = !self.overridden.contains(&vote.member);
                 match vote.answer {
+                    Answer::Yes | Answer::No if !counts => {}
                     Answer::Yes => self.yes += 1,
                     Answer::No => self.no = self.no.take().or(Some(vote.member.clone())),
                     Answer::Again => {}
@@ -98,7 +104,7 @@ impl Ballot {
     pub fn tally(&self) -> Tally {
         match &self.no {
             Some(member) => Tally::Refused(member.clone()),
-            None if self.yes == self.asked.len() => Tally::Carried,
+            None if self.yes + self.overridden.len() == self.asked.len() => Tally::Carried,
             None => Tally::Open,
         }
     }
@@ -108,9 +114,9 @@ impl Ballot {
         matches!(self.asked.get(member), Some(None | Some(Vote { answer: Answer::Again, .. })))
     }
 
-    /// The members that have given no final answer.
+    /// The members that have given no final answer, and have to.
     pub fn missing(&self) -> impl Iterator<Item = &MemberId> {
-        self.asked.keys().filter(|member| self.awaits(member))
+        self.asked.keys().filter(|member| self.awaits(member) && !self.overridden.contains(*member))
     }
 
     /// The vote of a member, if it has cast one.
@@ -157,12 +163,18 @@ mod tests {
             (vec![("db@a", Yes), ("db@a", No), ("db@b", Yes)], Tally::Carried),
             (vec![("db@c", No)], Tally::Open),
         ] {
-            let mut ballot = Ballot::new([a.clone(), b.clone()]);
+            let mut ballot = Ballot::new([a.clone(), b.clone()], &BTreeSet::new());
             for (member, answer) in &cast {
                 ballot.cast(vote(member, *answer));
             }
             assert_eq!(ballot.tally(), tally, "{cast:?}");
         }
-        assert_eq!(Ballot::new([]).tally(), Tally::Carried);
+        assert_eq!(Ballot::new([], &BTreeSet::new()).tally(), Tally::Carried);
+        let mut ballot = Ballot::new([a.clone(), b.clone()], &BTreeSet::from([b.clone()]));
+        assert_eq!((ballot.tally(), ballot.missing().collect()), (Tally::Open, vec![&a]));
+        ballot.cast(vote("db@b", No));
+        assert_eq!(ballot.tally(), Tally::Open, "its no does not count");
+        ballot.cast(vote("db@a", Yes));
+        assert_eq!(ballot.tally(), Tally::Carried);
     }
 }

@@ -100,6 +100,7 @@ fn requested_on(hosts: &[&str], spec: &str) -> Engine {
         on_failure: None,
         deadline_ms: None,
         plan_hash: None,
+        ..Request::default()
     };
     engine.handle(at(0), Input::Run { reply: ReplyId(1), request });
     engine

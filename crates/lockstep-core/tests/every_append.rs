@@ -53,6 +53,7 @@ fn request(target: &str, id: &str) -> Request {
         on_failure: None,
         deadline_ms: None,
         plan_hash: None,
+        ..Request::default()
     }
 }
 

@@ -153,6 +153,7 @@ fn a_thousand_members_are_moved() {
             on_failure: None,
             deadline_ms: None,
             plan_hash: None,
+            ..Request::default()
         };
         engine.handle(now, Input::Run { reply: ReplyId(1), request: request.clone() });
         let reports = settle(&mut engine, now);
@@ -187,6 +188,7 @@ fn a_thousand_transitions_wait_and_no_more() {
             on_failure: None,
             deadline_ms: None,
             plan_hash: None,
+            ..Request::default()
         };
         engine.handle(now, Input::Run { reply: ReplyId(number), request });
         while let Some(output) = engine.poll_output() {

@@ -16,7 +16,7 @@ use lockstep_core::record::{Body, HostChange, Record};
 use lockstep_core::rehearse::{
     ASKED_MAX, Case, Elsewhere, Fault, FaultKind, Limit, Place, Rehearsal, rehearse,
 };
-use lockstep_core::request::{Code, Request};
+use lockstep_core::request::{Code, Request, Target};
 use lockstep_core::time::WallTime;
 use std::collections::BTreeMap;
 use std::fmt::Write;
@@ -29,6 +29,10 @@ const SHOP: &str = r#"{"cluster":"shop","groups":{
     "relations":[{"from":"pool","to":"db","kind":"requires","ask":"hold"}]}"#;
 
 /// A cluster of these members, `group@host` and the state; a host's label `role` is its group.
+fn asking(targets: &[Target]) -> Request {
+    Request { targets: targets.to_vec(), ..Request::default() }
+}
+
 fn cluster(spec: &str, members: &[(String, &str)]) -> Cluster {
     let mut cluster = Cluster::default();
     let mut apply = |body| {
@@ -82,7 +86,7 @@ fn shop() -> Cluster {
 }
 
 fn rehearsed(cluster: &Cluster, target: &str) -> Rehearsal {
-    rehearse(cluster, &[target.parse().unwrap()], &Scores::new()).unwrap()
+    rehearse(cluster, &asking(&[target.parse().unwrap()]), &Scores::new()).unwrap()
 }
 
 fn line(case: &Case) -> String {
@@ -213,7 +217,8 @@ fn what_is_planned_by_score_is_rehearsed_by_score() {
     let spec = r#"{"cluster":"c","groups":{"db":{"select":{"role":"db"},"lifecycle":"primary-standby","handler":"h"}}}"#;
     let members = ["db@a", "db@b"].map(|member| (member.to_owned(), "standby"));
     let scores = Scores::from([("db@b".parse().unwrap(), 7)]);
-    let rehearsal = rehearse(&cluster(spec, &members), &["db=up".parse().unwrap()], &scores).unwrap();
+    let rehearsal =
+        rehearse(&cluster(spec, &members), &asking(&["db=up".parse().unwrap()]), &scores).unwrap();
     assert_eq!(rehearsal.plan.goals[&"db@b".parse().unwrap()].as_str(), "primary");
     assert_eq!(line(&rehearsal.clean), "clean: committed; 0 ms", "nobody is elsewhere");
 }
@@ -228,6 +233,7 @@ fn asked_for(mut cluster: Cluster, target: &str) -> Cluster {
         on_failure: None,
         deadline_ms: None,
         plan_hash: None,
+        ..Request::default()
     };
     let index = Index(cluster.revision.0 + 1);
     cluster.apply(index, &Record { at: WallTime(0), body: Body::Request { request: Arc::new(request) } });
@@ -242,15 +248,16 @@ fn transitions_of_others_are_in_the_way_or_left_out() {
     let quiet = cluster(&spec, &members.map(|(member, state)| (member.to_owned(), state)));
     let targets = ["db@b=primary".parse().unwrap()];
     let rejection =
-        rehearse(&asked_for(quiet.clone(), "pool=offline"), &targets, &Scores::new()).unwrap_err();
+        rehearse(&asked_for(quiet.clone(), "pool=offline"), &asking(&targets), &Scores::new()).unwrap_err();
     assert_eq!(rejection.code, Code::Busy, "{rejection}");
-    let beside = rehearse(&asked_for(quiet.clone(), "cache=offline"), &targets, &Scores::new()).unwrap();
-    let alone = rehearse(&quiet, &targets, &Scores::new()).unwrap();
+    let beside =
+        rehearse(&asked_for(quiet.clone(), "cache=offline"), &asking(&targets), &Scores::new()).unwrap();
+    let alone = rehearse(&quiet, &asking(&targets), &Scores::new()).unwrap();
     assert_eq!(text(&beside), text(&alone));
     assert_eq!(text(&alone), text(&rehearsed(&shop(), "db@b=primary")), "groups apart change nothing");
     // What is so already may be asked for too.
     let both = [targets[0].clone(), "cache@c=online".parse().unwrap()];
-    assert_eq!(text(&alone), text(&rehearse(&quiet, &both, &Scores::new()).unwrap()));
+    assert_eq!(text(&alone), text(&rehearse(&quiet, &asking(&both), &Scores::new()).unwrap()));
 }
 
 #[test]
@@ -261,14 +268,14 @@ fn what_is_too_large_is_refused() {
     ] {
         let members: Vec<_> = (0..count).map(|number| (format!("db@h{number}"), "offline")).collect();
         let cluster = cluster(r#"{"cluster":"c","groups":{"db":{"select":{"role":"db"}}}}"#, &members);
-        let rejection = rehearse(&cluster, &["db=up".parse().unwrap()], &Scores::new()).unwrap_err();
+        let rejection = rehearse(&cluster, &asking(&["db=up".parse().unwrap()]), &Scores::new()).unwrap_err();
         assert_eq!((rejection.code, rejection.message.as_str()), (Code::TooLarge, message));
     }
 }
 
 #[test]
 fn a_plan_that_is_refused_or_empty_has_no_cases() {
-    let refused = rehearse(&shop(), &["db=down".parse().unwrap()], &Scores::new()).unwrap_err();
+    let refused = rehearse(&shop(), &asking(&["db=down".parse().unwrap()]), &Scores::new()).unwrap_err();
     assert_eq!(refused.code, Code::WouldBreakRequires);
     let empty = rehearsed(&shop(), "db@a=primary");
     assert_eq!((empty.cases.len(), line(&empty.clean)), (0, "clean: committed; 0 ms".to_owned()));
@@ -325,7 +332,7 @@ fn whatever_goes_wrong_what_is_promised_holds() {
             );
             let cluster = placed(&spec, &members.split(',').collect::<Vec<_>>());
             let asked: Vec<_> = targets.split(',').map(|target| target.parse().unwrap()).collect();
-            let rehearsal = rehearse(&cluster, &asked, &Scores::new()).unwrap();
+            let rehearsal = rehearse(&cluster, &asking(&asked), &Scores::new()).unwrap();
             assert_eq!(rehearsal.clean.outcome, Some(Outcome::Committed), "{spec} {members} {targets}");
             assert!(rehearsal.clean.elsewhere.is_empty() && rehearsal.clean.broken.is_empty());
             for case in &rehearsal.cases {

@@ -206,6 +206,7 @@ fn request(words: &[&str]) -> Request {
         on_failure: None,
         deadline_ms: None,
         plan_hash: None,
+        ..Request::default()
     };
     for word in words {
         if let Some(id) = word.strip_prefix("id=") {

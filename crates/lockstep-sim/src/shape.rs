@@ -174,6 +174,7 @@ impl Shape {
                 .expect("there are some"),
             deadline_ms: *deadlines.choose(rng).expect("there are some"),
             plan_hash: rng.random_ratio(1, 40).then(|| "no-such-plan".to_owned()),
+            ..Request::default()
         }
     }
 }

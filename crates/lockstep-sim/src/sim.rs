@@ -739,6 +739,7 @@ impl Tally {
             Ok(Accepted::Transition(_)) => "accepted".to_owned(),
             Ok(Accepted::Nothing) => "nothing-to-do".to_owned(),
             Ok(Accepted::Spec(_)) => "spec".to_owned(),
+            Ok(Accepted::Host(_)) => "host".to_owned(),
             Ok(Accepted::Aborted) => "abort".to_owned(),
             Err(rejection) => rejection.code.to_string(),
         };

@@ -18,10 +18,10 @@ use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use body::{PlanBody, RunBody};
 use lockstep_core::cluster;
-use lockstep_core::id::TransitionId;
+use lockstep_core::id::{HostName, TransitionId};
 use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
-use lockstep_core::request::{Code, Rejection};
+use lockstep_core::request::{Code, Rejection, Request};
 use object::{Applied, Group, Host, List, Member, Plan, Relation, Transition, Version};
 use problem::{HttpCode, Problem};
 use rehearsal::Rehearsal;
@@ -62,6 +62,7 @@ struct Shared {
 pub fn router(handle: Handle, info: ServerInfo) -> Router {
     Router::new()
         .route("/v1/hosts", get(async |State(shared): Shares| list(&shared, Host::all)))
+        .route("/v1/hosts/{name}/undrain", post(undrain))
         .route("/v1/groups", get(async |State(shared): Shares| list(&shared, Group::all)))
         .route("/v1/members", get(async |State(shared): Shares| list(&shared, Member::all)))
         .route("/v1/relations", get(async |State(shared): Shares| list(&shared, Relation::all)))
@@ -110,14 +111,15 @@ fn list<T: Serialize>(shared: &Shared, items: fn(&View) -> Vec<T>) -> Response {
 
 async fn plan(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
     let body: PlanBody = body::read(request).await?;
-    let plan = shared.handle.plan(body::targets(&body.targets)?).await?;
+    let plan = shared.handle.plan(body::targets(&body.targets)?, body.exclude_lost).await?;
     Ok(json(StatusCode::OK, &Plan::of(&plan)))
 }
 
 /// From the newest snapshot, on a thread of its own: the engine's driver hears nothing of it.
 async fn rehearse_now(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
     let body: PlanBody = body::read(request).await?;
-    let targets = body::targets(&body.targets)?;
+    let (targets, exclude_lost) = (body::targets(&body.targets)?, body.exclude_lost);
+    let asked = Request { targets, exclude_lost, ..Request::default() };
     // It stays taken until the work is done, also when whoever asked has gone.
     let Ok(place) = shared.rehearsals.clone().try_acquire_owned() else {
         let help =
@@ -129,7 +131,7 @@ async fn rehearse_now(State(shared): Shares, request: HttpRequest) -> Result<Res
         let _place = place;
         let scores =
             reported.iter().filter_map(|(member, said)| Some((member.clone(), said.score?))).collect();
-        let rehearsal = rehearse::rehearse(&cluster, &targets, &scores)?;
+        let rehearsal = rehearse::rehearse(&cluster, &asked, &scores)?;
         Ok(json(StatusCode::OK, &Rehearsal::of(&rehearsal)))
     });
     work.await.expect("it is neither cancelled nor does it panic")
@@ -266,6 +268,22 @@ async fn abort(
     };
     let view = wait_for(&shared.handle, is_decided).await?;
     show(&view, id, StatusCode::OK)
+}
+
+async fn undrain(
+    State(shared): Shares,
+    path: Result<Path<String>, PathRejection>,
+    request: HttpRequest,
+) -> Result<Response, Problem> {
+    let bad = |detail| Problem::http(HttpCode::BadRequest, detail, "name a host: GET /v1/hosts lists them");
+    let Path(text) = path.map_err(|rejection| bad(rejection.body_text()))?;
+    let name: HostName =
+        text.parse().map_err(|error: lockstep_core::id::NameError| bad(error.to_string()))?;
+    body::read_empty(request).await?;
+    let revision = shared.handle.undrain(name.clone()).await?;
+    let view = wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
+    let host = view.cluster.hosts.get(&name).map(|host| Host::of(&name, host));
+    Ok(json(StatusCode::OK, &host))
 }
 
 async fn spec(State(shared): Shares) -> Result<Response, Problem> {

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod client;
+pub mod explain;
 pub mod finding;
 pub mod list;
 pub mod offline;
@@ -21,6 +22,7 @@ use crate::server::{self, ServerError};
 use crate::spec_file::FileError;
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};
+use lockstep_core::id::HostName;
 use lockstep_core::request::{Code, Rejection};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use option::{AgentOptions, DevOptions, ServerOptions};
@@ -262,6 +264,14 @@ enum Command {
     Rehearse(rehearse::RehearseArgs),
     /// Move members to states, together
     Run(run::RunArgs),
+    /// Move all members off a host, roles first, and plan nobody onto it
+    Drain(run::DrainArgs),
+    /// Let a drained host take members again; moves nothing
+    Undrain {
+        /// The host
+        #[arg(value_name = "HOST")]
+        host: HostName,
+    },
     /// Abort a transition that is not decided yet
     Abort {
         /// The transition, such as t42
@@ -270,6 +280,8 @@ enum Command {
     },
     /// Show groups, open transitions, what is wrong and what to do next
     Status,
+    /// Say why two groups are related, or why a transition went as it did
+    Explain(explain::ExplainArgs),
     /// Hosts
     Host {
         #[command(subcommand)]
@@ -338,8 +350,11 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Plan(args) => asking(addr, async |client| plan::online(client, &args, form).await),
         Command::Rehearse(args) => asking(addr, async |client| rehearse::online(client, &args, form).await),
         Command::Run(args) => asking(addr, async |client| run::run(client, args, form).await),
+        Command::Drain(args) => asking(addr, async |client| run::run(client, args.into(), form).await),
+        Command::Undrain { host } => asking(addr, async |client| run::undrain(client, &host, form).await),
         Command::Abort { id } => asking(addr, async |client| run::abort(client, id, form).await),
         Command::Status => asking(addr, async |client| status::status(client, form).await),
+        Command::Explain(args) => asking(addr, async |client| explain::explain(client, args, form).await),
         Command::Host { verb } => asking(addr, async |client| list::hosts(client, verb, form).await),
         Command::Group { verb } => asking(addr, async |client| list::groups(client, verb, form).await),
         Command::Transition { verb } => {

@@ -44,7 +44,7 @@ impl Engine {
 
     fn perform(&mut self, command: Command) {
         match command {
-            Command::Plan { targets, reply } => {
+            Command::Plan { targets, exclude_lost: _, reply } => {
                 let _ = reply.send(plan(&self.cluster, &targets, &BTreeMap::new()));
             }
             Command::Run { request, reply } => {
@@ -61,6 +61,11 @@ impl Engine {
                 });
                 self.publish();
                 let _ = reply.send(Ok(()));
+            }
+            Command::Undrain { host, reply } => {
+                let index = self.add(RecordBody::Host { host, change: HostChange::Undrained });
+                self.publish();
+                let _ = reply.send(Ok(index));
             }
             Command::Apply { spec, principal, reply } => {
                 let index = self.add(RecordBody::Spec { spec: Arc::new(spec), principal });
@@ -261,9 +266,9 @@ async fn bad_requests_for_transitions() {
         empty targets          400 bad-request: no targets
         targets a string       400 bad-request: the body: invalid type: string "db=online", expected a sequence at line 1 column 22
         target a number        400 bad-request: the body: invalid type: integer `1`, expected a string at line 1 column 13
-        unknown field          400 bad-request: the body: unknown field `plan-hash`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms` at line 1 column 12
-        unknown field long     400 bad-request: the body: unknown field `xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx ... n_hash`, `on_failure`, `deadline_ms` at line 1 column 100003
-        unknown field escapes  400 bad-request: the body: unknown field `\u{1b}[2J\u{202e}`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms` at line 1 column 15
+        unknown field          400 bad-request: the body: unknown field `plan-hash`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms`, `overrides`, `exclude_lost` at line 1 column 12
+        unknown field long     400 bad-request: the body: unknown field `xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx ... ine_ms`, `overrides`, `exclude_lost` at line 1 column 100003
+        unknown field escapes  400 bad-request: the body: unknown field `\u{1b}[2J\u{202e}`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms`, `overrides`, `exclude_lost` at line 1 column 15
         doubled                400 bad-request: the body: the key "targets" is there twice at line 1 column 50
         doubled, escaped       400 bad-request: the body: the key "targets" is there twice at line 1 column 55
         target without =       400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE
@@ -557,7 +562,7 @@ async fn what_the_engine_refuses_has_its_own_status() {
     let (sender, receiver) = mpsc::channel(1);
     let (view, seen) = watch::channel(View::default());
     let (reply, _answer) = tokio::sync::oneshot::channel();
-    sender.try_send(Command::Plan { targets: Vec::new(), reply }).unwrap();
+    sender.try_send(Command::Plan { targets: Vec::new(), exclude_lost: false, reply }).unwrap();
     let full = Bench {
         router: router(Handle::new(sender, seen.clone()), info()),
         commands: Arc::default(),
@@ -601,7 +606,7 @@ async fn rehearsals_are_asked_for_like_plans() {
         400 bad-request: the body: expected an object, in braces
         400 bad-request: no targets
         400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE
-        400 bad-request: the body: unknown field `on_failure`, expected `targets` at line 1 column 37
+        400 bad-request: the body: unknown field `on_failure`, expected `targets` or `exclude_lost` at line 1 column 37
         400 bad-request: the body: the key "targets" is there twice at line 1 column 50
         422 unknown-group: there is no group nothing
         422 unknown-host: there is no host h9
@@ -664,13 +669,13 @@ async fn what_is_good_is_answered_as_the_design_says() {
         (
             "/v1/hosts",
             expect![[
-                r#"{"items":[{"address":null,"labels":{"role":"db"},"liveness":"alive","name":"h1"}],"revision":5}"#
+                r#"{"items":[{"address":null,"drained":false,"labels":{"role":"db"},"liveness":"alive","name":"h1"}],"revision":5}"#
             ]],
         ),
         (
             "/v1/members",
             expect![[
-                r#"{"items":[{"actual":"offline","facts":{},"goal":"offline","group":"db","host":"h1","leaving":false,"mark":null,"reason":null,"score":null,"settings":{"live":"blue"},"transition":null}],"revision":5}"#
+                r#"{"items":[{"actual":"offline","consumes":[],"facts":{},"goal":"offline","group":"db","host":"h1","leaving":false,"mark":null,"provides":[],"reason":null,"score":null,"settings":{"live":"blue"},"transition":null}],"revision":5}"#
             ]],
         ),
         ("/v1/relations", expect![[r#"{"items":[],"revision":5}"#]]),

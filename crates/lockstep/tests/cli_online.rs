@@ -161,34 +161,37 @@ fn a_day_at_the_terminal() {
     check(
         &dev.told(&["relation", "list"]),
         &expect![[r#"
-        exit 0
-        FROM  KIND      TO  ASK   ORIGIN
-        app   requires  db        capability
-        app   watches   db  hold  declared
-    "#]],
+            exit 0
+            FROM  KIND      TO  ASK   ORIGIN      TERMS
+            app   requires  db        capability
+            app   watches   db  hold  declared    ask hold
+        "#]],
     );
     check(
         &dev.told(&["host", "show", "pg-a", "--output", "yaml"]),
         &expect![[r#"
-        exit 0
-        address: "127.0.0.1"
-        in_detail:
-          - actual: standby
-            facts: {}
-            goal: standby
-            group: db
-            host: pg-a
-            leaving: false
-            mark: null
-            reason: null
-            score: null
-            settings: {}
-            transition: null
-        labels:
-          role: db
-        liveness: alive
-        name: pg-a
-    "#]],
+            exit 0
+            address: "127.0.0.1"
+            drained: false
+            in_detail:
+              - actual: standby
+                consumes: []
+                facts: {}
+                goal: standby
+                group: db
+                host: pg-a
+                leaving: false
+                mark: null
+                provides: []
+                reason: null
+                score: null
+                settings: {}
+                transition: null
+            labels:
+              role: db
+            liveness: alive
+            name: pg-a
+        "#]],
     );
 
     let (exit, out, _) = dev.command(&["run", "-o", "json", "db@pg-a=primary", "--request-id", "r1"]);

@@ -66,46 +66,46 @@ fn a_switchover_as_people_read_it() {
         SHOP_UP,
         &["db@pg-b=primary"],
         &expect![[r#"
-        exit 6
-        plan d995f0ed  db: pg-a primary -> offline -> standby, pg-b standby -> primary   gap: db   holds: pool@p1
-        without a fault: committed
+            exit 6
+            plan a85fd0c9  db: pg-a primary -> offline -> standby, pg-b standby -> primary   gap: db   holds: pool@p1
+            without a fault: committed
 
-          FAULT                     AT                                                                                   OUTCOME                                         LEFT ELSEWHERE                                                       HELD            TAKES
-        ! host-lost-after-vote      prepare db@pg-b                                                                      degraded (undo), breaks min 1 of db primary: 0  itself in doubt; db@pg-a offline, not primary                        5.0 s pool@p1   60.0 s
-        ! host-lost-in-step         commit primary -> offline db@pg-a                                                    degraded (undo), breaks min 1 of db primary: 0  itself in doubt: offline, not primary                                5.0 s pool@p1   60.0 s
-        ! host-lost-before-step     commit standby -> primary db@pg-b                                                    degraded (undo), breaks min 1 of db primary: 0  itself in doubt; db@pg-a offline, not primary                        5.0 s pool@p1   60.0 s
-        ! host-lost-before-step     commit primary -> offline db@pg-a                                                    degraded (undo)                                 itself in doubt                                                      5.0 s pool@p1   60.0 s
-        ! host-lost-in-step         commit standby -> primary db@pg-b                                                    degraded (undo)                                 itself in doubt: primary, not standby; db@pg-a offline, not primary  5.0 s pool@p1   60.0 s
-        ! host-lost-after-step      commit primary -> offline db@pg-a                                                    degraded (exclude)                              itself in doubt: offline, not standby                                                2 min 0 s
-        ! host-lost-before-step     commit offline -> standby db@pg-a                                                    degraded (exclude)                              itself in doubt: offline, not standby                                                2 min 0 s
-        ! host-lost-in-step         commit offline -> standby db@pg-a                                                    degraded (exclude)                              itself in doubt                                                                      2 min 0 s
-          step-fails                commit offline -> standby db@pg-a                                                    committed (exclude)                             itself offline, not standby                                                          700 ms
-          step-hangs                commit offline -> standby db@pg-a                                                    committed (exclude)                             itself offline, not standby                                                          60.0 s
-          step-hangs                commit primary -> offline db@pg-a, commit standby -> primary db@pg-b                 undone                                                                                                               5.0 s pool@p1   60.0 s
-          step-fails                commit primary -> offline db@pg-a, commit standby -> primary db@pg-b                 undone                                                                                                               700 ms pool@p1  700 ms
-          host-lost-after-vote      hold pool@p1                                                                         aborted (hold-too-short)                                                                                             5.0 s itself    5.0 s
-          host-lost-after-vote      check db@pg-a db@pg-b, prepare db@pg-a                                               aborted (hold-too-short)                                                                                             2.5 s pool@p1   2.5 s
-          host-lost-before-vote     prepare db@pg-a db@pg-b                                                              aborted (hold-too-short)                                                                                             2.5 s pool@p1   2.5 s
-          vote-missing              prepare db@pg-a db@pg-b                                                              aborted (hold-too-short)                                                                                             2.5 s pool@p1   5.0 s
-          server-lost-before-write  write 3 decision                                                                     aborted (new-reign)                                                                                                  2.0 s pool@p1   2.0 s
-          host-lost-before-vote     check db@pg-a db@pg-b, check pool@p1                                                 aborted (vote-missing)                                                                                                               3.1 s
-          vote-no                   check db@pg-a db@pg-b, check pool@p1, hold pool@p1, and 1 more                       aborted (vote-no)
-          vote-missing              check db@pg-a db@pg-b, check pool@p1                                                 aborted (vote-missing)                                                                                                               5.0 s
-          host-lost-after-vote      check pool@p1                                                                        aborted (hold-too-short)                                                                                                             5.0 s
-          server-lost-after-write   write 2 begin                                                                        aborted (new-reign)                                                                                                                  2.0 s
-          host-lost-before-vote     hold pool@p1                                                                         aborted (hold-too-short)                                                                                                             5.0 s
-          vote-missing              hold pool@p1                                                                         aborted (hold-too-short)                                                                                                             5.0 s
-          host-lost-before-release  release pool@p1                                                                      committed                                                                                                            5.0 s itself    5.0 s
-          server-lost-after-write   write 3 decision, write 4 step, write 5 step                                         committed                                                                                                            2.0 s pool@p1   2.0 s
-          server-lost-before-write  write 4 step, write 5 step                                                           committed                                                                                                            2.0 s pool@p1   2.0 s
-          server-lost-before-write  write 1 request, write 2 begin, write 6 step, and 1 more                             committed                                                                                                                            2.0 s
-          server-lost-after-write   write 1 request, write 6 step, write 7 step+outcome                                  committed                                                                                                                            2.0 s
-          order-lost                check db@pg-a db@pg-b, check pool@p1, commit offline -> standby db@pg-a, and 7 more  committed
-          report-lost               check db@pg-a db@pg-b, check pool@p1, commit offline -> standby db@pg-a, and 6 more  committed
-          host-lost-after-step      commit offline -> standby db@pg-a, commit standby -> primary db@pg-b                 committed
+              FAULT                     AT                                                                                   OUTCOME                                         LEFT ELSEWHERE                                                       HELD            TAKES
+            ! host-lost-after-vote      prepare db@pg-b                                                                      degraded (undo), breaks min 1 of db primary: 0  itself in doubt; db@pg-a offline, not primary                        5.0 s pool@p1   60.0 s
+            ! host-lost-in-step         commit primary -> offline db@pg-a                                                    degraded (undo), breaks min 1 of db primary: 0  itself in doubt: offline, not primary                                5.0 s pool@p1   60.0 s
+            ! host-lost-before-step     commit standby -> primary db@pg-b                                                    degraded (undo), breaks min 1 of db primary: 0  itself in doubt; db@pg-a offline, not primary                        5.0 s pool@p1   60.0 s
+            ! host-lost-before-step     commit primary -> offline db@pg-a                                                    degraded (undo)                                 itself in doubt                                                      5.0 s pool@p1   60.0 s
+            ! host-lost-in-step         commit standby -> primary db@pg-b                                                    degraded (undo)                                 itself in doubt: primary, not standby; db@pg-a offline, not primary  5.0 s pool@p1   60.0 s
+            ! host-lost-after-step      commit primary -> offline db@pg-a                                                    degraded (exclude)                              itself in doubt: offline, not standby                                                2 min 0 s
+            ! host-lost-before-step     commit offline -> standby db@pg-a                                                    degraded (exclude)                              itself in doubt: offline, not standby                                                2 min 0 s
+            ! host-lost-in-step         commit offline -> standby db@pg-a                                                    degraded (exclude)                              itself in doubt                                                                      2 min 0 s
+              step-fails                commit offline -> standby db@pg-a                                                    committed (exclude)                             itself offline, not standby                                                          700 ms
+              step-hangs                commit offline -> standby db@pg-a                                                    committed (exclude)                             itself offline, not standby                                                          60.0 s
+              step-hangs                commit primary -> offline db@pg-a, commit standby -> primary db@pg-b                 undone                                                                                                               5.0 s pool@p1   60.0 s
+              step-fails                commit primary -> offline db@pg-a, commit standby -> primary db@pg-b                 undone                                                                                                               700 ms pool@p1  700 ms
+              host-lost-after-vote      hold pool@p1                                                                         aborted (hold-too-short)                                                                                             5.0 s itself    5.0 s
+              host-lost-after-vote      check db@pg-a db@pg-b, prepare db@pg-a                                               aborted (hold-too-short)                                                                                             2.5 s pool@p1   2.5 s
+              host-lost-before-vote     prepare db@pg-a db@pg-b                                                              aborted (hold-too-short)                                                                                             2.5 s pool@p1   2.5 s
+              vote-missing              prepare db@pg-a db@pg-b                                                              aborted (hold-too-short)                                                                                             2.5 s pool@p1   5.0 s
+              server-lost-before-write  write 3 decision                                                                     aborted (new-reign)                                                                                                  2.0 s pool@p1   2.0 s
+              host-lost-before-vote     check db@pg-a db@pg-b, check pool@p1                                                 aborted (vote-missing)                                                                                                               3.1 s
+              vote-no                   check db@pg-a db@pg-b, check pool@p1, hold pool@p1, and 1 more                       aborted (vote-no)
+              vote-missing              check db@pg-a db@pg-b, check pool@p1                                                 aborted (vote-missing)                                                                                                               5.0 s
+              host-lost-after-vote      check pool@p1                                                                        aborted (hold-too-short)                                                                                                             5.0 s
+              server-lost-after-write   write 2 begin                                                                        aborted (new-reign)                                                                                                                  2.0 s
+              host-lost-before-vote     hold pool@p1                                                                         aborted (hold-too-short)                                                                                                             5.0 s
+              vote-missing              hold pool@p1                                                                         aborted (hold-too-short)                                                                                                             5.0 s
+              host-lost-before-release  release pool@p1                                                                      committed                                                                                                            5.0 s itself    5.0 s
+              server-lost-after-write   write 3 decision, write 4 step, write 5 step                                         committed                                                                                                            2.0 s pool@p1   2.0 s
+              server-lost-before-write  write 4 step, write 5 step                                                           committed                                                                                                            2.0 s pool@p1   2.0 s
+              server-lost-before-write  write 1 request, write 2 begin, write 6 step, and 1 more                             committed                                                                                                                            2.0 s
+              server-lost-after-write   write 1 request, write 6 step, write 7 step+outcome                                  committed                                                                                                                            2.0 s
+              order-lost                check db@pg-a db@pg-b, check pool@p1, commit offline -> standby db@pg-a, and 7 more  committed
+              report-lost               check db@pg-a db@pg-b, check pool@p1, commit offline -> standby db@pg-a, and 6 more  committed
+              host-lost-after-step      commit offline -> standby db@pg-a, commit standby -> primary db@pg-b                 committed
 
-        81 cases: 25 aborted, 44 committed, 4 undone, 8 degraded; 3 break a limit; worst hold 5.0 s at pool@p1
-    "#]],
+            81 cases: 25 aborted, 44 committed, 4 undone, 8 degraded; 3 break a limit; worst hold 5.0 s at pool@p1
+        "#]],
     );
 }
 
@@ -235,30 +235,30 @@ fn a_large_plan_is_a_short_table() {
         &members.join(","),
         &["web=offline"],
         &expect![[r#"
-        exit 6
-        plan 259a3215  web: 20 members online -> offline
-        without a fault: committed
+            exit 6
+            plan 773b5cfc  web: 20 members online -> offline
+            without a fault: committed
 
-          FAULT                     AT                                                                                 OUTCOME                 LEFT ELSEWHERE                        HELD  TAKES
-        ! host-lost-after-vote      prepare web@w19                                                                    degraded (undo)         itself in doubt                             60.0 s
-        ! host-lost-before-step     commit online -> offline web (20)                                                  degraded (undo)         itself in doubt                             60.0 s
-        ! host-lost-in-step         commit online -> offline web (20)                                                  degraded (undo)         itself in doubt: offline, not online        60.0 s
-          step-fails                commit online -> offline web (20)                                                  undone                                                              700 ms
-          step-hangs                commit online -> offline web (20)                                                  undone                                                              60.0 s
-          host-lost-before-vote     check web (20), prepare web (20)                                                   aborted (vote-missing)                                              3.1 s
-          vote-no                   check web (20), prepare web (20)                                                   aborted (vote-no)
-          vote-missing              check web (20), prepare web (20)                                                   aborted (vote-missing)                                              5.0 s
-          host-lost-after-vote      check web (20), prepare web (19)                                                   aborted (vote-missing)                                              3.1 s
-          server-lost-after-write   write 2 begin                                                                      aborted (new-reign)                                                 2.0 s
-          server-lost-before-write  write 3 decision                                                                   aborted (new-reign)                                                 2.0 s
-          server-lost-before-write  write 1 request, write 2 begin, write 4 step+outcome                               committed                                                           2.0 s
-          server-lost-after-write   write 1 request, write 3 decision, write 4 step+outcome                            committed                                                           2.0 s
-          order-lost                check web (20), commit online -> offline web (20), outcome (20 hosts), and 1 more  committed
-          report-lost               check web (20), commit online -> offline web (20), prepare web (20)                committed
-          host-lost-after-step      commit online -> offline web (20)                                                  committed
+              FAULT                     AT                                                                                 OUTCOME                 LEFT ELSEWHERE                        HELD  TAKES
+            ! host-lost-after-vote      prepare web@w19                                                                    degraded (undo)         itself in doubt                             60.0 s
+            ! host-lost-before-step     commit online -> offline web (20)                                                  degraded (undo)         itself in doubt                             60.0 s
+            ! host-lost-in-step         commit online -> offline web (20)                                                  degraded (undo)         itself in doubt: offline, not online        60.0 s
+              step-fails                commit online -> offline web (20)                                                  undone                                                              700 ms
+              step-hangs                commit online -> offline web (20)                                                  undone                                                              60.0 s
+              host-lost-before-vote     check web (20), prepare web (20)                                                   aborted (vote-missing)                                              3.1 s
+              vote-no                   check web (20), prepare web (20)                                                   aborted (vote-no)
+              vote-missing              check web (20), prepare web (20)                                                   aborted (vote-missing)                                              5.0 s
+              host-lost-after-vote      check web (20), prepare web (19)                                                   aborted (vote-missing)                                              3.1 s
+              server-lost-after-write   write 2 begin                                                                      aborted (new-reign)                                                 2.0 s
+              server-lost-before-write  write 3 decision                                                                   aborted (new-reign)                                                 2.0 s
+              server-lost-before-write  write 1 request, write 2 begin, write 4 step+outcome                               committed                                                           2.0 s
+              server-lost-after-write   write 1 request, write 3 decision, write 4 step+outcome                            committed                                                           2.0 s
+              order-lost                check web (20), commit online -> offline web (20), outcome (20 hosts), and 1 more  committed
+              report-lost               check web (20), commit online -> offline web (20), prepare web (20)                committed
+              host-lost-after-step      commit online -> offline web (20)                                                  committed
 
-        408 cases: 161 aborted, 166 committed, 40 undone, 41 degraded; nobody holds
-    "#]],
+            408 cases: 161 aborted, 166 committed, 40 undone, 41 degraded; nobody holds
+        "#]],
     );
 }
 

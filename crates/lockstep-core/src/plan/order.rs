@@ -1,16 +1,19 @@
 //! The order of a plan's steps: no stricter than the rules need.
 //!
 //! Hard rules hold at every point of every order in which the steps may run: one member's steps in path order,
-//! no state above its `max`, `requires` and `after` across groups. Soft rules keep a group serving as long as it
-//! can be: enter a serving state before leaving it, enter the highest state first. A soft rule that the hard
-//! ones do not allow is dropped.
+//! no state above its `max`, `requires`, `after` and `excludes` across groups, no more members of a group on their way
+//! than `parallel` says. Soft rules keep a group serving as long as it can be: enter a serving state before leaving
+//! it, enter the highest state first. A soft rule that the hard ones do not allow is dropped.
 
-use super::{BARRIER_FIRST, Barrier, Plan};
+use super::rule::Pair;
+use super::{BARRIER_FIRST, Barrier, Plan, rule};
 use crate::cluster::Cluster;
 use crate::id::{GroupName, MemberId, StateName, StepId};
-use crate::relation::orders;
+use crate::relation::Relation;
 use crate::request::{Code, Rejection};
-use std::collections::{BTreeMap, BTreeSet};
+use crate::spec::Kind;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 
 /// By how many members a state may fall below its count at the start, on the way.
 pub(super) type Dips = BTreeMap<(GroupName, StateName), usize>;
@@ -24,8 +27,16 @@ struct Rule {
     keeps: Option<(GroupName, StateName, usize)>,
 }
 
+/// A relation that a plan has to do with, and whether it exists before the plan and after it: one with a `when` may
+/// come or go with the settings.
+pub(super) struct Bond {
+    pub relation: Arc<Relation>,
+    pub now: bool,
+    pub at_end: bool,
+}
+
 /// Puts the plan's steps in order.
-pub(super) fn order(cluster: &Cluster, plan: &mut Plan) -> Result<Dips, Rejection> {
+pub(super) fn order(cluster: &Cluster, plan: &mut Plan, bonds: &[Bond]) -> Result<Dips, Rejection> {
     let mut rules = paths(plan);
     let mut dips = Dips::new();
     let mut by_group: BTreeMap<&GroupName, Vec<usize>> = BTreeMap::new();
@@ -36,29 +47,146 @@ pub(super) fn order(cluster: &Cluster, plan: &mut Plan) -> Result<Dips, Rejectio
         states(cluster, plan, name, places, &mut rules, &mut dips);
         highest_first(cluster, plan, name, places, &mut rules);
     }
-    for relation in cluster.spec.relations.iter().filter(|relation| orders(relation)) {
-        let (Some(from), Some(to)) = (by_group.get(&relation.from), by_group.get(&relation.to)) else {
-            continue;
-        };
-        let moving = |places: &[usize], up: bool| -> Vec<usize> {
-            places.iter().copied().filter(|place| rises(cluster, plan, *place) == up).collect()
-        };
-        rules.push(hard(moving(to, true), moving(from, true)));
-        rules.push(hard(moving(from, false), moving(to, false)));
+    for bond in bonds {
+        across(cluster, plan, bond, &mut rules);
     }
-    let graph = settle(plan.steps.len(), rules, &mut dips)?;
+    let narrow = |graph: &mut Graph| {
+        let groups = bonds.iter().filter(|bond| bond.relation.moving);
+        groups.into_iter().try_for_each(|bond| apart(cluster, plan, &bond.relation, graph))?;
+        by_group.iter().try_for_each(|(name, places)| lanes(cluster, plan, name, places, graph))
+    };
+    let (graph, dips) = settle(plan.steps.len(), rules, dips, narrow)?;
     graph.write_to(plan);
     Ok(dips)
+}
+
+/// What a relation demands of the steps of the groups at its ends.
+///
+/// With a setting a relation may come, which asks of its groups to be there before the setting is taken; or go, and
+/// then nobody leaves before.
+fn across(cluster: &Cluster, plan: &Plan, bond: &Bond, rules: &mut Vec<Rule>) {
+    let relation = &*bond.relation;
+    let is_switched = bond.now != bond.at_end;
+    let switches: Vec<usize> = if is_switched { switches(plan, relation) } else { Vec::new() };
+    let serves = |place: usize, state: &StateName| {
+        cluster.spec.groups[&plan.steps[place].member.group].lifecycle.serves(state)
+    };
+    let enters =
+        |place: &usize| !serves(*place, &plan.steps[*place].from) && serves(*place, &plan.steps[*place].to);
+    let leaves =
+        |place: &usize| serves(*place, &plan.steps[*place].from) && !serves(*place, &plan.steps[*place].to);
+    for Pair { from, to, .. } in rule::pairs(cluster, relation) {
+        let from = steps_of(plan, &from);
+        let to: Vec<usize> = to.iter().flat_map(|members| steps_of(plan, members)).collect();
+        if relation.orders() {
+            let moving = |places: &[usize], up: bool| -> Vec<usize> {
+                places.iter().copied().filter(|place| moves(cluster, plan, *place, up)).collect()
+            };
+            let (needed_first, needed_last) = (moving(&to, true), moving(&to, false));
+            if bond.at_end {
+                rules.push(hard(needed_first.clone(), moving(&from, true)));
+                rules.push(hard(needed_first, switches.clone()));
+            }
+            if bond.now {
+                rules.push(hard(moving(&from, false), needed_last.clone()));
+                rules.push(hard(switches.clone(), needed_last));
+            }
+        } else if relation.kind == Kind::Excludes && !relation.moving {
+            let only = |places: &[usize], which: &dyn Fn(&usize) -> bool| -> Vec<usize> {
+                places.iter().filter(|place| which(place)).copied().collect()
+            };
+            let leaving = [only(&from, &leaves), only(&to, &leaves)].concat();
+            let entering = [only(&from, &enters), only(&to, &enters)].concat();
+            if bond.at_end {
+                rules.push(hard(only(&from, &leaves), only(&to, &enters)));
+                rules.push(hard(only(&to, &leaves), only(&from, &enters)));
+                rules.push(hard(leaving, switches.clone()));
+            } else {
+                rules.push(hard(switches.clone(), entering));
+            }
+        }
+    }
+}
+
+/// The steps that take the settings on which a relation depends.
+fn switches(plan: &Plan, relation: &Relation) -> Vec<usize> {
+    let takes = |(_, step): &(usize, &super::Step)| {
+        !step.moves()
+            && relation.when.keys().any(|id| id.group == step.member.group && step.set.contains_key(&id.key))
+    };
+    plan.steps.iter().enumerate().filter(takes).map(|(place, _)| place).collect()
+}
+
+/// The steps of these members, which stand side by side in the plan.
+fn steps_of(plan: &Plan, members: &[&MemberId]) -> Vec<usize> {
+    let steps = members.iter().flat_map(|member| plan.steps_of(member));
+    steps.map(|step| step.id.0 as usize).collect()
+}
+
+/// Groups that never move at once: all of one before all of the other, whichever way the rest of the order allows.
+fn apart(cluster: &Cluster, plan: &Plan, relation: &Relation, graph: &mut Graph) -> Result<(), Rejection> {
+    for Pair { from, to, .. } in rule::pairs(cluster, relation) {
+        let from = steps_of(plan, &from);
+        let to: Vec<usize> = to.iter().flat_map(|members| steps_of(plan, members)).collect();
+        let (first, second) = (hard(from.clone(), to.clone()), hard(to, from));
+        if !graph.keeps(&first) && !graph.keeps(&second) {
+            let message = format!(
+                "{} and {} exclude moving at once, and each waits for the other",
+                relation.from, relation.to
+            );
+            return Err(Rejection::new(
+                Code::Excluded,
+                message,
+                "ask for one of them first, then for the other",
+            ));
+        }
+    }
+    Ok(())
+}
+
+/// No more members of a group are on their way at once than `parallel` says: members go in lanes, one behind the other,
+/// in the order in which the graph lets them begin.
+fn lanes(
+    cluster: &Cluster,
+    plan: &Plan,
+    name: &GroupName,
+    places: &[usize],
+    graph: &mut Graph,
+) -> Result<(), Rejection> {
+    let group = &cluster.spec.groups[name];
+    let count = cluster.members_of(name).count();
+    let lanes = group.parallel.as_max(count).max(1);
+    let mut members: BTreeMap<&MemberId, (usize, usize)> = BTreeMap::new();
+    for &place in places {
+        members.entry(&plan.steps[place].member).or_insert((place, place)).1 = place;
+    }
+    if members.len() <= lanes {
+        return Ok(());
+    }
+    let mut turns = vec![0; graph.before.len()];
+    graph.turns().into_iter().enumerate().for_each(|(turn, node)| turns[node] = turn);
+    let mut members: Vec<(usize, usize)> = members.into_values().collect();
+    members.sort_by_key(|(first, last)| (turns[*last], *first));
+    for ((_, last), (first, _)) in members.iter().zip(&members[lanes..]) {
+        graph.add(&hard(vec![*last], vec![*first]));
+    }
+    if graph.is_acyclic() {
+        return Ok(());
+    }
+    let message =
+        format!("parallel = {} of {name} leaves no order in which limits and relations hold", group.parallel);
+    Err(Rejection::new(Code::LimitBroken, message, "raise parallel, or ask for fewer members at a time"))
 }
 
 fn hard(before: Vec<usize>, after: Vec<usize>) -> Rule {
     Rule { is_soft: false, before, after, keeps: None }
 }
 
-fn rises(cluster: &Cluster, plan: &Plan, place: usize) -> bool {
+/// Whether a step leads up, or down; one that takes settings leads neither way.
+fn moves(cluster: &Cluster, plan: &Plan, place: usize, up: bool) -> bool {
     let step = &plan.steps[place];
     let lifecycle = &cluster.spec.groups[&step.member.group].lifecycle;
-    lifecycle.rank(&step.to) > lifecycle.rank(&step.from)
+    step.moves() && (lifecycle.rank(&step.to) > lifecycle.rank(&step.from)) == up
 }
 
 /// One member's steps come in path order; they stand side by side in the plan.
@@ -86,10 +214,9 @@ fn states(
     let group = &cluster.spec.groups[name];
     let count = cluster.members_of(name).count();
     for state in &group.lifecycle.states {
-        let mut entries: Vec<usize> =
-            places.iter().copied().filter(|&p| plan.steps[p].to == *state).collect();
-        let mut leaves: Vec<usize> =
-            places.iter().copied().filter(|&p| plan.steps[p].from == *state).collect();
+        let moves = || places.iter().copied().filter(|&place| plan.steps[place].moves());
+        let mut entries: Vec<usize> = moves().filter(|&place| plan.steps[place].to == *state).collect();
+        let mut leaves: Vec<usize> = moves().filter(|&place| plan.steps[place].from == *state).collect();
         // Members that only pass through come first among those that enter and last among those that leave, in
         // the same order: each one's entry then waits for earlier leaves only, never for its own.
         let members = |places: &[usize]| -> BTreeSet<&MemberId> {
@@ -147,7 +274,7 @@ fn highest_first(cluster: &Cluster, plan: &Plan, name: &GroupName, places: &[usi
     for &place in places {
         let step = &plan.steps[place];
         let is_last = plan.steps.get(place + 1).is_none_or(|next| next.member != step.member);
-        if is_last && rises(cluster, plan, place) {
+        if is_last && moves(cluster, plan, place, true) {
             arrivals
                 .entry(lifecycle.rank(&step.to).expect("plans use known states"))
                 .or_default()
@@ -160,12 +287,18 @@ fn highest_first(cluster: &Cluster, plan: &Plan, name: &GroupName, places: &[usi
     }
 }
 
-/// A graph of all the rules, or of as many soft ones as can be kept.
-fn settle(steps: usize, rules: Vec<Rule>, dips: &mut Dips) -> Result<Graph, Rejection> {
+/// A graph of all the rules, or of as many soft ones as can be kept; `narrow` adds the hard rules that take their order
+/// from those that are there.
+fn settle(
+    steps: usize,
+    rules: Vec<Rule>,
+    dips: Dips,
+    narrow: impl Fn(&mut Graph) -> Result<(), Rejection>,
+) -> Result<(Graph, Dips), Rejection> {
     let mut graph = Graph::new(steps);
     rules.iter().for_each(|rule| graph.add(rule));
-    if graph.is_acyclic() {
-        return Ok(graph);
+    if graph.is_acyclic() && narrow(&mut graph).is_ok() {
+        return Ok((graph, dips));
     }
     let mut graph = Graph::new(steps);
     let (soft, hard): (Vec<_>, Vec<_>) = rules.into_iter().partition(|rule| rule.is_soft);
@@ -175,9 +308,16 @@ fn settle(steps: usize, rules: Vec<Rule>, dips: &mut Dips) -> Result<Graph, Reje
         let help = "ask for it in two requests, the first of which makes room";
         return Err(Rejection::new(Code::LimitBroken, message, help));
     }
-    let mut tries = TRIES_MAX;
-    keep(&mut graph, &soft, &mut tries, dips);
-    Ok(graph)
+    // As many soft rules as can be kept may leave no lane; then the lanes come first.
+    let (mut tries, mut kept, mut dipped) = (TRIES_MAX, graph.clone(), dips.clone());
+    keep(&mut kept, &soft, &mut tries, &mut dipped);
+    if narrow(&mut kept).is_ok() {
+        return Ok((kept, dipped));
+    }
+    narrow(&mut graph)?;
+    let (mut tries, mut dips) = (TRIES_MAX, dips);
+    keep(&mut graph, &soft, &mut tries, &mut dips);
+    Ok((graph, dips))
 }
 
 /// How many times the graph is searched for the soft rules that cannot be kept. Halving finds one among thousands
@@ -234,24 +374,40 @@ impl Graph {
         }
     }
 
+    /// Adds a rule unless that would make a circle; tells whether it stands.
+    fn keeps(&mut self, rule: &Rule) -> bool {
+        let before = self.clone();
+        self.add(rule);
+        if self.is_acyclic() {
+            return true;
+        }
+        *self = before;
+        false
+    }
+
     fn is_acyclic(&self) -> bool {
+        self.turns().len() == self.before.len()
+    }
+
+    /// The nodes in one order that the graph allows, whoever may go longest first; those in a circle are left out.
+    fn turns(&self) -> Vec<usize> {
         let mut waits: Vec<usize> = self.before.iter().map(Vec::len).collect();
         let mut follows: Vec<Vec<usize>> = vec![Vec::new(); self.before.len()];
         for (node, before) in self.before.iter().enumerate() {
             before.iter().for_each(|&other| follows[other].push(node));
         }
-        let mut ready: Vec<usize> = (0..waits.len()).filter(|&node| waits[node] == 0).collect();
-        let mut reached = 0;
-        while let Some(node) = ready.pop() {
-            reached += 1;
+        let mut ready: VecDeque<usize> = (0..waits.len()).filter(|&node| waits[node] == 0).collect();
+        let mut turns = Vec::new();
+        while let Some(node) = ready.pop_front() {
+            turns.push(node);
             for &next in &follows[node] {
                 waits[next] -= 1;
                 if waits[next] == 0 {
-                    ready.push(next);
+                    ready.push_back(next);
                 }
             }
         }
-        reached == waits.len()
+        turns
     }
 
     fn write_to(self, plan: &mut Plan) {

@@ -81,14 +81,13 @@ impl<'a> Trial<'a> {
     }
 
     fn ask(&mut self) {
+        let asked = self.stage.request;
         self.reply = self.world.run(Request {
             request_id: REQUEST_ID.to_owned(),
             principal: REQUEST_ID.to_owned(),
-            targets: self.stage.targets.to_vec(),
-            reason: None,
-            on_failure: None,
-            deadline_ms: None,
-            plan_hash: None,
+            targets: asked.targets.clone(),
+            exclude_lost: asked.exclude_lost,
+            ..Request::default()
         });
     }
 
@@ -376,9 +375,10 @@ mod tests {
         for (index, body) in (1..).map(Index).zip(bodies) {
             cluster.apply(index, &Record { at: WallTime(0), body });
         }
-        let (targets, scores) = (["db@b=primary".parse().unwrap()], Scores::new());
-        let plan = plan::plan(&cluster, &targets, &scores).unwrap();
-        let stage = Stage::new(&cluster, plan, &targets, &scores);
+        let (targets, scores) = (vec!["db@b=primary".parse().unwrap()], Scores::new());
+        let request = Request { targets, ..Request::default() };
+        let plan = plan::plan_request(&cluster, &request, &scores).unwrap();
+        let stage = Stage::new(&cluster, plan, &request, &scores);
         let state = |name: &str| name.parse::<StateName>().unwrap();
         let mut trial = Trial::new(&stage);
         trial.moved("db@b".parse().unwrap(), state("primary"));

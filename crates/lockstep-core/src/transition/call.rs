@@ -1,11 +1,12 @@
 //! Calls: what an agent is ordered to run, and what its handler is told of the transition and the members around it.
 
 use super::{Run, Stage};
+use crate::cluster::Transition;
 use crate::engine::Engine;
 use crate::id::{GroupName, MemberId, TransitionId};
-use crate::message::{Call, Context, ContextMember, Phase, Role};
+use crate::message::{Call, Context, ContextMember, Decision, Phase, Role};
 use crate::plan::Plan;
-use crate::spec::{Ask, HANDLER_NONE};
+use crate::spec::{Ask, HANDLER_NONE, Settings};
 use crate::vote::Ballot;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -72,8 +73,32 @@ impl Engine {
         let votes = transition.votes.iter().chain(&run.votes).chain(open.into_iter().flat_map(Ballot::votes));
         let out =
             votes.filter(|vote| !vote.out.is_empty()).map(|vote| (vote.member.clone(), vote.out.clone()));
-        let settings = self.head.settings(&member.group);
-        Some(Context { was: settings.clone(), settings, members, out: out.collect() })
+        let (settings, was) = self.context_settings(transition, &run.plan, &member.group);
+        Some(Context { settings, was, members, out: out.collect() })
+    }
+
+    /// The settings of a group as they are to be and as they were: the other way round while they are taken back, and
+    /// the same twice when nothing comes of a change.
+    fn context_settings(
+        &self,
+        transition: &Transition,
+        plan: &Plan,
+        group: &GroupName,
+    ) -> (Settings, Settings) {
+        let now = self.head.settings(group);
+        let with = |set: &BTreeMap<GroupName, Settings>| {
+            let mut settings = (*now).clone();
+            settings.extend(
+                set.get(group).into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())),
+            );
+            settings
+        };
+        let (after, before) = (with(&plan.settings), with(&plan.settings_before));
+        match transition.decision {
+            Some(Decision::Abort) => (before.clone(), before),
+            Some(Decision::Commit) if transition.undo.is_some() => (before, after),
+            Some(Decision::Commit) | None => (after, before),
+        }
     }
 
     /// The members of the groups that move, of `group`, and of those that are related to it.
@@ -83,8 +108,8 @@ impl Engine {
         groups.insert(group);
         for relation in &plan.relations {
             if relation.from == *group {
-                groups.insert(&relation.to);
-            } else if relation.to == *group {
+                groups.extend(&relation.to);
+            } else if relation.to.contains(group) {
                 groups.insert(&relation.from);
             }
         }

@@ -179,7 +179,7 @@ impl Engine {
         let entries = plan.steps.iter().filter(|step| {
             self.head.spec.groups.get(&step.member.group).is_some_and(|group| {
                 let has_max = group.limits.get(&step.to).is_some_and(|limit| limit.max.is_some());
-                has_max && group.lifecycle.serves(&step.to)
+                has_max && step.moves() && group.lifecycle.serves(&step.to)
             })
         });
         entries.map(|step| step.id)

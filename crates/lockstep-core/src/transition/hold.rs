@@ -1,12 +1,13 @@
 //! Holds: how long they may last, when they are let go, and how they end by themselves.
 
 use super::{Course, Hold, Poll, Run, Try};
-use crate::cluster::Transition;
+use crate::cluster::{Place, Transition};
 use crate::engine::Engine;
-use crate::id::{HostName, MemberId, TransitionId};
+use crate::id::{GroupName, HostName, MemberId, TransitionId};
 use crate::message::{Call, Done, Phase, Role};
 use crate::mutant::{self, Mutant};
 use crate::record::{Cause, Direction, HoldEnd, StepResult};
+use crate::relation::Relation;
 use crate::spec::Ask;
 use crate::vote::Answer;
 
@@ -24,7 +25,9 @@ impl Engine {
         if mutant::is(Mutant::LateHoldDecided) {
             return None;
         }
-        let (member, hold) = run.holds.iter().find(|(_, hold)| hold.too_short_at() <= self.now.time)?;
+        let counts = |member: &MemberId| !run.overridden.contains(member);
+        let mut holds = run.holds.iter().filter(|(member, _)| counts(member));
+        let (member, hold) = holds.find(|(_, hold)| hold.too_short_at() <= self.now.time)?;
         let left = hold.end.since(self.now.time);
         let mut message = format!("the hold of {member} has {left} ms left of {}", hold.hold_ms);
         if let Some(waited) = self.waits_for_members(run, poll) {
@@ -58,14 +61,27 @@ impl Engine {
         run.plan.asked_for(&holder.group, Ask::Hold).iter().all(|group| {
             let Some(declared) = self.head.spec.groups.get(group) else { return true };
             let serves = |state| declared.lifecycle.serves(state);
-            let mut steps = run.plan.steps.iter().filter(|step| step.member.group == *group);
+            let place = self.hold_place(run, holder, group);
+            let here = |member: &MemberId| place.is_none_or(|place| self.head.is_at(member, place));
+            let mut steps =
+                run.plan.steps.iter().filter(|step| step.member.group == *group && here(&step.member));
             let is_through = steps.all(|step| {
                 !(serves(&step.from) || serves(&step.to))
                     || transition.is_confirmed(step.id, Direction::Forward)
                     || transition.stopped.contains(&step.member)
             });
-            is_through && self.head.serves(group)
+            is_through && self.head.serves_at(group, place)
         })
+    }
+
+    /// Where a holder is paired with members of a group, if not everywhere: by a relation with a scope, and no other.
+    fn hold_place<'a>(&'a self, run: &'a Run, holder: &MemberId, group: &GroupName) -> Option<Place<'a>> {
+        let holds = |relation: &&Relation| relation.from == holder.group && relation.to.contains(group);
+        let mut asks =
+            run.plan.relations.iter().filter(holds).filter(|relation| relation.ask == Some(Ask::Hold));
+        let (first, others) = (asks.next()?, asks.next());
+        let label = first.scope.as_ref().filter(|_| others.is_none())?;
+        self.head.place(holder, label)
     }
 
     pub(super) fn release(&mut self, id: TransitionId, run: &mut Run, holders: &[MemberId]) {

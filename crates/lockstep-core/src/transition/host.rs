@@ -2,7 +2,7 @@
 
 use super::{Run, Stage};
 use crate::engine::Engine;
-use crate::id::{HostName, RunId, TransitionId};
+use crate::id::{HostName, MemberId, RunId, TransitionId};
 use crate::message::{Hello, Order};
 use crate::mutant::{self, Mutant};
 use crate::record::Cause;
@@ -23,11 +23,13 @@ impl Engine {
                 Stage::Check(poll) | Stage::Prepare { poll, .. } => poll,
                 Stage::Queued | Stage::Abort { .. } | Stage::Commit(_) => continue,
             };
-            let voted = run.votes.iter().chain(poll.ballot.votes());
+            let counts = |member: &MemberId| !run.overridden.contains(member);
+            let voted = run.votes.iter().chain(poll.ballot.votes()).filter(|vote| counts(&vote.member));
             let is_stale = |vote: &&Vote| vote.member.host == *host && vote.run != *new;
             let stale = voted.filter(|vote| vote.answer == Answer::Yes).filter(is_stale);
             let asked =
                 poll.roles.keys().filter(|member| poll.round == Round::Prepare && member.host == *host);
+            let asked = asked.filter(|member| counts(member));
             let member = stale.map(|vote| &vote.member).chain(asked).next().cloned();
             if let Some(member) = member {
                 let message = format!("the agent of {member} restarted after it was asked");
@@ -48,7 +50,9 @@ impl Engine {
             if matches!(run.stage, Stage::Queued) {
                 continue;
             }
-            let member = run.plan.asked().map(|who| &who.member).find(|member| member.host == *host).cloned();
+            let asked = run.plan.asked().map(|who| &who.member);
+            let member =
+                asked.filter(|who| !run.overridden.contains(*who)).find(|who| who.host == *host).cloned();
             if let Some(who) = member {
                 let message = format!("host {host} was lost before the decision");
                 self.abort(id, Cause { code: "vote-missing".to_owned(), message, member: Some(who) });

@@ -3,12 +3,13 @@
 use super::{Name, ServerId};
 use crate::agent::{AgentRecord, CallId};
 use crate::engine::{Accepted, ReplyId};
-use crate::id::{Index, StateName};
+use crate::id::{Capability, Index, StateName};
 use crate::message::{Call, Order, Phase, Report};
 use crate::record::{Body, HostChange, Record, StepResult};
 use crate::request::{Rejection, Request};
 use crate::vote::Answer;
 use serde_json::Value;
+use std::collections::BTreeSet;
 use std::fmt::Write;
 
 /// Something that has happened in a world.
@@ -107,6 +108,7 @@ impl Happened {
                 Ok(Accepted::Transition(id)) => format!("accepted {id}"),
                 Ok(Accepted::Nothing) => "nothing to do".to_owned(),
                 Ok(Accepted::Spec(index)) => format!("spec in force from {index}"),
+                Ok(Accepted::Host(index)) => format!("host changed at {index}"),
                 Ok(Accepted::Aborted) => "aborted".to_owned(),
                 Err(Rejection { code, message, .. }) => format!("rejected {code}: {message}"),
             },
@@ -185,6 +187,14 @@ fn describe(index: Index, record: &Record) -> String {
         Body::Spec { .. } => "spec".to_owned(),
         Body::Host { host, change: HostChange::Joined { .. } } => format!("host {host} joined"),
         Body::Host { host, change: HostChange::Liveness { liveness } } => format!("host {host} {liveness}"),
+        Body::Host { host, change: HostChange::Undrained } => format!("host {host} undrained"),
+        Body::Host { host, change: HostChange::Published { group, published } } => {
+            let words = |capabilities: &BTreeSet<Capability>| {
+                capabilities.iter().map(Capability::as_str).collect::<Vec<_>>().join(" ")
+            };
+            let (provides, consumes) = (words(&published.provides), words(&published.consumes));
+            format!("{group}@{host} provides [{provides}] consumes [{consumes}]")
+        }
         Body::Request { request } => {
             let targets: Vec<_> = request.targets.iter().map(ToString::to_string).collect();
             format!("request t{index} {}", targets.join(" "))

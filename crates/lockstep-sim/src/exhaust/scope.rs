@@ -453,6 +453,7 @@ impl Scope {
             on_failure: None,
             deadline_ms: None,
             plan_hash: None,
+            ..Request::default()
         }
     }
 }

@@ -33,7 +33,7 @@ struct Footprint {
     moving: BTreeMap<GroupName, Option<Group>>,
     /// Of the other groups, what says whether they serve.
     others: BTreeMap<GroupName, Option<Serving>>,
-    relations: Vec<Relation>,
+    relations: Vec<Arc<Relation>>,
 }
 
 impl Footprint {
@@ -46,12 +46,12 @@ impl Footprint {
         });
         let group = |name: &GroupName| cluster.spec.groups.get(name).cloned();
         let limits = |group: Group| (group.lifecycle, group.limits);
-        let touches = |relation: &&Relation| names().any(|group| relation.from == *group);
+        let touches = |relation: &&Arc<Relation>| names().any(|group| relation.from == *group);
         Self {
             members: members.collect(),
             moving: plan.exclusive.iter().map(|name| (name.clone(), group(name))).collect(),
             others: plan.shared.iter().map(|name| (name.clone(), group(name).map(limits))).collect(),
-            relations: cluster.spec.relations.iter().filter(touches).cloned().collect(),
+            relations: cluster.relations.iter().filter(touches).cloned().collect(),
         }
     }
 }

@@ -9,7 +9,9 @@ use axum::body::{Body, Bytes};
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderMap, header};
 use lockstep_core::id::NAME_LEN_MAX;
-use lockstep_core::request::{Code, REASON_LEN_MAX, REQUEST_ID_LEN_MAX, Rejection, Request, Target};
+use lockstep_core::request::{
+    Code, REASON_LEN_MAX, REQUEST_ID_LEN_MAX, Rejection, Request, TARGETS_MAX, Target,
+};
 use lockstep_core::spec::{DURATION_MAX_MS, OnFailure, SpecFile, text_problem};
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
@@ -40,6 +42,12 @@ pub struct RunBody {
     /// Milliseconds within which the decision must be taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub deadline_ms: Option<u64>,
+    /// Voters and holders whose no or silence does not count, as `group@host`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<String>,
+    /// Members of lost hosts are left out rather than in the way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclude_lost: bool,
 }
 
 /// The body of `POST /v1/plans`.
@@ -48,6 +56,9 @@ pub struct RunBody {
 pub struct PlanBody {
     /// What is to be so.
     pub targets: Vec<String>,
+    /// Members of lost hosts are left out rather than in the way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exclude_lost: bool,
 }
 
 /// The body of a request that says nothing; it may be left out.
@@ -59,7 +70,7 @@ impl RunBody {
     /// The request that it asks for, in the name of `principal`.
     pub fn request(self, principal: &str) -> Result<Request, Problem> {
         let targets = targets(&self.targets)?;
-        let request_id = self.request_id.unwrap_or_else(random);
+        let request_id = self.request_id.clone().unwrap_or_else(random);
         if request_id.is_empty() {
             return Err(bad("request_id is empty", "leave it out to get a random one"));
         }
@@ -79,10 +90,27 @@ impl RunBody {
             let help = format!("between 1 and {DURATION_MAX_MS} (a day); leave it out for the groups' own");
             return Err(bad(format!("deadline_ms is {ms}"), help));
         }
-        let (reason, plan_hash) = (self.reason, self.plan_hash);
-        let (on_failure, deadline_ms) = (self.on_failure, self.deadline_ms);
+        if self.overrides.len() > TARGETS_MAX {
+            let detail = format!("{} overrides", self.overrides.len());
+            return Err(bad(detail, format!("at most {TARGETS_MAX}")));
+        }
+        let member = |text: &String| {
+            text.parse().map_err(|error| bad(format!("overrides: {error}"), "name members: GROUP@HOST"))
+        };
+        let overrides = self.overrides.iter().map(member).collect::<Result<_, Problem>>()?;
+        let Self { reason, plan_hash, on_failure, deadline_ms, exclude_lost, .. } = self;
         let principal = principal.to_owned();
-        Ok(Request { request_id, principal, targets, reason, on_failure, deadline_ms, plan_hash })
+        Ok(Request {
+            request_id,
+            principal,
+            targets,
+            reason,
+            on_failure,
+            deadline_ms,
+            plan_hash,
+            overrides,
+            exclude_lost,
+        })
     }
 }
 
@@ -91,7 +119,7 @@ pub fn targets(texts: &[String]) -> Result<Vec<Target>, Problem> {
     if texts.is_empty() {
         return Err(bad("no targets", "name what is to be so, such as \"db=online\""));
     }
-    let help = "GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down or GROUP.KEY=VALUE";
+    let help = "GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE or \"drain HOST\"";
     texts.iter().map(|text| text.parse().map_err(|error: String| bad(error, help))).collect()
 }
 

@@ -14,7 +14,7 @@ use lockstep_core::vote::{Answer, Round};
 use lockstep_core::{plan, relation};
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A list, with the revision that it was read at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -36,6 +36,9 @@ pub struct Host {
     pub labels: BTreeMap<String, String>,
     /// Where other hosts reach it.
     pub address: Option<String>,
+    /// Whether it has been drained: nobody is planned onto it, unless by its name.
+    #[serde(default)]
+    pub drained: bool,
 }
 
 impl Host {
@@ -46,6 +49,7 @@ impl Host {
             liveness: host.liveness.to_string(),
             labels: host.labels.clone(),
             address: host.address.clone(),
+            drained: host.is_drained,
         }
     }
 
@@ -56,7 +60,7 @@ impl Host {
 }
 
 /// A group.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -72,8 +76,17 @@ pub struct Group {
     pub edges: Vec<(String, String)>,
     /// The limits in force.
     pub limits: BTreeMap<String, Limits>,
-    /// The settings.
+    /// The settings in force.
     pub settings: Map<String, Value>,
+    /// The settings as they are declared: transitions change those in force.
+    #[serde(default)]
+    pub declared: Map<String, Value>,
+    /// Of a group of groups: the groups of members in it. It has none itself.
+    #[serde(default)]
+    pub groups: Vec<String>,
+    /// How many members may be on their way at once: a number, a percentage, `majority` or `all`.
+    #[serde(default)]
+    pub parallel: Option<Value>,
     /// Capabilities it offers.
     pub provides: Vec<String>,
     /// Capabilities it cannot serve without.
@@ -123,7 +136,10 @@ impl Group {
                 .map(|(from, to)| (from.to_string(), to.to_string()))
                 .collect(),
             limits: group.limits.iter().map(|(state, limit)| (state.to_string(), limits(limit))).collect(),
-            settings: settings(view, name),
+            settings: settings(&cluster.settings(name)),
+            declared: settings(&group.settings),
+            groups: Vec::new(),
+            parallel: amount(Some(group.parallel)),
             provides: strings(&group.provides),
             consumes: strings(&group.consumes),
             handler: group.handler.to_string(),
@@ -136,9 +152,25 @@ impl Group {
         }
     }
 
-    /// All groups.
+    /// A group of groups.
+    pub fn composite(view: &View, name: &GroupName, leaves: &BTreeSet<GroupName>) -> Self {
+        Self {
+            name: name.to_string(),
+            groups: strings(leaves),
+            members: leaves.iter().map(|leaf| view.cluster.members_of(leaf).count() as u64).sum(),
+            serves: view.cluster.serves(name),
+            ..Self::default()
+        }
+    }
+
+    /// All groups, groups of groups among them.
     pub fn all(view: &View) -> Vec<Self> {
-        view.cluster.spec.groups.iter().map(|(name, group)| Self::of(view, name, group)).collect()
+        let spec = &view.cluster.spec;
+        let groups = spec.groups.iter().map(|(name, group)| Self::of(view, name, group));
+        let composites = spec.composites.iter().map(|(name, leaves)| Self::composite(view, name, leaves));
+        let mut all: Vec<_> = groups.chain(composites).collect();
+        all.sort_by(|a, b| a.name.cmp(&b.name));
+        all
     }
 }
 
@@ -146,14 +178,16 @@ fn strings<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
     items.into_iter().map(|item| item.to_string()).collect()
 }
 
-fn settings(view: &View, group: &GroupName) -> Map<String, Value> {
-    let settings = view.cluster.settings(group);
-    let value = |value: &spec::SettingValue| match value {
+fn settings(settings: &spec::Settings) -> Map<String, Value> {
+    settings.iter().map(|(key, set)| (key.to_string(), setting(set))).collect()
+}
+
+fn setting(value: &spec::SettingValue) -> Value {
+    match value {
         spec::SettingValue::Flag(flag) => Value::from(*flag),
         spec::SettingValue::Number(number) => Value::from(*number),
         spec::SettingValue::Text(text) => Value::from(text.as_str()),
-    };
-    settings.iter().map(|(key, set)| (key.to_string(), value(set))).collect()
+    }
 }
 
 /// A member.
@@ -169,8 +203,14 @@ pub struct Member {
     pub actual: Option<String>,
     /// The transition that drives it.
     pub transition: Option<String>,
-    /// Its group's settings.
+    /// The settings that it has taken; none before its first status.
     pub settings: Map<String, Value>,
+    /// Capabilities that it says it provides, beside those that its group declares.
+    #[serde(default)]
+    pub provides: Vec<String>,
+    /// Capabilities that it says it consumes.
+    #[serde(default)]
+    pub consumes: Vec<String>,
     /// `pending`, `failed`, `in-doubt` or null.
     pub mark: Option<String>,
     /// Whether its host no longer matches the group's labels.
@@ -193,7 +233,9 @@ impl Member {
             goal: member.goal.as_ref().map(ToString::to_string),
             actual: member.actual.as_ref().map(ToString::to_string),
             transition: member.transition.map(|id| id.to_string()),
-            settings: settings(view, &id.group),
+            settings: member.settings.as_deref().map(settings).unwrap_or_default(),
+            provides: strings(&member.published.provides),
+            consumes: strings(&member.published.consumes),
             mark: mark(view, id, member).map(str::to_owned),
             leaving: member.leaving,
             facts: reported.map(|reported| reported.facts.clone()).unwrap_or_default(),
@@ -228,39 +270,75 @@ fn mark(view: &View, id: &MemberId, member: &cluster::Member) -> Option<&'static
     }
 }
 
-/// A relation.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+/// A relation, one for each group that it leads to.
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
 pub struct Relation {
     /// The group that depends, or is told.
     pub from: String,
     /// The group it depends on, or is told of.
     pub to: String,
-    /// `requires`, `after` or `watches`.
+    /// `requires`, `after`, `excludes` or `watches`.
     pub kind: String,
     /// `vote`, `hold` or null.
     pub ask: Option<String>,
+    /// Settings of `to` before whose change members of `from` are asked too.
+    pub on: Vec<String>,
+    /// How many of the groups in `among` must serve; null: this one must.
+    pub need: Option<Value>,
+    /// The groups of which so many must serve, this one among them.
+    pub among: Vec<String>,
+    /// The label in which paired members are equal.
+    pub scope: Option<String>,
+    /// The settings with which it exists, `group.key` to value.
+    pub when: Map<String, Value>,
+    /// Whether `from` is taken down rather than a request refused.
+    pub cascade: bool,
+    /// Of `excludes`: both may serve, and never move at once.
+    pub moving: bool,
     /// `declared` or `capability`.
     pub origin: String,
+    /// The capability that `from` consumes and `to` provides, where that made it.
+    pub capability: Option<String>,
+    /// The revision that brought it.
+    pub since: u64,
+    /// When that was.
+    pub since_at: Option<String>,
 }
 
 impl Relation {
-    /// One relation.
-    pub fn of(relation: &relation::Relation) -> Self {
-        Self {
-            from: relation.from.to_string(),
-            to: relation.to.to_string(),
-            kind: relation.kind.to_string(),
-            ask: relation.ask.map(|ask| match ask {
-                Ask::Vote => "vote".to_owned(),
-                Ask::Hold => "hold".to_owned(),
-            }),
-            origin: origin(relation.origin).to_owned(),
-        }
+    /// The edges of one relation.
+    pub fn of(view: &View, relation: &relation::Relation) -> Vec<Self> {
+        let is_choice = relation.to.count() > 1;
+        let edge = |to: &GroupName| {
+            let since = view.cluster.relations.since(relation, to).unwrap_or_default();
+            Self {
+                from: relation.from.to_string(),
+                to: to.to_string(),
+                kind: relation.kind.to_string(),
+                ask: relation.ask.map(|ask| match ask {
+                    Ask::Vote => "vote".to_owned(),
+                    Ask::Hold => "hold".to_owned(),
+                }),
+                on: strings(&relation.on),
+                need: is_choice
+                    .then(|| serde_json::to_value(relation.need).expect("an amount is plain data")),
+                among: if is_choice { strings(&relation.to) } else { Vec::new() },
+                scope: relation.scope.clone(),
+                when: relation.when.iter().map(|(id, value)| (id.to_string(), setting(value))).collect(),
+                cascade: relation.cascade,
+                moving: relation.moving,
+                origin: origin(relation.origin).to_owned(),
+                capability: relation.capability.as_ref().map(ToString::to_string),
+                since: since.revision.0,
+                since_at: (since.at.0 > 0).then(|| rfc3339(since.at)),
+            }
+        };
+        relation.to.iter().map(edge).collect()
     }
 
     /// All relations.
     pub fn all(view: &View) -> Vec<Self> {
-        view.cluster.spec.relations.iter().map(Self::of).collect()
+        view.cluster.relations.iter().flat_map(|relation| Self::of(view, relation)).collect()
     }
 }
 
@@ -287,6 +365,12 @@ pub struct Plan {
     pub relations: Vec<PlanRelation>,
     /// Groups that stop serving inside their own move.
     pub gaps: Vec<String>,
+    /// The settings that change, `group.key` to the new value.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub settings: Map<String, Value>,
+    /// The hosts that are drained.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub drains: Vec<String>,
 }
 
 /// One member taking one edge.
@@ -300,8 +384,11 @@ pub struct Step {
     pub host: String,
     /// The state to leave.
     pub from: String,
-    /// The state to enter.
+    /// The state to enter; the same for a step that takes settings where the member is.
     pub to: String,
+    /// The settings that such a step takes.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub set: Map<String, Value>,
     /// Steps and barriers that come directly before it.
     pub after: Vec<u32>,
 }
@@ -333,7 +420,7 @@ pub struct PlanRelation {
     pub from: String,
     /// The group it depends on, or is told of.
     pub to: String,
-    /// `requires`, `after` or `watches`.
+    /// `requires`, `after`, `excludes` or `watches`.
     pub kind: String,
     /// `declared` or `capability`.
     pub origin: String,
@@ -349,6 +436,7 @@ impl Plan {
             host: step.member.host.to_string(),
             from: step.from.to_string(),
             to: step.to.to_string(),
+            set: settings(&step.set),
             after: after(&step.after),
         };
         let barrier = |barrier: &plan::Barrier| Barrier { id: barrier.id.0, after: after(&barrier.after) };
@@ -357,19 +445,28 @@ impl Plan {
             host: participant.member.host.to_string(),
             role: participant.role.to_string(),
         };
-        let relation = |relation: &relation::Relation| PlanRelation {
+        let relation = |relation: &relation::Relation, to: &GroupName| PlanRelation {
             from: relation.from.to_string(),
-            to: relation.to.to_string(),
+            to: to.to_string(),
             kind: relation.kind.to_string(),
             origin: origin(relation.origin).to_owned(),
         };
+        let relations = plan.relations.iter().flat_map(|known| known.to.iter().map(|to| relation(known, to)));
         Self {
             hash: plan.hash.clone(),
             steps: plan.steps.iter().map(step).collect(),
             barriers: plan.barriers.iter().map(barrier).collect(),
             participants: plan.participants.iter().map(participant).collect(),
-            relations: plan.relations.iter().map(relation).collect(),
+            relations: relations.collect(),
             gaps: strings(&plan.gaps),
+            settings: plan
+                .settings
+                .iter()
+                .flat_map(|(group, set)| {
+                    set.iter().map(move |(key, value)| (format!("{group}.{key}"), setting(value)))
+                })
+                .collect(),
+            drains: strings(&plan.drains),
         }
     }
 }

@@ -8,7 +8,7 @@ use super::{Exit, Failure};
 use crate::api::object::{Applied, Group, Host, List, Member};
 use crate::spec_file;
 use clap::Args;
-use lockstep_core::relation::Relation;
+use lockstep_core::relation::{Relation, Relations};
 use lockstep_core::spec::{Spec, SpecFile};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -104,9 +104,9 @@ fn declared(before: Option<&SpecFile>, after: &SpecFile, spec: &Spec) -> Vec<Str
             (Some(_), Some(_)) | (None, None) => {}
         }
     }
-    let relations_before = before.and_then(|before| before.check().ok()).map(|spec| spec.relations);
-    let was: BTreeSet<Relation> = relations_before.unwrap_or_default().into_iter().collect();
-    let is: BTreeSet<Relation> = spec.relations.iter().cloned().collect();
+    let before = before.and_then(|before| before.check().ok()).unwrap_or_default();
+    let relations = |spec| Relations::declared(spec).iter().cloned().collect::<BTreeSet<_>>();
+    let (was, is) = (relations(&before), relations(spec));
     let line = |sign: char, relation: &Relation| {
         format!("{sign} relation {} {} {}", relation.from, relation.kind, relation.to)
     };

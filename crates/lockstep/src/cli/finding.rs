@@ -3,6 +3,7 @@
 use crate::api::object::{Group, Host, Member};
 use lockstep_core::lifecycle::Amount;
 use serde::Serialize;
+use serde_json::Value;
 use std::collections::BTreeMap;
 
 /// Something that is not as it should be.
@@ -52,6 +53,9 @@ pub fn findings(hosts: &[Host], groups: &[Group], members: &[Member]) -> Vec<Fin
 
 fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
     let name = &group.name;
+    if !group.groups.is_empty() {
+        return Vec::new();
+    }
     if members.is_empty() {
         let labels: Vec<_> = group.select.iter().map(|(key, value)| format!("{key}={value}")).collect();
         let next = format!("start an agent whose labels match {}", labels.join(" "));
@@ -61,6 +65,16 @@ fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
         value.clone().and_then(|value| serde_json::from_value::<Amount>(value).ok())
     };
     let mut findings = Vec::new();
+    for (key, declared) in &group.declared {
+        let now = group.settings.get(key);
+        if now.is_some_and(|now| now != declared) {
+            let shown = |value: &Value| value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+            let (now, declared) = (now.map(shown).unwrap_or_default(), shown(declared));
+            let run = format!("{name}.{key}={declared}");
+            let problem = format!("{name}.{key} is {now}, declared as {declared}");
+            findings.push(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) });
+        }
+    }
     for state in &group.states {
         let limits = group.limits.get(state);
         let count = members.iter().filter(|member| member.actual.as_ref() == Some(state)).count();
@@ -108,6 +122,14 @@ fn of_member(group: &Group, member: &Member) -> Option<Finding> {
         let lowest = group.states.first().map_or("", String::as_str);
         let run = format!("{id}={lowest}");
         let problem = format!("{id} is leaving: its host no longer matches, and it is {actual}");
+        return Some(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) });
+    }
+    let stale =
+        group.settings.iter().find(|(key, value)| member.settings.get(*key).is_some_and(|has| has != *value));
+    if let Some((key, value)) = stale.filter(|_| group.serving.contains(actual)) {
+        let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
+        let run = format!("{}.{key}={value}", group.name);
+        let problem = format!("{id} has not taken {key} = {value}");
         return Some(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) });
     }
     let goal = member.goal.as_ref().filter(|goal| *goal != actual)?;

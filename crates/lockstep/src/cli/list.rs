@@ -1,6 +1,7 @@
 //! `lockstep host|group|transition|relation list|show`.
 
 use super::client::Client;
+use super::explain;
 use super::output::{Form, clean, table, yaml};
 use super::status::state;
 use super::{Exit, Failure};
@@ -157,9 +158,9 @@ pub async fn relations(client: &Client, verb: RelationVerb, form: Form) -> Resul
         let rows = relations.items.iter().map(|relation| {
             let ask = relation.ask.clone().unwrap_or_default();
             let Relation { from, to, kind, origin, .. } = relation.clone();
-            vec![from, kind, to, ask, origin]
+            vec![from, kind, to, ask, origin, explain::terms(relation)]
         });
-        table(&["FROM", "KIND", "TO", "ASK", "ORIGIN"], &rows.collect::<Vec<_>>())
+        table(&["FROM", "KIND", "TO", "ASK", "ORIGIN", "TERMS"], &rows.collect::<Vec<_>>())
     })?;
     Ok(Exit::Done)
 }

@@ -9,7 +9,8 @@ use crate::spec_file;
 use clap::Args;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::plan::Scores;
-use lockstep_core::request::Target;
+use lockstep_core::request::{Request, Target};
+use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 
@@ -32,6 +33,9 @@ pub struct PlanArgs {
     /// The state that it is in, without a server
     #[arg(long, value_name = "FILE", requires = "file")]
     state: Option<PathBuf>,
+    /// Leave out members of lost hosts, instead of refusing
+    #[arg(long)]
+    exclude_lost: bool,
 }
 
 impl PlanArgs {
@@ -41,8 +45,14 @@ impl PlanArgs {
     }
 
     /// What is asked for.
-    pub fn targets(&self) -> &[Target] {
-        &self.targets
+    pub fn request(&self) -> Request {
+        Request { targets: self.targets.clone(), exclude_lost: self.exclude_lost, ..Request::default() }
+    }
+
+    /// The same, as a server is asked.
+    pub fn body(&self) -> PlanBody {
+        let targets = self.targets.iter().map(ToString::to_string).collect();
+        PlanBody { targets, exclude_lost: self.exclude_lost }
     }
 
     /// The cluster that the files describe.
@@ -58,14 +68,13 @@ impl PlanArgs {
 /// Plans from files.
 pub fn offline(args: &PlanArgs, form: Form) -> Result<Exit, Failure> {
     let (cluster, scores) = args.load()?;
-    let plan = lockstep_core::plan::plan(&cluster, &args.targets, &scores)?;
+    let plan = lockstep_core::plan::plan_request(&cluster, &args.request(), &scores)?;
     show(&Plan::of(&plan), form)
 }
 
 /// Plans with a server.
 pub async fn online(client: &Client, args: &PlanArgs, form: Form) -> Result<Exit, Failure> {
-    let targets = args.targets.iter().map(ToString::to_string).collect();
-    show(&client.post("/v1/plans", &PlanBody { targets }).await?.body, form)
+    show(&client.post("/v1/plans", &args.body()).await?.body, form)
 }
 
 fn show(plan: &Plan, form: Form) -> Result<Exit, Failure> {
@@ -84,10 +93,14 @@ fn show(plan: &Plan, form: Form) -> Result<Exit, Failure> {
 pub fn summary(plan: &Plan) -> String {
     let hash: String = plan.hash.chars().take(HASH_SHOWN).collect();
     let head = format!("plan {}  ", clean(&hash));
-    if plan.steps.is_empty() {
+    let mut lines = moves(plan);
+    let settings =
+        plan.settings.iter().map(|(id, value)| format!("{} = {}", clean(id), clean(&shown(value))));
+    let drains = plan.drains.iter().map(|host| format!("drains {}", clean(host)));
+    lines.splice(0..0, settings.chain(drains));
+    if lines.is_empty() {
         return format!("{head}nothing to do\n");
     }
-    let mut lines = moves(plan);
     let extras = extras(plan);
     if !extras.is_empty() {
         match lines.as_mut_slice() {
@@ -104,8 +117,13 @@ pub fn summary(plan: &Plan) -> String {
 /// A line for each group: `db: pg-a primary -> offline -> standby, pg-b standby -> primary`.
 fn moves(plan: &Plan) -> Vec<String> {
     let mut chains: BTreeMap<&str, BTreeMap<&str, String>> = BTreeMap::new();
-    for Step { group, host, from, to, .. } in &plan.steps {
-        let chain = chains.entry(group).or_default().entry(host).or_insert_with(|| clean(from));
+    for Step { group, host, from, to, set, .. } in &plan.steps {
+        let hosts = chains.entry(group).or_default();
+        if from == to {
+            hosts.insert(host, taken(set));
+            continue;
+        }
+        let chain = hosts.entry(host).or_insert_with(|| clean(from));
         chain.push_str(" -> ");
         chain.push_str(&clean(to));
     }
@@ -122,6 +140,17 @@ fn moves(plan: &Plan) -> Vec<String> {
         format!("{}: {}", clean(group), moves.join(", "))
     };
     chains.iter().map(line).collect()
+}
+
+/// `takes live = green`.
+fn taken(set: &Map<String, Value>) -> String {
+    let taken: Vec<_> =
+        set.iter().map(|(key, value)| format!("{} = {}", clean(key), clean(&shown(value)))).collect();
+    format!("takes {}", taken.join(", "))
+}
+
+fn shown(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 fn extras(plan: &Plan) -> String {
@@ -180,7 +209,7 @@ fn order(plan: &Plan) -> String {
         vec![
             step.id.to_string(),
             format!("{}@{}", step.group, step.host),
-            format!("{} -> {}", step.from, step.to),
+            if step.from == step.to { taken(&step.set) } else { format!("{} -> {}", step.from, step.to) },
             ranges(&before),
         ]
     });

@@ -5,7 +5,6 @@ use super::option::shown;
 use super::output::{Form, table};
 use super::plan::{PlanArgs, summary};
 use super::{Exit, Failure};
-use crate::api::body::PlanBody;
 use crate::api::rehearsal::{Broken, Case, Elsewhere, Held, Rehearsal, Summary, Write};
 use clap::Args;
 use lockstep_core::rehearse;
@@ -43,14 +42,13 @@ impl RehearseArgs {
 /// Rehearses from files.
 pub fn offline(args: &RehearseArgs, form: Form) -> Result<Exit, Failure> {
     let (cluster, scores) = args.plan.load()?;
-    let rehearsal = rehearse::rehearse(&cluster, args.plan.targets(), &scores)?;
+    let rehearsal = rehearse::rehearse(&cluster, &args.plan.request(), &scores)?;
     show(&Rehearsal::of(&rehearsal), args.all, form)
 }
 
 /// Rehearses with a server.
 pub async fn online(client: &Client, args: &RehearseArgs, form: Form) -> Result<Exit, Failure> {
-    let targets = args.plan.targets().iter().map(ToString::to_string).collect();
-    let answer = client.post_patiently("/v1/rehearsals", &PlanBody { targets }, REHEARSAL_MAX).await?;
+    let answer = client.post_patiently("/v1/rehearsals", &args.plan.body(), REHEARSAL_MAX).await?;
     show(&answer.body, args.all, form)
 }
 

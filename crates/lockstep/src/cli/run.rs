@@ -10,9 +10,9 @@ use super::progress::Progress;
 use super::{Exit, Failure};
 use crate::agent::random;
 use crate::api::body::RunBody;
-use crate::api::object::Transition;
+use crate::api::object::{Host, Transition};
 use clap::{Args, ValueEnum};
-use lockstep_core::id::TransitionId;
+use lockstep_core::id::{HostName, MemberId, TransitionId};
 use lockstep_core::request::Target;
 use lockstep_core::spec::OnFailure;
 use reqwest::StatusCode;
@@ -35,6 +35,29 @@ pub struct RunArgs {
     /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down or GROUP.KEY=VALUE
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<Target>,
+    #[command(flatten)]
+    how: RunOptions,
+}
+
+/// `lockstep drain`.
+#[derive(Debug, Args)]
+pub struct DrainArgs {
+    /// The host whose members are to go to their drained state, after others have taken over
+    #[arg(value_name = "HOST")]
+    host: HostName,
+    #[command(flatten)]
+    how: RunOptions,
+}
+
+impl From<DrainArgs> for RunArgs {
+    fn from(DrainArgs { host, how }: DrainArgs) -> Self {
+        Self { targets: vec![Target::Drain(host)], how }
+    }
+}
+
+/// How a transition is asked for and waited for.
+#[derive(Debug, Args)]
+struct RunOptions {
     /// Why, for the record
     #[arg(long, value_name = "TEXT")]
     reason: Option<String>,
@@ -53,6 +76,12 @@ pub struct RunArgs {
     /// Run this plan or none; the first 8 characters are enough
     #[arg(long, value_name = "HASH")]
     plan: Option<String>,
+    /// Go on although this voter or holder says no or nothing; never one that moves
+    #[arg(long = "override", value_name = "MEMBER")]
+    overrides: Vec<MemberId>,
+    /// Leave out members of lost hosts, instead of refusing
+    #[arg(long)]
+    exclude_lost: bool,
     /// Return as soon as the request is recorded
     #[arg(long, conflicts_with = "wait")]
     no_wait: bool,
@@ -69,8 +98,9 @@ enum Policy {
 /// Runs and waits.
 pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Failure> {
     let start = Instant::now();
+    let RunArgs { targets, how: args } = args;
     let body = RunBody {
-        targets: args.targets.iter().map(ToString::to_string).collect(),
+        targets: targets.iter().map(ToString::to_string).collect(),
         request_id: Some(args.request_id.unwrap_or_else(random)),
         reason: args.reason,
         plan_hash: args.plan,
@@ -79,6 +109,8 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
             Policy::Exclude => OnFailure::Exclude,
         }),
         deadline_ms: args.deadline.map(|deadline| deadline.as_millis() as u64),
+        overrides: args.overrides.iter().map(ToString::to_string).collect(),
+        exclude_lost: args.exclude_lost,
     };
     let first = ask(client, &body, start, args.wait).await?;
     let Some(id) = first.body.id.clone() else {
@@ -260,6 +292,14 @@ pub async fn abort(client: &Client, id: TransitionId, form: Form) -> Result<Exit
     let path = format!("/v1/transitions/{id}/abort");
     let aborted: Answer<Transition> = client.post(&path, &serde_json::json!({})).await?;
     form.print(&aborted.body, || format!("aborted {id}"))?;
+    Ok(Exit::Done)
+}
+
+/// Lets a drained host take members again.
+pub async fn undrain(client: &Client, host: &HostName, form: Form) -> Result<Exit, Failure> {
+    let path = format!("/v1/hosts/{host}/undrain");
+    let undrained: Answer<Host> = client.post(&path, &serde_json::json!({})).await?;
+    form.print(&undrained.body, || format!("{host} takes members again"))?;
     Ok(Exit::Done)
 }
 

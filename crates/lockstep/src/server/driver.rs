@@ -8,7 +8,7 @@ use crate::store::{Appended, Error, Fenced, Store};
 use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId};
 use lockstep_core::id::{Index, Reign, TransitionId};
 use lockstep_core::record::{Body, Record};
-use lockstep_core::request::{Code, Rejection};
+use lockstep_core::request::{Code, Rejection, Request};
 use lockstep_core::{plan, time::Time};
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -55,7 +55,7 @@ enum Heard {
 enum Waiting {
     Run(oneshot::Sender<Result<Option<TransitionId>, Rejection>>),
     Abort(oneshot::Sender<Result<(), Rejection>>),
-    Apply(oneshot::Sender<Result<Index, Rejection>>),
+    Revision(oneshot::Sender<Result<Index, Rejection>>),
 }
 
 pub(super) struct Driver<S> {
@@ -181,12 +181,13 @@ impl<S: Store> Driver<S> {
         let reply = ReplyId(self.next_reply);
         self.next_reply += 1;
         let input = match command {
-            Command::Plan { targets, reply } => {
+            Command::Plan { targets, exclude_lost, reply } => {
                 // From a snapshot, beside the engine: a large plan holds nobody up.
                 let (cluster, scores) = (self.engine.acknowledged().clone(), self.engine.scores().clone());
                 tokio::task::spawn_blocking(move || {
                     // Whoever asked may have gone.
-                    let _ = reply.send(plan::plan(&cluster, &targets, &scores));
+                    let request = Request { targets, exclude_lost, ..Request::default() };
+                    let _ = reply.send(plan::plan_request(&cluster, &request, &scores));
                 });
                 return;
             }
@@ -198,8 +199,12 @@ impl<S: Store> Driver<S> {
                 self.replies.insert(reply, Waiting::Abort(waiting));
                 Input::Abort { reply, transition }
             }
+            Command::Undrain { host, reply: waiting } => {
+                self.replies.insert(reply, Waiting::Revision(waiting));
+                Input::Undrain { reply, host }
+            }
             Command::Apply { spec, principal, reply: waiting } => {
-                self.replies.insert(reply, Waiting::Apply(waiting));
+                self.replies.insert(reply, Waiting::Revision(waiting));
                 Input::Apply { reply, spec, principal }
             }
         };
@@ -243,15 +248,15 @@ impl<S: Store> Driver<S> {
             Waiting::Run(sender) => {
                 let _ = sender.send(answer.map(|accepted| match accepted {
                     Accepted::Transition(id) => Some(id),
-                    Accepted::Nothing | Accepted::Spec(_) | Accepted::Aborted => None,
+                    Accepted::Nothing | Accepted::Spec(_) | Accepted::Host(_) | Accepted::Aborted => None,
                 }));
             }
             Waiting::Abort(sender) => {
                 let _ = sender.send(answer.map(|_| ()));
             }
-            Waiting::Apply(sender) => {
+            Waiting::Revision(sender) => {
                 let _ = sender.send(answer.and_then(|accepted| match accepted {
-                    Accepted::Spec(index) => Ok(index),
+                    Accepted::Spec(index) | Accepted::Host(index) => Ok(index),
                     Accepted::Transition(_) | Accepted::Nothing | Accepted::Aborted => Err(Rejection::new(
                         Code::StoreUnavailable,
                         "the server gave no revision",

@@ -1,7 +1,7 @@
 //! How the HTTP side talks to the one task that owns the engine: commands in, a snapshot out.
 
 use lockstep_core::cluster::Cluster;
-use lockstep_core::id::{Index, MemberId, TransitionId};
+use lockstep_core::id::{HostName, Index, MemberId, TransitionId};
 use lockstep_core::plan::Plan;
 use lockstep_core::request::{Rejection, Request, Target};
 use lockstep_core::spec::SpecFile;
@@ -45,6 +45,8 @@ pub enum Command {
     Plan {
         /// What for.
         targets: Vec<Target>,
+        /// Whether members of lost hosts are left out.
+        exclude_lost: bool,
         /// The answer.
         reply: oneshot::Sender<Result<Plan, Rejection>>,
     },
@@ -61,6 +63,13 @@ pub enum Command {
         transition: TransitionId,
         /// The answer; `Ok` once the abort is recorded, or when it was aborted before.
         reply: oneshot::Sender<Result<(), Rejection>>,
+    },
+    /// A host that was drained takes members again.
+    Undrain {
+        /// Which.
+        host: HostName,
+        /// The answer: the revision from which on it does.
+        reply: oneshot::Sender<Result<Index, Rejection>>,
     },
     /// Declare the cluster.
     Apply {
@@ -97,8 +106,8 @@ impl Handle {
     }
 
     /// Plans only.
-    pub async fn plan(&self, targets: Vec<Target>) -> Result<Plan, Rejection> {
-        self.ask(|reply| Command::Plan { targets, reply }).await
+    pub async fn plan(&self, targets: Vec<Target>, exclude_lost: bool) -> Result<Plan, Rejection> {
+        self.ask(|reply| Command::Plan { targets, exclude_lost, reply }).await
     }
 
     /// Plans and runs; answers once the request's record is acknowledged.
@@ -109,6 +118,11 @@ impl Handle {
     /// Aborts a transition that is not decided yet.
     pub async fn abort(&self, transition: TransitionId) -> Result<(), Rejection> {
         self.ask(|reply| Command::Abort { transition, reply }).await
+    }
+
+    /// Lets a host that was drained take members again; answers with the revision from which on it does.
+    pub async fn undrain(&self, host: HostName) -> Result<Index, Rejection> {
+        self.ask(|reply| Command::Undrain { host, reply }).await
     }
 
     /// Declares the cluster; answers with the revision at which it is in force.
