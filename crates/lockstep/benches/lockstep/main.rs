@@ -5,9 +5,12 @@
 //!   agents have been told the outcome of the one before. Its floor is a bare TCP exchange between two processes with
 //!   the same connections, rounds, bytes each way, and synced writes.
 //! - Planning 10,000 members. Its floor is naming and hashing the same steps.
+//! - Relations of 10,000 hosts, 1,000 groups and 20,000 derived edges, brought up to date after one change. Beside it:
+//!   the same derived anew.
 
 mod floor;
 mod load;
+mod relation;
 
 use lockstep_core::cluster::Cluster;
 use lockstep_core::id::{HostName, Index};
@@ -44,7 +47,14 @@ fn main() {
         .iter()
         .position(|arg| arg == "--rounds")
         .map_or(60, |at| args[at + 1].parse().expect("a number"));
-    let lines = [transition(100, rounds), planning(10_000)];
+    let only = args.iter().position(|arg| arg == "--only").map(|at| args[at + 1].clone());
+    let is_wanted = |name: &str| only.as_ref().is_none_or(|only| only == name);
+    let mut lines = Vec::new();
+    lines.extend(is_wanted("transition").then(|| transition(100, rounds)));
+    lines.extend(is_wanted("planning").then(|| planning(10_000)));
+    if is_wanted("relations") {
+        lines.extend(relation::run());
+    }
     println!("{:<52} {:>10} {:>10} {:>7}  aim", "", "ms", "floor ms", "ratio");
     for line in &lines {
         let verdict = if line.is_met { "met" } else { "MISSED" };
