@@ -406,14 +406,14 @@ impl Cluster {
             }
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
-                    let settings = self.settings.get(&id.group).cloned();
+                    let settings = self.settings(&id.group);
                     let member = self.member_mut(id);
                     member.actual = actual.clone();
                     if actual.is_some() {
                         member.mark = Mark::None;
                         member.may_be.clear();
                         member.goal = member.goal.take().or(actual.clone());
-                        member.settings = member.settings.take().or(settings);
+                        member.settings = member.settings.take().or(Some(settings));
                     }
                     self.drop_if_left(id);
                 }
@@ -574,20 +574,21 @@ impl Cluster {
                 transition.steps.insert((*step, *direction), StepState::Confirmed);
                 let plan = transition.plan.clone().expect("only a begun transition has steps");
                 let step = &plan.steps[step.0 as usize];
-                let (actual, set) = match direction {
-                    Direction::Forward => (&step.to, &plan.settings),
-                    Direction::Back => (&step.from, &plan.settings_before),
-                };
+                let (member, group) = (&step.member, &step.member.group);
                 // With the step came the settings, whatever has been decided about them since.
-                let group = &step.member.group;
-                let mut settings = self.settings.get(group).cloned();
-                if let (Some(settings), Some(set)) = (&mut settings, set.get(group)) {
-                    Arc::make_mut(settings)
-                        .extend(set.iter().map(|(key, value)| (key.clone(), value.clone())));
-                }
-                let member = self.member_mut(&step.member);
+                let (after, before) = plan.settings_of(&self.settings(group), member);
+                let (actual, settings) = match direction {
+                    Direction::Forward => (&step.to, after),
+                    Direction::Back => (&step.from, before),
+                };
+                let settings = match self.settings.get(group) {
+                    // Most take what is in force, and share it.
+                    Some(now) if **now == settings => now.clone(),
+                    Some(_) | None => Arc::new(settings),
+                };
+                let member = self.member_mut(member);
                 member.actual = Some(actual.clone());
-                member.settings = settings;
+                member.settings = Some(settings);
             }
             StepResult::Failed { step, direction, reason } => {
                 transition.steps.insert((*step, *direction), StepState::Failed(reason.clone()));

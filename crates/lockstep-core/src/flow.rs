@@ -109,6 +109,7 @@ mod tests {
             from: from.clone(),
             to: to.clone(),
             set: BTreeMap::new(),
+            was: BTreeMap::new(),
             after: ids(after),
         };
         let barrier = |(place, after): (usize, &&[u32])| Barrier {

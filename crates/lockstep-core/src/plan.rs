@@ -88,6 +88,9 @@ pub struct Step {
     /// The settings to take, of a step that stays where it is. Steps that move take those in force.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub set: Settings,
+    /// The same settings as the member has them, where it has them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub was: Settings,
     /// Steps and barriers that come directly before it.
     pub after: Vec<StepId>,
 }
@@ -149,6 +152,20 @@ impl Plan {
         let moving = self.moving();
         let to = asked.flat_map(|relation| &relation.to).filter(|to| moving.contains(to));
         to.cloned().collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The settings that a member has after its steps and before them, with those of its group that are in force now.
+    pub fn settings_of(&self, now: &Settings, member: &MemberId) -> (Settings, Settings) {
+        let (mut after, mut before) = (now.clone(), now.clone());
+        let put = |settings: &mut Settings, set: &Settings| {
+            settings.extend(set.iter().map(|(key, value)| (key.clone(), value.clone())));
+        };
+        self.settings.get(&member.group).into_iter().for_each(|set| put(&mut after, set));
+        self.settings_before.get(&member.group).into_iter().for_each(|set| put(&mut before, set));
+        for step in self.steps_of(member) {
+            put(&mut before, &step.was);
+        }
+        (after, before)
     }
 
     /// The steps of one member, in order.
@@ -705,14 +722,7 @@ impl<'a> Planner<'a> {
             let help = format!("ask for fewer, or raise max in [groups.{name}.limits.{state}]");
             return Rejection::new(Code::LimitBroken, message, help);
         };
-        let host = &self.cluster.hosts[&id.host];
-        let (code, why) = if !host.is_reachable() {
-            (Code::HostLost, format!("its host is {}", host.liveness))
-        } else if self.cluster.members[id].is_in_doubt() {
-            (Code::MemberInDoubt, "it is in doubt since its last transition".to_owned())
-        } else {
-            (Code::ActualUnknown, "its state is not known".to_owned())
-        };
+        let (code, why) = stuck(self.cluster, id);
         let message = format!("{id} may still be {state}, where at most {max} may be: {why}");
         let help = "bring it back: its next status settles where it is; see `lockstep status`";
         Rejection::new(code, message, help)
@@ -859,13 +869,20 @@ impl<'a> Planner<'a> {
                 }
             };
             let takes = (!set.is_empty()).then(|| to.clone());
+            let has = member.settings.clone().unwrap_or_default();
+            let was = |set: &Settings| -> Settings {
+                has.iter()
+                    .filter(|(key, _)| set.contains_key(*key))
+                    .map(|(key, value)| (key.clone(), value.clone()))
+                    .collect()
+            };
             let mut from = from;
             for to in path.iter().chain(&takes) {
                 let step = StepId(u32::try_from(plan.steps.len()).expect("STEPS_MAX fits"));
                 let set = if takes.is_some() { set.clone() } else { Settings::new() };
-                let (member, from_state) = (id.clone(), from.clone());
-                let after = Vec::new();
-                plan.steps.push(Step { id: step, member, from: from_state, to: to.clone(), set, after });
+                let (member, was) = (id.clone(), was(&set));
+                let (from_state, to_state, after) = (from.clone(), to.clone(), Vec::new());
+                plan.steps.push(Step { id: step, member, from: from_state, to: to_state, set, was, after });
                 from = to;
                 if plan.steps.len() > STEPS_MAX {
                     let message = format!("more than {STEPS_MAX} steps");
@@ -1058,6 +1075,18 @@ fn at_place(place: Option<Place<'_>>) -> String {
     place.map(|Place { label, value }| format!(" where {label} is {value}")).unwrap_or_default()
 }
 
+/// Why a member that cannot act cannot.
+fn stuck(cluster: &Cluster, id: &MemberId) -> (Code, String) {
+    let host = &cluster.hosts[&id.host];
+    if !host.is_reachable() {
+        (Code::HostLost, format!("its host is {}", host.liveness))
+    } else if cluster.members[id].is_in_doubt() {
+        (Code::MemberInDoubt, "it is in doubt since its last transition".to_owned())
+    } else {
+        (Code::ActualUnknown, "its state is not known".to_owned())
+    }
+}
+
 /// The nearest state with room, ties to the higher rank.
 fn refuge(
     group: &Group,
@@ -1115,7 +1144,7 @@ pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
         for id in cluster.members_of(name) {
             let member = &cluster.members[id];
             let host = &cluster.hosts[&id.host];
-            let has_taken = member.settings.as_ref() == settings;
+            let has_taken = member.settings.as_deref() == settings.map(|settings| &**settings);
             // Written out by hand: formatting took most of the time of a small plan. No name has a space in it.
             let state = |state: &Option<StateName>| state.as_ref().map_or("?", StateName::as_str).to_owned();
             let (goal, actual) = (state(&member.goal), state(&member.actual));

@@ -496,6 +496,11 @@ impl World {
         self.input(|reply| Input::Apply { reply, spec, principal: "operator".to_owned() })
     }
 
+    /// Lets a drained host take members again.
+    pub fn undrain(&mut self, host: HostName) -> ReplyId {
+        self.input(|reply| Input::Undrain { reply, host })
+    }
+
     /// Asks for a transition.
     pub fn run(&mut self, request: Request) -> ReplyId {
         let asked = request.clone();

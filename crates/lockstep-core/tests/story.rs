@@ -100,6 +100,7 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
         ["run", rest @ ..] => {
             world.run(request(rest));
         }
+        ["undrain", host] => drop(world.undrain(HostName::new(host).unwrap())),
         ["abort", id] => drop(world.abort(named(world, id))),
         ["deliver"] => world.deliver(),
         ["step", count, "messages"] => {
@@ -144,6 +145,7 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
                 .collect();
         }
         ["plan", targets @ ..] => return show_plan(world, targets),
+        ["relations"] => return relations(world),
         _ => shown.push(format!("bad story: {line:?}")),
     }
     if !is_quiet {
@@ -215,6 +217,10 @@ fn request(words: &[&str]) -> Request {
             request.on_failure = Some(serde_json::from_value(policy.into()).unwrap());
         } else if let Some(ms) = word.strip_prefix("deadline=") {
             request.deadline_ms = Some(ms.parse().unwrap());
+        } else if let Some(member) = word.strip_prefix("override=") {
+            request.overrides.insert(member.parse().unwrap());
+        } else if *word == "exclude-lost" {
+            request.exclude_lost = true;
         } else if let Some(hash) = word.strip_prefix("hash=") {
             request.plan_hash = Some(hash.to_owned());
         } else if let Some((target, count)) = word.split_once('*') {
@@ -243,6 +249,13 @@ fn status(world: &World) -> Vec<String> {
         if known.liveness != Liveness::Alive {
             lines.push(format!("{host} {}", known.liveness));
         }
+        if known.is_drained {
+            lines.push(format!("{host} drained"));
+        }
+    }
+    for (group, settings) in &cluster.settings {
+        let settings: Vec<_> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        lines.push(format!("{group} {}", settings.join(" ")));
     }
     for (id, member) in &cluster.members {
         let mut line = format!("{id} {}", name(&member.actual));
@@ -257,6 +270,12 @@ fn status(world: &World) -> Vec<String> {
         }
         if member.leaving {
             line.push_str(" leaving");
+        }
+        let in_force = cluster.settings.get(&id.group);
+        for (key, value) in member.settings.iter().flat_map(|settings| settings.iter()) {
+            if in_force.and_then(|settings| settings.get(key)) != Some(value) {
+                write!(line, " has {key}={value}").unwrap();
+            }
         }
         let real = world.software().get(id).cloned();
         if real.is_some() && real != member.actual {
@@ -297,10 +316,23 @@ fn show(world: &World, id: TransitionId) -> Vec<String> {
     lines
 }
 
+fn relations(world: &World) -> Vec<String> {
+    let Some(server) = world.server() else { return vec!["no server".to_owned()] };
+    let relations = &server.acknowledged().relations;
+    let edges = relations.iter().flat_map(|relation| relation.to.iter().map(move |to| (relation, to)));
+    let shown = edges.map(|(relation, to)| {
+        let since = relations.since(relation, to).map_or("?".to_owned(), |since| since.revision.to_string());
+        format!(
+            "{} {} {to} need {} {:?} since {since}",
+            relation.from, relation.kind, relation.need, relation.origin
+        )
+    });
+    shown.collect()
+}
+
 fn show_plan(world: &World, targets: &[&str]) -> Vec<String> {
     let Some(server) = world.server() else { return vec!["no server".to_owned()] };
-    let targets = request(targets).targets;
-    let plan = match plan::plan(server.acknowledged(), &targets, server.scores()) {
+    let plan = match plan::plan_request(server.acknowledged(), &request(targets), server.scores()) {
         Ok(plan) => plan,
         Err(rejection) => {
             return vec![format!("rejected {}: {}; {}", rejection.code, rejection.message, rejection.help)];
@@ -310,8 +342,9 @@ fn show_plan(world: &World, targets: &[&str]) -> Vec<String> {
     for step in &plan.steps {
         let after: Vec<_> = step.after.iter().map(ToString::to_string).collect();
         let mark = if plan.no_return.contains(&step.id) { " no-return" } else { "" };
+        let set: String = step.set.iter().map(|(key, value)| format!(" {key}={value}")).collect();
         lines.push(format!(
-            "{} {} {} -> {} after [{}]{mark}",
+            "{} {} {} -> {}{set} after [{}]{mark}",
             step.id,
             step.member,
             step.from,
@@ -330,6 +363,9 @@ fn show_plan(world: &World, targets: &[&str]) -> Vec<String> {
     }
     if !plan.gaps.is_empty() {
         lines.push(format!("gaps: {:?}", plan.gaps));
+    }
+    if !plan.settings.is_empty() {
+        lines.push(format!("settings: {:?}, before {:?}", plan.settings, plan.settings_before));
     }
     lines.push(format!("exclusive {:?} shared {:?}", plan.exclusive, plan.shared));
     lines

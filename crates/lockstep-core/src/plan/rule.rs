@@ -1,7 +1,7 @@
 //! What relations demand of a plan: who is paired with whom, who is concerned and asked, and that groups which exclude
 //! each other never serve together.
 
-use super::{Plan, at_place};
+use super::{Plan, at_place, stuck};
 use crate::cluster::{Cluster, Place};
 use crate::id::{GroupName, MemberId, StateName};
 use crate::plan::order::Bond;
@@ -146,11 +146,16 @@ pub(super) fn check_excludes(cluster: &Cluster, plan: &Plan, bonds: &[Bond]) -> 
                 if !comes_up {
                     return None;
                 }
-                let in_the_way = there.iter().find(|id| stays(id))?;
+                let in_the_way = *there.iter().find(|id| stays(id))?;
                 let place = at_place(pair.place);
                 let message = format!(
                     "{entering} and {standing} exclude each other, and {in_the_way} may serve{place}"
                 );
+                if !cluster.can_act(in_the_way) {
+                    let (code, why) = stuck(cluster, in_the_way);
+                    let help = "bring it back: its next status settles where it is; see `lockstep status`";
+                    return Some(Rejection::new(code, format!("{message}: {why}"), help));
+                }
                 let help = format!("take it down in the same request: {standing}=down");
                 Some(Rejection::new(Code::Excluded, message, help))
             };

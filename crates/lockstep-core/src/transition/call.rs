@@ -73,27 +73,19 @@ impl Engine {
         let votes = transition.votes.iter().chain(&run.votes).chain(open.into_iter().flat_map(Ballot::votes));
         let out =
             votes.filter(|vote| !vote.out.is_empty()).map(|vote| (vote.member.clone(), vote.out.clone()));
-        let (settings, was) = self.context_settings(transition, &run.plan, &member.group);
+        let (settings, was) = self.context_settings(transition, &run.plan, member);
         Some(Context { settings, was, members, out: out.collect() })
     }
 
-    /// The settings of a group as they are to be and as they were: the other way round while they are taken back, and
-    /// the same twice when nothing comes of a change.
+    /// The settings of a member's group as they are to be and as they were, or as it has them itself: the other way
+    /// round while they are taken back, and the same twice when nothing comes of a change.
     fn context_settings(
         &self,
         transition: &Transition,
         plan: &Plan,
-        group: &GroupName,
+        member: &MemberId,
     ) -> (Settings, Settings) {
-        let now = self.head.settings(group);
-        let with = |set: &BTreeMap<GroupName, Settings>| {
-            let mut settings = (*now).clone();
-            settings.extend(
-                set.get(group).into_iter().flatten().map(|(key, value)| (key.clone(), value.clone())),
-            );
-            settings
-        };
-        let (after, before) = (with(&plan.settings), with(&plan.settings_before));
+        let (after, before) = plan.settings_of(&self.head.settings(&member.group), member);
         match transition.decision {
             Some(Decision::Abort) => (before.clone(), before),
             Some(Decision::Commit) if transition.undo.is_some() => (before, after),

@@ -139,6 +139,15 @@ fn describe_call(call: &Call) -> String {
     {
         write!(line, " {from} -> {to}").expect("a String takes all");
     }
+    if let (Phase::Commit | Phase::Undo | Phase::Check | Phase::Hold, Some(context)) =
+        (call.phase, &call.context)
+    {
+        for (key, value) in
+            context.settings.iter().filter(|(key, value)| context.was.get(*key) != Some(value))
+        {
+            write!(line, " {key}={value}").expect("a String takes all");
+        }
+    }
     if let (Phase::Release, decision) = (call.phase, call.decision) {
         let decision = decision.map_or("unknown".to_owned(), |decision| decision.to_string());
         write!(line, " decision {decision}").expect("a String takes all");

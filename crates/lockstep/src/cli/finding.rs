@@ -124,8 +124,7 @@ fn of_member(group: &Group, member: &Member) -> Option<Finding> {
         let problem = format!("{id} is leaving: its host no longer matches, and it is {actual}");
         return Some(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) });
     }
-    let stale =
-        group.settings.iter().find(|(key, value)| member.settings.get(*key).is_some_and(|has| has != *value));
+    let stale = group.settings.iter().find(|(key, value)| member.settings.get(*key) != Some(value));
     if let Some((key, value)) = stale.filter(|_| group.serving.contains(actual)) {
         let value = value.as_str().map_or_else(|| value.to_string(), str::to_owned);
         let run = format!("{}.{key}={value}", group.name);
