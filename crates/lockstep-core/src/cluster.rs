@@ -391,7 +391,12 @@ impl Cluster {
                         for (member, goal) in &plan.goals_before {
                             self.member_mut(member).goal = goal.clone();
                         }
-                        self.put_settings(&plan.settings_before, Since { revision: index, at: record.at });
+                        if !mutant::is(Mutant::UndoKeepsSettings) {
+                            self.put_settings(
+                                &plan.settings_before,
+                                Since { revision: index, at: record.at },
+                            );
+                        }
                         self.put_drained(&plan, false);
                     }
                     Turn::Exclude => {
@@ -641,6 +646,15 @@ impl Cluster {
                 if mark == Mark::InDoubt {
                     let ends = plan.steps_of(member).flat_map(|step| [step.from.clone(), step.to.clone()]);
                     known.may_be = ends.collect();
+                    // A status tells the state, and not which settings the software has: it takes them anew.
+                    if plan.settings.contains_key(&member.group)
+                        || plan.steps_of(member).any(|step| !step.moves())
+                    {
+                        let is_known = mutant::is(Mutant::DoubtTakesSettings);
+                        let settings =
+                            if is_known { self.settings.get(&member.group).cloned() } else { None };
+                        known.settings = Some(settings.unwrap_or_default());
+                    }
                 }
             }
             self.drop_if_left(member);

@@ -79,6 +79,12 @@ mutants! {
     OutcomeUntold = "outcome-untold",
     /// Orders go out in an order that is another one each time.
     Unordered = "unordered",
+    /// A group begins to serve while one that it excludes does.
+    ExcludesIgnored = "excludes-ignored",
+    /// Settings stay in force when their transition is undone.
+    UndoKeepsSettings = "undo-keeps-settings",
+    /// A member whose step had no known end is taken to have the settings that were decided.
+    DoubtTakesSettings = "doubt-takes-settings",
 }
 
 impl fmt::Display for Mutant {

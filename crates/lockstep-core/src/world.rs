@@ -23,7 +23,7 @@ use crate::message::{Call, Findings, Order, Phase, Report};
 use crate::plan::Scores;
 use crate::record::Record;
 use crate::request::{Rejection, Request};
-use crate::spec::SpecFile;
+use crate::spec::{Settings, SpecFile};
 use crate::time::{Now, Time, WallTime};
 use crate::vote::Answer;
 use serde_json::{Map, Value};
@@ -191,6 +191,8 @@ pub struct World {
     /// What agent.toml says of handlers on every host.
     rules: Arc<BTreeMap<HandlerName, HandlerRules>>,
     software: BTreeMap<MemberId, StateName>,
+    /// The settings that software has taken, once it has taken some.
+    taken: BTreeMap<MemberId, Settings>,
     /// What software has been asked to prepare or hold, and not to forget again.
     promises: BTreeSet<(MemberId, Phase)>,
     answers: BTreeMap<ReplyId, Result<Accepted, Rejection>>,
@@ -808,6 +810,11 @@ impl World {
         }
     }
 
+    /// The settings that software has taken, whatever its agent and the server know of it.
+    pub fn taken(&self) -> &BTreeMap<MemberId, Settings> {
+        &self.taken
+    }
+
     /// Puts software into a state behind everybody's back.
     pub fn set_software(&mut self, member: &MemberId, state: &StateName) {
         self.software.insert(member.clone(), state.clone());
@@ -1121,6 +1128,9 @@ impl World {
         let moves = matches!(call.phase, Phase::Commit | Phase::Undo | Phase::Stop);
         if let (true, true, Some(to)) = (moves, script.has_effect, &call.to) {
             self.software.insert(call.member.clone(), to.clone());
+            if let (Phase::Commit | Phase::Undo, Some(context)) = (call.phase, &call.context) {
+                self.taken.insert(call.member.clone(), context.settings.clone());
+            }
         }
         let member = call.member.clone();
         match call.phase {

@@ -117,4 +117,5 @@ invariants! {
     i19_heals::Heals,
     i20_spared_stay::SparedStay,
     calls_never_overlap::CallsNeverOverlap,
+    settings_as_decided::SettingsAsDecided,
 }

@@ -1,13 +1,13 @@
 //! Random clusters and random requests.
 
-use lockstep_core::id::HostName;
+use lockstep_core::id::{HostName, MemberId};
 use lockstep_core::request::{Request, Target};
 use lockstep_core::spec::{OnFailure, SpecFile};
 use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A cluster to try things on: what is declared, and the hosts with their labels.
 #[derive(Debug, Clone)]
@@ -31,6 +31,9 @@ struct Group {
     /// Of `check` and of `prepare`: sometimes longer than a lease, so that hosts are lost before the decision.
     vote_ms: u64,
     commit_ms: u64,
+    /// Whether it has a setting, `v`, a number.
+    has_setting: bool,
+    parallel: Option<u32>,
     hosts: Vec<usize>,
 }
 
@@ -60,6 +63,8 @@ impl Shape {
                     hold_ms: *[1500, 3000, 5000, 15_000].choose(rng).expect("there are some"),
                     vote_ms: *[2000, 2000, 8000].choose(rng).expect("there are some"),
                     commit_ms: *[2000, 5000, 15_000].choose(rng).expect("there are some"),
+                    has_setting: rng.random_ratio(1, 2),
+                    parallel: *[None, None, Some(1), Some(2)].choose(rng).expect("there are some"),
                     hosts: (0..members).map(|next| (first + next) % host_count).collect(),
                 }
             })
@@ -75,17 +80,44 @@ impl Shape {
         for from in 1..self.groups.len() {
             for to in 0..from {
                 if rng.random_ratio(1, 2) {
-                    let kind = *["requires", "watches"].choose(rng).expect("there are some");
-                    let mut relation =
-                        json!({"from": self.groups[from].name, "to": self.groups[to].name, "kind": kind});
-                    if let Some(ask) = [None, Some("vote"), Some("hold")].choose(rng).expect("there are some")
-                    {
-                        relation["ask"] = json!(ask);
-                    }
+                    let relation = self.relation(from, to, rng);
                     self.relations.push(relation);
                 }
             }
+            if from > 1 && rng.random_ratio(1, 6) {
+                let to: Vec<_> = self.groups[..from].iter().map(|group| &group.name).collect();
+                let relation =
+                    json!({"from": self.groups[from].name, "to": to, "kind": "requires", "need": 1});
+                self.relations.push(relation);
+            }
         }
+    }
+
+    fn relation(&self, from: usize, to: usize, rng: &mut ChaCha8Rng) -> Value {
+        let kinds = ["requires", "requires", "watches", "watches", "after", "excludes"];
+        let kind = *kinds.choose(rng).expect("there are some");
+        let (from, to) = (&self.groups[from], &self.groups[to]);
+        let mut relation = json!({"from": from.name, "to": to.name, "kind": kind});
+        if let Some(ask) = [None, Some("vote"), Some("hold")].choose(rng).expect("there are some") {
+            relation["ask"] = json!(ask);
+            if to.has_setting && rng.random_ratio(1, 2) {
+                relation["on"] = json!(["v"]);
+            }
+        }
+        if rng.random_ratio(1, 4) {
+            relation["scope"] = json!("zone");
+        }
+        match kind {
+            "requires" | "excludes" if rng.random_ratio(1, 3) => relation["cascade"] = json!(true),
+            "excludes" if rng.random_ratio(1, 2) => relation["moving"] = json!(true),
+            _ => {}
+        }
+        if let Some(setting) = self.groups.iter().find(|group| group.has_setting)
+            && rng.random_ratio(1, 5)
+        {
+            relation["when"] = json!({format!("{}.v", setting.name): rng.random_range(0..2)});
+        }
+        relation
     }
 
     /// Changes something that is declared.
@@ -128,7 +160,8 @@ impl Shape {
     /// The labels of a host: the groups that it is in.
     pub(crate) fn labels(&self, host: usize) -> BTreeMap<String, String> {
         let groups = self.groups.iter().filter(|group| group.hosts.contains(&host));
-        groups.map(|group| (group.name.clone(), "y".to_owned())).collect()
+        let zone = ("zone".to_owned(), format!("z{}", host % 2));
+        groups.map(|group| (group.name.clone(), "y".to_owned())).chain([zone]).collect()
     }
 
     /// Takes a host out of a group, or puts it in.
@@ -142,12 +175,27 @@ impl Shape {
         }
     }
 
+    fn member(&self, rng: &mut ChaCha8Rng) -> Option<MemberId> {
+        let group = self.groups.choose(rng)?;
+        let host = &self.hosts[*group.hosts.choose(rng)?];
+        Some(format!("{}@{host}", group.name).parse().expect("it is written as members are"))
+    }
+
     /// A request that is mostly possible.
     pub(crate) fn request(&self, id: String, rng: &mut ChaCha8Rng) -> Request {
         let mut targets = Vec::new();
         for _ in 0..*[1, 1, 1, 2].choose(rng).expect("there are some") {
             let group = self.groups.choose(rng).expect("there are some");
             let state = group.states.choose(rng).expect("there are some");
+            if group.has_setting && rng.random_ratio(1, 4) {
+                let setting = format!("{}.v={}", group.name, rng.random_range(0..3));
+                targets.push(setting.parse().expect("it is written as targets are"));
+                continue;
+            }
+            if rng.random_ratio(1, 12) {
+                targets.push(Target::Drain(self.hosts.choose(rng).expect("there are some").clone()));
+                continue;
+            }
             let whole = match rng.random_range(0..8) {
                 0 => Some("up".to_owned()),
                 1 => Some("down".to_owned()),
@@ -174,7 +222,12 @@ impl Shape {
                 .expect("there are some"),
             deadline_ms: *deadlines.choose(rng).expect("there are some"),
             plan_hash: rng.random_ratio(1, 40).then(|| "no-such-plan".to_owned()),
-            ..Request::default()
+            overrides: if rng.random_ratio(1, 10) {
+                self.member(rng).into_iter().collect()
+            } else {
+                BTreeSet::new()
+            },
+            exclude_lost: rng.random_ratio(1, 8),
         }
     }
 }
@@ -189,6 +242,12 @@ impl Group {
             "hold_ms": self.hold_ms,
             "deadlines_ms": {"check": self.vote_ms, "prepare": self.vote_ms, "commit": self.commit_ms},
         });
+        if self.has_setting {
+            declared["settings"] = json!({"v": 0});
+        }
+        if let Some(parallel) = self.parallel {
+            declared["parallel"] = json!(parallel);
+        }
         if let Some(policy) = self.on_failure {
             declared["on_failure"] = json!(policy);
         }

@@ -637,7 +637,12 @@ impl Sim {
         if !is_up {
             return Ok(());
         }
-        match self.rng.random_range(0..20) {
+        match self.rng.random_range(0..21) {
+            20 => {
+                let host = self.shape.hosts.choose(&mut self.rng).expect("there are some").clone();
+                self.world.undrain(host);
+                self.asks += 1;
+            }
             0 | 1 if !self.asked.is_empty() => {
                 // The same once more, as a client does that got no answer; sometimes it is not quite the same.
                 let mut request = self.asked.choose(&mut self.rng).expect("it is not empty").clone();

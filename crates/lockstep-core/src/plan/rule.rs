@@ -4,6 +4,7 @@
 use super::{Plan, at_place, stuck};
 use crate::cluster::{Cluster, Place};
 use crate::id::{GroupName, MemberId, StateName};
+use crate::mutant::{self, Mutant};
 use crate::plan::order::Bond;
 use crate::relation::Relation;
 use crate::request::{Code, Rejection};
@@ -131,8 +132,12 @@ pub(super) fn check_excludes(cluster: &Cluster, plan: &Plan, bonds: &[Bond]) -> 
         !leaves(id) && lifecycle.serving.iter().any(|state| cluster.may_be_in(id, state))
     };
     let ends_serving = |id: &MemberId| plan.goals.get(id).is_some_and(|goal| serves(id, goal));
-    let excludes =
-        |bond: &&Bond| bond.at_end && bond.relation.kind == Kind::Excludes && !bond.relation.moving;
+    let excludes = |bond: &&Bond| {
+        bond.at_end
+            && bond.relation.kind == Kind::Excludes
+            && !bond.relation.moving
+            && !mutant::is(Mutant::ExcludesIgnored)
+    };
     for bond in bonds.iter().filter(excludes) {
         let relation = &*bond.relation;
         let to = relation.to.iter().next().expect("a relation leads somewhere");

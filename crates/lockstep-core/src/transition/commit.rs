@@ -10,9 +10,11 @@ use crate::message::{Done, Outcome, Phase, Role};
 use crate::mutant::{self, Mutant};
 use crate::plan::{self, Plan};
 use crate::record::{Body, Direction, HoldEnd, Left, StepResult, Turn};
-use crate::spec::OnFailure;
+use crate::relation::Relation;
+use crate::spec::{Kind, OnFailure};
 use crate::vote::Answer;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 impl Engine {
     pub(super) fn course(&self, transition: &Transition, plan: &Plan) -> Course {
@@ -299,8 +301,8 @@ impl Engine {
         }
     }
 
-    /// Whether the state that a step enters has room, with every other member counted wherever it may be. The
-    /// plan's order sees to that by itself while nothing fails.
+    /// Whether the state that a step enters has room, with every other member counted wherever it may be, and no group
+    /// serves that excludes this one. The plan's order sees to that by itself while nothing fails.
     fn has_room(
         &self,
         transition: &Transition,
@@ -316,9 +318,34 @@ impl Engine {
         };
         let Some(group) = self.head.spec.groups.get(&step.member.group) else { return false };
         let count = self.head.members_of(&step.member.group).count();
-        let Some(max) = group.max(into, count) else { return true };
-        let others = self.head.members_of(&step.member.group).filter(|other| **other != step.member);
-        others.filter(|other| self.may_be_in(transition, run, course, other, into)).count() < max
+        let mut others = self.head.members_of(&step.member.group).filter(|other| **other != step.member);
+        let has_room = group.max(into, count).is_none_or(|max| {
+            others.by_ref().filter(|other| self.may_be_in(transition, run, course, other, into)).count() < max
+        });
+        has_room && (!group.lifecycle.serves(into) || self.is_alone(transition, run, course, &step.member))
+    }
+
+    /// Whether nobody may serve in the groups that exclude a member's, as far as its plan knew of them and they still do.
+    fn is_alone(&self, transition: &Transition, run: &Run, course: &Course, member: &MemberId) -> bool {
+        let excludes = |relation: &&Arc<Relation>| {
+            let is_bound = relation.kind == Kind::Excludes && !relation.moving;
+            is_bound && run.plan.relations.contains(relation)
+        };
+        let mut relations = self.head.relations.of(&member.group).filter(excludes);
+        let may_serve = |relation: &Relation, other: &MemberId| {
+            let label = relation.scope.as_ref();
+            let is_paired = label.is_none_or(|label| {
+                let place = self.head.place(member, label);
+                place.is_some_and(|place| self.head.is_at(other, place))
+            });
+            let serving = self.head.spec.groups.get(&other.group).map(|group| &group.lifecycle.serving);
+            let mut serving = serving.into_iter().flatten();
+            is_paired && serving.any(|state| self.may_be_in(transition, run, course, other, state))
+        };
+        relations.all(|relation| {
+            let mut others = relation.groups().filter(|group| **group != member.group);
+            others.all(|group| !self.head.members_of(group).any(|other| may_serve(relation, other)))
+        })
     }
 
     /// Whether a member may be in a state: where it is, or either end of a step of unknown or unfinished end.

@@ -8,6 +8,7 @@ use lockstep_core::agent::AgentRecord;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::id::{HostName, Index, MemberId, RunId, TransitionId};
 use lockstep_core::message::{Decision, Phase, Report, Role};
+use lockstep_core::plan::Participant;
 use lockstep_core::record::{Body, Liveness};
 use lockstep_core::vote::Answer;
 use lockstep_core::world::{Happened, ServerId, World};
@@ -32,7 +33,11 @@ impl VotesBind {
     fn check(&self, server: ServerId, id: TransitionId, cluster: &Cluster) -> Verdict {
         let transition = &cluster.transitions[&id];
         let Some(plan) = &transition.plan else { return Err(format!("{id} is decided without a plan")) };
-        for asked in plan.asked() {
+        // Whom an operator has overridden is asked for his word, and nobody waits for it. Never one that moves.
+        let counts = |asked: &&Participant| {
+            asked.role == Role::Actor || !transition.request.overrides.contains(&asked.member)
+        };
+        for asked in plan.asked().filter(counts) {
             let member = &asked.member;
             let phases: &[Phase] = match asked.role {
                 // It is where it should be already, and only its goal changes.

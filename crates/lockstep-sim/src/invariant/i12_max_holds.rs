@@ -1,10 +1,51 @@
-//! A `max` is never exceeded: counted in the software itself, wherever its agents and servers are.
+//! A `max` is never exceeded, and groups that exclude each other never serve together: counted in the software itself,
+//! wherever its agents and servers are.
 
 use super::{Invariant, Verdict};
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::{GroupName, MemberId};
+use lockstep_core::message::Decision;
+use lockstep_core::relation::Relation;
+use lockstep_core::spec::Kind;
 use lockstep_core::world::World;
+use std::collections::BTreeSet;
+use std::sync::Arc;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(crate) struct MaxHolds;
+pub(crate) struct MaxHolds {
+    /// Relations that are bound to hold: those that came while both groups served, or a decided transition was moving
+    /// one of them, are so only once that is over.
+    bound: BTreeSet<Arc<Relation>>,
+}
+
+/// The members of the groups at both ends that serve, where a relation pairs them; none: it holds.
+fn together(world: &World, cluster: &Cluster, relation: &Relation) -> Option<(MemberId, MemberId)> {
+    let serving = |group: &GroupName| {
+        let lifecycle = &cluster.spec.groups[group].lifecycle;
+        let is_in = |(member, state): &(&MemberId, &_)| {
+            let is_there = cluster.members.contains_key(*member);
+            is_there && member.group == *group && lifecycle.serves(state)
+        };
+        world.software().iter().filter(is_in).map(|(member, _)| member.clone()).collect::<Vec<_>>()
+    };
+    let is_paired = |one: &MemberId, other: &MemberId| match &relation.scope {
+        Some(label) => cluster.place(one, label).is_some_and(|place| cluster.is_at(other, place)),
+        None => true,
+    };
+    let others: Vec<_> = relation.to.iter().flat_map(serving).collect();
+    serving(&relation.from).into_iter().find_map(|one| {
+        let other = others.iter().find(|other| is_paired(&one, other))?;
+        Some((one.clone(), other.clone()))
+    })
+}
+
+fn is_moving(cluster: &Cluster, relation: &Relation) -> bool {
+    cluster.open.iter().any(|id| {
+        let transition = &cluster.transitions[id];
+        let moves = |group| transition.plan.as_ref().is_some_and(|plan| plan.moving().contains(group));
+        transition.decision == Some(Decision::Commit) && relation.groups().any(moves)
+    })
+}
 
 impl Invariant for MaxHolds {
     const NAME: &'static str = "12 max-holds";
@@ -24,6 +65,18 @@ impl Invariant for MaxHolds {
                 if there.len() > max {
                     return Err(format!("{} are {state}, at most {max} may be", there.join(" and ")));
                 }
+            }
+        }
+        let excludes = |relation: &&Arc<Relation>| relation.kind == Kind::Excludes && !relation.moving;
+        let relations: BTreeSet<_> = cluster.relations.iter().filter(excludes).cloned().collect();
+        self.bound.retain(|relation| relations.contains(relation));
+        for relation in relations {
+            match together(world, cluster, &relation) {
+                Some((one, other)) if self.bound.contains(&relation) => {
+                    return Err(format!("{one} and {other} serve, and their groups exclude each other"));
+                }
+                None if !is_moving(cluster, &relation) => _ = self.bound.insert(relation),
+                Some(_) | None => {}
             }
         }
         Ok(())
