@@ -646,14 +646,11 @@ impl Cluster {
                 if mark == Mark::InDoubt {
                     let ends = plan.steps_of(member).flat_map(|step| [step.from.clone(), step.to.clone()]);
                     known.may_be = ends.collect();
-                    // A status tells the state, and not which settings the software has: it takes them anew.
-                    if plan.settings.contains_key(&member.group)
-                        || plan.steps_of(member).any(|step| !step.moves())
-                    {
+                    // Whatever step it was, the settings in force came with it. A status tells the state, and not which of
+                    // them the software has: it takes them anew.
+                    if let Some(settings) = self.settings.get(&member.group) {
                         let is_known = mutant::is(Mutant::DoubtTakesSettings);
-                        let settings =
-                            if is_known { self.settings.get(&member.group).cloned() } else { None };
-                        known.settings = Some(settings.unwrap_or_default());
+                        known.settings = Some(if is_known { settings.clone() } else { Arc::default() });
                     }
                 }
             }
