@@ -155,6 +155,19 @@ exit $code
         actuals = lambda: {name: row["actual"] for name, row in self.members().items()}
         wait_until(lambda: actuals() == expected, f"members are {expected}", MEMBERS_S, 0.05)
 
+    def expect_agreement(self, disagreements=lambda members: []):
+        """Goals and reports are the same, nobody is in doubt, and `disagreements` finds nothing in these members."""
+        def found():
+            members = self.members()
+            own = [f"{name}: goal {row['goal']}, actual {row['actual']}, mark {row['mark']}"
+                   for name, row in members.items() if row["goal"] != row["actual"] or row["mark"]]
+            return own + disagreements(members)
+
+        try:
+            wait_until(lambda: not found(), "agreement", 20, 0.05)
+        except TimeoutError:
+            raise Unexpected(f"no agreement: {found()}") from None
+
     # --- what they wrote down
 
     def expect_one_story(self, outcomes):
