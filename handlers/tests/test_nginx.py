@@ -193,7 +193,7 @@ class Taking(NginxCase):
         with socket.create_server(("127.0.0.1", 0)) as taken:
             self.template("server {\n", f"server {{\n listen 127.0.0.1:{taken.getsockname()[1]};\n")
             self.yes(self.take("prepare"))
-            self.no(self.take("commit", deadline_ms=1500), "nginx serves by-hand and not what is in")
+            self.no(self.take("commit", deadline_ms=1500), "nginx answers by-hand")
         self.assertEqual(self.edge.get(), "blue")
         self.yes(self.take("undo", settings=BLUE, was=GREEN, token=9))
         self.assertEqual(self.yes(self.member.call("status"))["facts"]["generation"], "by-hand")
@@ -202,7 +202,7 @@ class Taking(NginxCase):
         old = sorted(self.edge.workers())
         os.kill(old[0], signal.SIGSTOP)
         try:
-            self.no(self.take("commit", deadline_ms=1500), f"still take connections: [{old[0]}]")
+            self.no(self.take("commit", deadline_ms=1500), f"still take connections: [{old[0]}]; nginx answers ")
         finally:
             os.kill(old[0], signal.SIGCONT)
         self.yes(self.take("commit"))
