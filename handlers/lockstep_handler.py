@@ -40,6 +40,8 @@ class Call:
         self.subject = env.get("LOCKSTEP_SUBJECT", "").replace(",", " ").split()
         self.members = context.get("members") or []
         self.out = context.get("out") or {}
+        self.settings = context.get("settings") or {}  # the group's, as they should be
+        self.was = context.get("was") or {}  # and as they were: another value is a change that this step takes
         self.deadline_ms = number(env, "LOCKSTEP_DEADLINE_MS", DEADLINE_MS_DEFAULT)
         self.hold_ms = number(env, "LOCKSTEP_HOLD_MS", self.deadline_ms)
         self._ends = time.monotonic() + max(self.deadline_ms - REPLY_MARGIN_MS, 0) / 1000
@@ -122,6 +124,48 @@ def resolve(host):
         return [info[4][0] for info in socket.getaddrinfo(host, None, type=socket.SOCK_STREAM)]
     except OSError:
         return []
+
+
+def command(call, name, what):
+    """The argv that starts or stops the software, from NAME_START or NAME_STOP in the handler's `env`."""
+    try:
+        argv = json.loads(call.env.get(name) or "null")
+    except ValueError:
+        raise No(f"{name} is not JSON; it must be an argv such as [\"systemctl\", \"start\", \"...\"]") from None
+    if argv is None:
+        raise No(f"cannot go from {call.from_state} to {call.to_state}: {name} is not set, so nothing here may "
+                 f"{'start' if name.endswith('_START') else 'stop'} {what}")
+    if not isinstance(argv, list) or not argv or not all(isinstance(word, str) for word in argv):
+        raise No(f"{name} must be a JSON list of words")
+    return argv
+
+
+def run(call, name, what):
+    """Runs that argv to its end."""
+    ended = execute(call, command(call, name, what))
+    if ended.code:
+        raise No(f"{name} ended with {ended.code}: {ended.last_line}")
+
+
+class Ended:
+    """How a program ended, and what it wrote to its standard error."""
+
+    def __init__(self, code, text):
+        self.code, self.lines = code, text.strip().splitlines()
+        self.last_line = self.lines[-1] if self.lines else ""
+
+
+def execute(call, argv):
+    """A program with the deadline of the call."""
+    import subprocess  # here: a fifth of a start, which clients wait for in other phases
+    import tempfile
+    path = os.environ.get("PATH", "/usr/local/bin:/usr/bin:/bin") + ":/usr/local/sbin:/usr/sbin:/sbin"  # where servers are
+    env = {**os.environ, "PATH": path}
+    with tempfile.TemporaryFile() as errors:  # not a pipe: a server that it starts would hold that open for ever
+        done = subprocess.run(argv, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=errors,
+                              timeout=max(call.time_left_s(), 0.1), check=False)
+        errors.seek(0)
+        return Ended(done.returncode, errors.read().decode("utf-8", "replace"))
 
 
 def main(phases):

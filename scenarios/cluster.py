@@ -30,7 +30,7 @@ class Cluster:
 
     def __init__(self, lab, binary):
         self.lab, self.binary = lab, binary
-        self._agents = {}  # name -> (process, label, address)
+        self._agents = {}  # name -> (process, label, address, server)
         self._halt = lab.path("halt")
         self.url, self._server = None, None
         self.start_server("127.0.0.1:0")
@@ -48,21 +48,20 @@ class Cluster:
         self._server.kill()
         self._server.wait()
 
-    def start_agent(self, name, label, address):
-        """Again after a kill: with the same data, and so the same identity."""
-        argv = [self.binary, "agent", "--server", self.url, "--name", name, "--address", address, "--label", label,
+    def start_agent(self, name, label, address, server=None):
+        """Again after a kill: with the same data, and so the same identity. `server`: another way to it than `url`."""
+        argv = [self.binary, "agent", "--server", server or self.url, "--name", name, "--address", address, "--label", label,
                 "--data", self.lab.path(f"agent-{name}"), "--config", self.lab.path(f"{name}.toml")]
         process, _ = self._start(f"agent-{name}", argv, rf"^joined as {name}\b")
-        self._agents[name] = (process, label, address)
+        self._agents[name] = (process, label, address, server)
 
     def kill_agent(self, name):
-        process, _, _ = self._agents[name]
+        process = self._agents[name][0]
         process.kill()
         process.wait()
 
     def restart_agent(self, name):
-        _, label, address = self._agents[name]
-        self.start_agent(name, label, address)
+        self.start_agent(name, *self._agents[name][1:])
 
     def _start(self, name, argv, pattern):
         """Returns when a new line of the process matches: the process, and the line or its first group."""
@@ -154,6 +153,19 @@ exit $code
     def wait_for_actuals(self, expected):
         actuals = lambda: {name: row["actual"] for name, row in self.members().items()}
         wait_until(lambda: actuals() == expected, f"members are {expected}", MEMBERS_S, 0.05)
+
+    def expect_agreement(self, disagreements=lambda members: []):
+        """Goals and reports are the same, nobody is in doubt, and `disagreements` finds nothing in these members."""
+        def found():
+            members = self.members()
+            own = [f"{name}: goal {row['goal']}, actual {row['actual']}, mark {row['mark']}"
+                   for name, row in members.items() if row["goal"] != row["actual"] or row["mark"]]
+            return own + disagreements(members)
+
+        try:
+            wait_until(lambda: not found(), "agreement", 20, 0.05)
+        except TimeoutError:
+            raise Unexpected(f"no agreement: {found()}") from None
 
     # --- what they wrote down
 

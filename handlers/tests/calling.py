@@ -51,6 +51,11 @@ def haproxy_member(proxy, **settings):
     return Member(f"edge@{proxy.name}", "haproxy", f"127.0.0.1:{proxy.port}", settings)
 
 
+def nginx_member(edge, **settings):
+    argv = json.dumps(edge.start_argv())
+    return Member(f"edge@{edge.name}", "nginx", f"127.0.0.1:{edge.port}", {"NGINX_START": argv, **edge.settings(), **settings})
+
+
 def shown(members, goals, actuals=None, out=None, **more):
     """The context: what the agent knows of the members, by name."""
     actuals = actuals or goals

@@ -87,6 +87,7 @@ class Lab:
         for process in reversed(self._running):
             if process.poll() is None:
                 process.kill()
+        for process in self._running:  # all of them die at the same time
             process.wait()
         if self.keep:
             print(f"logs kept in {self.directory}", file=sys.stderr)

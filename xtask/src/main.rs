@@ -16,17 +16,19 @@ cargo xtask COMMAND
   test [ARGS]      installs what the tests need (as root, on Debian), then runs all of them; ARGS go to the runner
   bench [--json F] measures, each figure beside its floor in the same run
   mutants [SEEDS]  lets the simulator look for each deliberate fault, in 3000 seeds unless SEEDS says otherwise
-  soak [RUNS]      the Redis switchover under load, 10 times unless RUNS says otherwise
+  soak [RUNS]      every case of each scenario with real software, 10 times unless RUNS says otherwise
 ";
 
 /// What the tests run beside Rust: a program of each Debian package, and the package.
-const PACKAGES: [(&str, &str); 3] =
-    [("python3", "python3"), ("redis-server", "redis-server"), ("haproxy", "haproxy")];
+const PACKAGES: [(&str, &str); 4] =
+    [("python3", "python3"), ("redis-server", "redis-server"), ("haproxy", "haproxy"), ("nginx", "nginx")];
 
 /// What `mutants` found, a line for each.
 const MUTANTS: &str = "target/mutants.txt";
 
-const SCENARIO: &str = "scenarios/redis-switchover/run";
+/// Real software moved by Lockstep, with a witness.
+const SCENARIOS: [&str; 3] =
+    ["scenarios/redis-switchover/run", "scenarios/blue-green/run", "scenarios/config-flip/run"];
 
 /// Why a command stopped.
 struct Stopped(String);
@@ -86,7 +88,9 @@ fn test(args: &[String]) -> Done {
     // What the runner will run, so that there is one build; the program itself is part of it.
     cargo(&["test", "--workspace", "--locked", "--no-run"])?;
     run("python3", &["-m", "unittest", "discover", "--quiet", "handlers/tests"], &[])?;
-    run(SCENARIO, &["--all", "--runs", "1", "--lockstep", "target/debug/lockstep"], &[])?;
+    for scenario in SCENARIOS {
+        run(scenario, &["--all", "--runs", "1", "--lockstep", "target/debug/lockstep"], &[])?;
+    }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     if is_there("cargo-nextest") {
         return cargo(
@@ -130,7 +134,10 @@ fn mutants(seeds: &str) -> Done {
 fn soak(runs: &str) -> Done {
     install()?;
     cargo(&["build", "--release", "--locked", "--package", "lockstep"])?;
-    run(SCENARIO, &["--runs", runs, "--lockstep", "target/release/lockstep"], &[])
+    for scenario in SCENARIOS {
+        run(scenario, &["--all", "--runs", runs, "--lockstep", "target/release/lockstep"], &[])?;
+    }
+    Ok(())
 }
 
 /// Installs the Debian packages that the tests need and this machine lacks.

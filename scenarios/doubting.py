@@ -1,0 +1,49 @@
+"""Puts one bug after another into a copy of the handlers, and sees a scenario fail for the right reason.
+
+A check that was never seen failing counts as absent. A bug that goes unnoticed ends this with 1.
+"""
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+
+HANDLERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "handlers")
+
+
+def break_handlers(directory, edits):
+    shutil.copytree(HANDLERS, directory, ignore=shutil.ignore_patterns("tests", "__pycache__"))
+    for name, text, instead in edits:
+        path = os.path.join(directory, name)
+        with open(path, encoding="utf-8") as file:
+            program = file.read()
+        if program.count(text) != 1:
+            sys.exit(f"{name} has changed: {text!r} is there {program.count(text)} times")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(program.replace(text, instead))
+
+
+def shows(scenario, case, expected, scratch, directory):
+    """Whether the scenario fails with what it is expected to say; and what it said. Its logs go with `scratch`."""
+    argv = [os.path.join(scenario, "run"), "--case", case, "--handlers", directory, *sys.argv[1:]]
+    done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": scratch})
+    said = next((line for line in done.stdout.splitlines() if "FAILED:" in line), done.stdout + done.stderr)
+    return done.returncode == 1 and expected in said, said[said.find("FAILED:"):].strip()
+
+
+def main(scenario, bugs):
+    """`scenario`: its directory. `bugs`: what is wrong, in which case it must show, what the scenario must say, and the
+    edits: file, text, text instead. The command line goes to the scenario.
+    """
+    unseen = 0
+    for bug, case, expected, edits in bugs:
+        with tempfile.TemporaryDirectory(prefix="lockstep-doubt-") as scratch:
+            directory = os.path.join(scratch, "handlers")
+            break_handlers(directory, edits)
+            seen, said = shows(scenario, case, expected, scratch, directory)
+        print(f"{'seen' if seen else 'NOT SEEN'}: {bug}: {said[:200]}", flush=True)
+        unseen += not seen
+    verdict = "FAILED" if unseen else "passed"
+    print(f"{os.path.basename(scenario)} doubt {verdict}: {len(bugs) - unseen} of {len(bugs)} bugs were seen")
+    sys.exit(1 if unseen else 0)
