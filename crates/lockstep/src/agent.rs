@@ -14,6 +14,7 @@ use lockstep_core::agent::{AgentEngine, AgentInput, AgentOutput, AgentRecord, Ag
 use lockstep_core::id::{AgentId, HandlerName, Index, RunId};
 use lockstep_core::message::{Call, Order, Report};
 use lockstep_core::time::Time;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io::{self, Write};
@@ -286,10 +287,20 @@ async fn wait(tick: Option<Duration>) {
     }
 }
 
-/// Reads an order. The server is the one that this agent dialled; what it says that cannot be read closes the
-/// session.
-fn read_order(text: &str) -> Result<Order, serde_json::Error> {
-    serde_json::from_str(text)
+/// Reads an order; none: it is of a kind that only a later server has, and asks nothing of this agent.
+///
+/// Errors: it cannot be read. The server is the one that this agent dialled; what it says that cannot be read closes
+/// the session.
+fn read_order(text: &str) -> Result<Option<Order>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Kind {
+        order: String,
+    }
+    let read = serde_json::from_str(text).map(Some);
+    read.or_else(|error| match serde_json::from_str::<Kind>(text) {
+        Ok(Kind { order }) if !Order::KINDS.contains(&order.as_str()) => Ok(None),
+        Ok(_) | Err(_) => Err(error),
+    })
 }
 
 #[cfg(test)]
@@ -305,6 +316,15 @@ mod tests {
             ["http://10.0.0.1:7420", "http://db.example:1", "http://127.0.0.1.example:1", "http://[::2]:1"]
         {
             assert!(!is_loopback(there), "{there}");
+        }
+    }
+
+    #[test]
+    fn only_kinds_that_nobody_knows_are_left_aside() {
+        assert!(matches!(read_order(r#"{"order":"a-new-order","message":1}"#), Ok(None)));
+        assert!(matches!(read_order(r#"{"order":"refused","message":"no","new":1}"#), Ok(Some(_))));
+        for bad in [r#"{"order":"refused","message":1}"#, r#"{"order":7}"#, "{}", "hello", "[]"] {
+            read_order(bad).unwrap_err();
         }
     }
 
