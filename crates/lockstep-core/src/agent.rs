@@ -816,6 +816,12 @@ impl AgentEngine {
         if notice.index <= newest {
             return self.send(Report::Noticed { index: self.state.noticed });
         }
+        if notice.previous > newest {
+            let Notice { index, previous, .. } = notice;
+            self.warn(format!(
+                "notice {index} follows {previous}, and the last one here is {newest}: some were lost"
+            ));
+        }
         let calls: Vec<_> =
             notice.calls.into_iter().filter(|call| self.state.members.contains_key(&call.member)).collect();
         self.notices.push_back((notice.index, calls.len()));
@@ -1307,6 +1313,32 @@ mod tests {
         let (states, _) = told(&mut engine, Time(2010));
         assert_eq!(states, [Some(lowest.clone())], "the server has forgotten what it was told before");
     }
+
+    #[test]
+    fn a_gap_in_notices_is_told_and_keeps_nobody_waiting() {
+        let mut engine = agent(folded(&[AgentRecord::Noticed { index: Index(7) }]), Time(0));
+        engine.handle(Time(0), AgentInput::Connected);
+        let (mut warnings, mut noticed) = (0, Vec::new());
+        for (previous, index) in [(7, 9), (9, 12), (14, 15)] {
+            let (index, previous) = (Index(index), Index(previous));
+            let (transition, calls) = (TransitionId(8), Vec::new());
+            let notice = Notice { index, previous, transition, outcome: None, calls };
+            engine.handle(Time(1), AgentInput::Order(Order::Notice(notice)));
+            while let Some(output) = engine.poll_output() {
+                match output {
+                    AgentOutput::Append(_) => engine.handle(Time(1), AgentInput::Appended),
+                    AgentOutput::Send(Report::Noticed { index }) => noticed.push(index),
+                    AgentOutput::Warning(_) => warnings += 1,
+                    AgentOutput::Send(_)
+                    | AgentOutput::Run { .. }
+                    | AgentOutput::Joined
+                    | AgentOutput::Disconnect(_) => {}
+                }
+            }
+        }
+        assert_eq!((warnings, noticed), (1, vec![Index(9), Index(12), Index(15)]));
+    }
+
     #[test]
     fn a_journal_that_is_begun_anew_says_the_same() {
         let (db, pool): (MemberId, MemberId) = ("db@p".parse().unwrap(), "pool@p".parse().unwrap());
