@@ -20,6 +20,7 @@ use lockstep_core::record::Record;
 use lockstep_core::time::{Now, Time, WallTime};
 use serve::Limits;
 use session::Sessions;
+pub(crate) use session::read as read_report;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};

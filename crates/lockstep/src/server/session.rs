@@ -218,7 +218,7 @@ async fn receive(socket: &mut Socket) -> Option<Result<Report, String>> {
 }
 
 /// Reads a report. What people will be shown of it is plain text from here on.
-fn read(text: &str) -> Result<Report, String> {
+pub(crate) fn read(text: &str) -> Result<Report, String> {
     if text.len() > REPORT_BYTES_MAX {
         return Err(format!("a message of {} bytes; at most {REPORT_BYTES_MAX} are taken", text.len()));
     }
