@@ -271,6 +271,25 @@ fn what_a_later_server_adds_is_left_aside() {
 }
 
 #[test]
+fn a_handler_of_which_no_note_can_be_made_is_not_started_unless_clients_wait() {
+    let stage = Stage::start();
+    let mut session = stage.welcome(1, &json!([member("a", "sh")]));
+    while session.hear()["report"] != "state" {}
+    // As on a full disk: no file can be made there.
+    let running = stage.dir().join("data").join("running");
+    wait_for("the directory to be gone", || std::fs::remove_dir(&running).is_ok());
+    std::fs::write(&running, "").unwrap();
+    session.say(&call("commit", 10, 10, 0));
+    let done = session.done();
+    assert_eq!(done["answer"], "no");
+    assert!(done["reason"].as_str().unwrap().starts_with("the agent cannot note"), "{done}");
+    session.say(&with(call("release", 11, 11, 0), "step", Value::Null));
+    assert_eq!(session.done()["answer"], "yes");
+    let begun: Vec<_> = calls(stage.dir(), "db@a", "begin");
+    assert!(begun.len() == 1 && begun[0].starts_with("begin release"), "{begun:?}");
+}
+
+#[test]
 fn a_flood_of_orders_is_heard_to_its_end() {
     let mut stage = Stage::start();
     let mut session = stage.welcome(1, &json!([member("a", "sh")]));
