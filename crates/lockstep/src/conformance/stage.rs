@@ -82,6 +82,7 @@ pub(super) struct Session {
 }
 
 /// What comes within a time.
+#[expect(clippy::large_enum_variant, reason = "there is one at a time")]
 pub(super) enum Came {
     Report(Report),
     Nothing,
