@@ -428,6 +428,7 @@ enum Why {
 struct Job {
     call: Call,
     why: Why,
+    received: Time,
     deadline: Time,
     tries: u32,
 }
@@ -708,7 +709,7 @@ impl AgentEngine {
         }
         let deadline = self.now.plus(call.within_ms);
         let queue = self.queues.entry(call.member.clone()).or_default();
-        queue.waiting.push_back(Job { call, why: Why::Ordered, deadline, tries: 0 });
+        queue.waiting.push_back(Job { call, why: Why::Ordered, received: self.now, deadline, tries: 0 });
     }
 
     /// An order under a lower token than the highest one seen, or for a transition that has ended, is refused,
@@ -816,6 +817,12 @@ impl AgentEngine {
         if notice.index <= newest {
             return self.send(Report::Noticed { index: self.state.noticed });
         }
+        if notice.previous > newest {
+            let Notice { index, previous, .. } = notice;
+            self.warn(format!(
+                "notice {index} follows {previous}, and the last one here is {newest}: some were lost"
+            ));
+        }
         let calls: Vec<_> =
             notice.calls.into_iter().filter(|call| self.state.members.contains_key(&call.member)).collect();
         self.notices.push_back((notice.index, calls.len()));
@@ -857,7 +864,7 @@ impl AgentEngine {
     fn enqueue_own(&mut self, call: Call, why: Why) {
         let deadline = self.now.plus(call.within_ms);
         let queue = self.queues.entry(call.member.clone()).or_default();
-        queue.waiting.push_back(Job { call, why, deadline, tries: 0 });
+        queue.waiting.push_back(Job { call, why, received: self.now, deadline, tries: 0 });
     }
 
     // ---- time
@@ -976,6 +983,10 @@ impl AgentEngine {
             let reason = "its time was up before it could start: the member was busy".to_owned();
             return self.finish(job, Answer::No, Some(reason), Findings::default());
         }
+        if job.call.phase == Phase::Hold && self.hold_left_ms(&job) == Some(0) {
+            let reason = "its hold was over before it could begin: the member was busy".to_owned();
+            return self.finish(job, Answer::No, Some(reason), Findings::default());
+        }
         let Some(assignment) = self.state.assignment(&job.call.member) else {
             let reason = format!("{} is not a member here", job.call.member);
             return self.finish(job, Answer::No, Some(reason), Findings::default());
@@ -1001,10 +1012,16 @@ impl AgentEngine {
         self.note_start(&job);
         let call = CallId(self.next_call);
         self.next_call += 1;
-        let order = Box::new(job.call.clone());
+        let order = Box::new(Call { hold_ms: self.hold_left_ms(&job), ..job.call.clone() });
         let queue = self.queues.entry(job.call.member.clone()).or_default();
         queue.running = Some((call, job));
         self.outbox.emit(AgentOutput::Run { call, handler, order, timeout_ms });
+    }
+
+    /// What is left of a hold that a call is about, in milliseconds: it counts from receipt, as the server counts it
+    /// from sending. A handler that had to wait for its turn would otherwise hold clients when nobody counts on it.
+    fn hold_left_ms(&self, job: &Job) -> Option<u64> {
+        job.call.hold_ms.map(|hold_ms| job.received.plus(hold_ms).since(self.now))
     }
 
     /// What must be durable before the handler starts: that a step may have been taken, that clients may be held.
@@ -1017,7 +1034,7 @@ impl AgentEngine {
             (Phase::Prepare, _) => self.record(AgentRecord::Preparing { transition, member }),
             (Phase::Hold, _) => {
                 let hold_ms = job.call.hold_ms.unwrap_or(OWN_CALL_MS);
-                let until = self.now.plus(hold_ms);
+                let until = self.now.plus(self.hold_left_ms(job).unwrap_or(OWN_CALL_MS));
                 self.record(AgentRecord::Held { transition, member, until, hold_ms });
             }
             // A commit or undo without a step is none.
@@ -1119,7 +1136,14 @@ impl AgentEngine {
     }
 
     /// Writes down what is about to be said, and says it.
-    fn answer(&mut self, call: &Call, given: Answer, reason: Option<String>, findings: Findings) {
+    fn answer(&mut self, call: &Call, mut given: Answer, mut reason: Option<String>, findings: Findings) {
+        // Written down as done it would be answered so for ever, and the tries that follow would do nothing.
+        if let (Phase::Commit | Phase::Undo | Phase::Stop, Answer::Yes, Some(state), Some(to)) =
+            (call.phase, given, &findings.state, &call.to)
+            && state != to
+        {
+            (given, reason) = (Answer::No, Some(format!("its handler reports {state}, not {to}")));
+        }
         let done = Done { findings, ..answer(call, given, reason) };
         let member = call.member.clone();
         let Some(id) = call.transition else { return self.send(Report::Done(done)) };
@@ -1300,6 +1324,102 @@ mod tests {
         let (states, _) = told(&mut engine, Time(2010));
         assert_eq!(states, [Some(lowest.clone())], "the server has forgotten what it was told before");
     }
+
+    /// What is to be run, and what was answered.
+    fn done(engine: &mut AgentEngine, now: Time) -> (Vec<(CallId, Call)>, Vec<Done>) {
+        let (mut runs, mut answers) = (Vec::new(), Vec::new());
+        while let Some(output) = engine.poll_output() {
+            match output {
+                AgentOutput::Append(_) => engine.handle(now, AgentInput::Appended),
+                AgentOutput::Run { call, order, .. } => runs.push((call, *order)),
+                AgentOutput::Send(Report::Done(done)) => answers.push(done),
+                AgentOutput::Send(_)
+                | AgentOutput::Joined
+                | AgentOutput::Disconnect(_)
+                | AgentOutput::Warning(_) => {}
+            }
+        }
+        (runs, answers)
+    }
+
+    #[test]
+    fn a_hold_counts_from_receipt_also_when_it_has_to_wait() {
+        let member: MemberId = "pool@p".parse().unwrap();
+        for (waits_ms, left) in [(0, Some(1000)), (400, Some(600)), (1000, None)] {
+            let assigned = AgentRecord::Assigned { members: vec![assignment(&member)] };
+            let mut engine = agent(folded(&[assigned]), Time(0));
+            engine.handle(Time(0), AgentInput::Connected);
+            let own = |phase, within_ms| Call { within_ms, ..engine.own_call(&member, phase) };
+            let (check, hold) = (own(Phase::Check, 5000), own(Phase::Hold, 5000));
+            let (transition, hold_ms) = (Some(TransitionId(7)), Some(1000));
+            engine.handle(Time(0), AgentInput::Order(Order::Call(Call { transition, ..check })));
+            let (runs, _) = done(&mut engine, Time(0));
+            let hold = Call { transition, hold_ms, ..hold };
+            engine.handle(Time(0), AgentInput::Order(Order::Call(hold)));
+            let now = Time(waits_ms);
+            let (answer, findings) = (Answer::Yes, Findings::default());
+            engine.handle(now, AgentInput::Ended { call: runs[0].0, answer, reason: None, findings });
+            let (runs, answers) = done(&mut engine, now);
+            assert_eq!(runs.first().and_then(|(_, order)| order.hold_ms), left, "after {waits_ms} ms");
+            let until = engine.state().open[&TransitionId(7)].holds.get(&member).map(|hold| hold.until);
+            assert_eq!(until, left.map(|_| Time(1000)), "after {waits_ms} ms");
+            let answer = answers.last().map(|done| (done.phase, done.answer));
+            let expected =
+                if left.is_none() { (Phase::Hold, Answer::No) } else { (Phase::Check, Answer::Yes) };
+            assert_eq!(answer, Some(expected), "after {waits_ms} ms");
+        }
+    }
+
+    #[test]
+    fn a_step_that_led_elsewhere_is_not_done_and_is_tried_again() {
+        let member: MemberId = "db@p".parse().unwrap();
+        let assigned = AgentRecord::Assigned { members: vec![assignment(&member)] };
+        let mut engine = agent(folded(&[assigned]), Time(0));
+        engine.handle(Time(0), AgentInput::Connected);
+        let [offline, online] = ["offline", "online"].map(|name| StateName::new(name).unwrap());
+        let own = engine.own_call(&member, Phase::Commit);
+        let (transition, step) = (Some(TransitionId(7)), Some(StepId(0)));
+        for (attempt, state, expected) in [(1, &offline, Answer::No), (2, &online, Answer::Yes)] {
+            let to = Some(online.clone());
+            let call = Call { transition, step, attempt, to, ..own.clone() };
+            engine.handle(Time(0), AgentInput::Order(Order::Call(call)));
+            let (runs, _) = done(&mut engine, Time(0));
+            assert_eq!(runs.len(), 1, "try {attempt} is a run of its own");
+            let findings = Findings { state: Some(state.clone()), ..Findings::default() };
+            let (call, answer) = (runs[0].0, Answer::Yes);
+            engine.handle(Time(0), AgentInput::Ended { call, answer, reason: None, findings });
+            let (_, answers) = done(&mut engine, Time(0));
+            assert_eq!(answers[0].answer, expected, "{:?}", answers[0].reason);
+            let confirmed = engine.state().states.get(&member);
+            assert_eq!(confirmed, (expected == Answer::Yes).then_some(&online));
+        }
+    }
+
+    #[test]
+    fn a_gap_in_notices_is_told_and_keeps_nobody_waiting() {
+        let mut engine = agent(folded(&[AgentRecord::Noticed { index: Index(7) }]), Time(0));
+        engine.handle(Time(0), AgentInput::Connected);
+        let (mut warnings, mut noticed) = (0, Vec::new());
+        for (previous, index) in [(7, 9), (9, 12), (14, 15)] {
+            let (index, previous) = (Index(index), Index(previous));
+            let (transition, calls) = (TransitionId(8), Vec::new());
+            let notice = Notice { index, previous, transition, outcome: None, calls };
+            engine.handle(Time(1), AgentInput::Order(Order::Notice(notice)));
+            while let Some(output) = engine.poll_output() {
+                match output {
+                    AgentOutput::Append(_) => engine.handle(Time(1), AgentInput::Appended),
+                    AgentOutput::Send(Report::Noticed { index }) => noticed.push(index),
+                    AgentOutput::Warning(_) => warnings += 1,
+                    AgentOutput::Send(_)
+                    | AgentOutput::Run { .. }
+                    | AgentOutput::Joined
+                    | AgentOutput::Disconnect(_) => {}
+                }
+            }
+        }
+        assert_eq!((warnings, noticed), (1, vec![Index(9), Index(12), Index(15)]));
+    }
+
     #[test]
     fn a_journal_that_is_begun_anew_says_the_same() {
         let (db, pool): (MemberId, MemberId) = ("db@p".parse().unwrap(), "pool@p".parse().unwrap());

@@ -314,6 +314,12 @@ pub enum Order {
     },
 }
 
+impl Order {
+    /// The kinds of orders of this version. A later server may have others, which an agent leaves aside.
+    pub const KINDS: [&'static str; 7] =
+        ["welcome", "refused", "assign", "call", "outcome", "notice", "renewed"];
+}
+
 /// What a handler said on its standard output, or what is known without one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]

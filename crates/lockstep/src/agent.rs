@@ -12,8 +12,11 @@ use crate::store::{self, Journal};
 use leftover::Leftovers;
 use lockstep_core::agent::{AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, Identity};
 use lockstep_core::id::{AgentId, HandlerName, Index, RunId};
-use lockstep_core::message::{Call, Order, Report};
+use lockstep_core::log::Disk;
+use lockstep_core::message::{Call, Findings, Order, Phase, Report};
 use lockstep_core::time::Time;
+use lockstep_core::vote::Answer;
+use serde::Deserialize;
 use std::collections::BTreeMap;
 use std::future::pending;
 use std::io::{self, Write};
@@ -22,12 +25,18 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::sleep;
-use tracing::{debug, warn};
+use tracing::{debug, error, warn};
 
 /// The most inputs that wait for the agent. A host has few members, each with one call at a time.
 const INPUTS_MAX: usize = 1024;
 /// A journal is begun anew after so many records: some megabytes, read in milliseconds at the next start.
 const JOURNAL_RECORDS_MAX: usize = 20_000;
+
+/// The pause before a write that found no room is tried again.
+const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
+/// How often. Then the agent ends and says why: one that hangs looks healthy, and whoever starts it again sees that it
+/// does not.
+const NO_ROOM_TRIES_MAX: u32 = 5;
 
 /// Why an agent could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -237,15 +246,7 @@ impl Driver {
             .collect();
         let (journal, inputs) = (self.journal.clone(), self.inputs.clone());
         tokio::spawn(async move {
-            let done = async {
-                let index = journal.append(batch).await?;
-                if let Some(state) = state {
-                    journal.save_snapshot(index, state).await?;
-                    journal.compact(index).await?;
-                }
-                Ok(())
-            };
-            let heard = match done.await {
+            let heard = match write(&journal, batch, state).await {
                 Ok(()) => Heard::Engine(AgentInput::Appended),
                 Err(error) => Heard::Failed(error),
             };
@@ -266,16 +267,69 @@ impl Driver {
         let (inputs, leftovers) = (self.inputs.clone(), self.leftovers.clone());
         tokio::spawn(async move {
             let program = &handlers[&handler].program;
-            let note = leftovers.note();
-            let mut call = call::of(&order, timeout_ms);
-            call.vars.insert(leftover::CALL.to_owned(), note.name.clone());
-            let end = handler::run(program, call, |pid| note.started(pid), pending()).await;
-            drop(note);
+            let end = match leftovers.note() {
+                Err(error) if !runs_unnoted(order.phase) => handler::CallEnd {
+                    answer: Answer::No,
+                    reason: Some(format!("the agent cannot note that its handler runs: {error}")),
+                    findings: Findings::default(),
+                },
+                noted => {
+                    let name = noted.as_ref().map_or_else(|_| random(), |note| note.name.clone());
+                    let mut call = call::of(&order, timeout_ms);
+                    call.vars.insert(leftover::CALL.to_owned(), name);
+                    let started = |pid| noted.iter().for_each(|note| note.started(pid));
+                    handler::run(program, call, started, pending()).await
+                }
+            };
             debug!(member = %order.member, phase = %order.phase, answer = ?end.answer, reason = end.reason, "handler ended");
             let (answer, reason, findings) = (end.answer, end.reason, end.findings);
             let ended = AgentInput::Ended { call: id, answer, reason, findings };
             let _ = inputs.send(Heard::Engine(ended)).await;
         });
+    }
+}
+
+/// Whether a handler is run that the next run of the agent would not find and end: it does no harm late or twice, and
+/// clients wait for it, or people.
+fn runs_unnoted(phase: Phase) -> bool {
+    match phase {
+        Phase::Release | Phase::Check | Phase::Status => true,
+        Phase::Prepare | Phase::Hold | Phase::Commit | Phase::Undo | Phase::Cancel => false,
+        Phase::Notice | Phase::Fence | Phase::Stop => false,
+    }
+}
+
+/// Makes records durable; with `state`, which says the same as all of them, the journal is begun anew.
+async fn write<D: Disk + 'static>(
+    journal: &Journal<D>,
+    batch: Vec<Vec<u8>>,
+    state: Option<Vec<u8>>,
+) -> Result<(), store::Error> {
+    let mut tries = 0;
+    let index = loop {
+        match journal.append(batch.clone()).await {
+            Ok(index) => break index,
+            Err(fault @ store::Error::NoRoom(_)) if tries < NO_ROOM_TRIES_MAX => {
+                error!(%fault, "no room for the agent's journal: nothing is promised until there is");
+                tries += 1;
+                sleep(NO_ROOM_PAUSE).await;
+            }
+            Err(fault) => return Err(fault),
+        }
+    };
+    let Some(state) = state else { return Ok(()) };
+    let begun = async {
+        journal.save_snapshot(index, state).await?;
+        journal.compact(index).await
+    };
+    match begun.await {
+        Ok(_) => Ok(()),
+        // The old one holds all of it, and is begun anew after as many records again.
+        Err(fault @ store::Error::NoRoom(_)) => {
+            warn!(%fault, "no room to begin the agent's journal anew: it grows on");
+            Ok(())
+        }
+        Err(fault) => Err(fault),
     }
 }
 
@@ -286,15 +340,27 @@ async fn wait(tick: Option<Duration>) {
     }
 }
 
-/// Reads an order. The server is the one that this agent dialled; what it says that cannot be read closes the
-/// session.
-fn read_order(text: &str) -> Result<Order, serde_json::Error> {
-    serde_json::from_str(text)
+/// Reads an order; none: it is of a kind that only a later server has, and asks nothing of this agent.
+///
+/// Errors: it cannot be read. The server is the one that this agent dialled; what it says that cannot be read closes
+/// the session.
+fn read_order(text: &str) -> Result<Option<Order>, serde_json::Error> {
+    #[derive(Deserialize)]
+    struct Kind {
+        order: String,
+    }
+    let read = serde_json::from_str(text).map(Some);
+    read.or_else(|error| match serde_json::from_str::<Kind>(text) {
+        Ok(Kind { order }) if !Order::KINDS.contains(&order.as_str()) => Ok(None),
+        Ok(_) | Err(_) => Err(error),
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lockstep_core::log::{DiskError, Log, MemDisk, Op};
+    use tokio::time::Instant;
 
     #[test]
     fn loopback_is_told_from_other_machines() {
@@ -306,6 +372,60 @@ mod tests {
         {
             assert!(!is_loopback(there), "{there}");
         }
+    }
+
+    #[test]
+    fn only_kinds_that_nobody_knows_are_left_aside() {
+        assert!(matches!(read_order(r#"{"order":"a-new-order","message":1}"#), Ok(None)));
+        assert!(matches!(read_order(r#"{"order":"refused","message":"no","new":1}"#), Ok(Some(_))));
+        for bad in [r#"{"order":"refused","message":1}"#, r#"{"order":7}"#, "{}", "hello", "[]"] {
+            read_order(bad).unwrap_err();
+        }
+    }
+
+    /// A journal on a disk.
+    async fn journal(disk: MemDisk) -> Journal<MemDisk> {
+        Journal::start(move || Ok(Log::open(disk)?)).await.unwrap()
+    }
+
+    /// Room for an empty journal and little more.
+    fn small() -> MemDisk {
+        let mut disk = MemDisk::new();
+        disk.set_capacity(Some(1_500_000));
+        disk
+    }
+
+    const LARGE: usize = 2_000_000;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_whose_disk_stays_full_ends_after_a_while() {
+        let (journal, begun) = (journal(small()).await, Instant::now());
+        let failed = write(&journal, vec![vec![b'x'; LARGE]], None).await.unwrap_err();
+        assert!(matches!(failed, store::Error::NoRoom(_)), "{failed}");
+        assert_eq!(begun.elapsed().as_secs(), (NO_ROOM_PAUSE * NO_ROOM_TRIES_MAX).as_secs());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_agent_whose_disk_has_room_again_in_time_goes_on() {
+        let mut disk = MemDisk::new();
+        // The first is that of the empty journal.
+        disk.fail(Op::SetLen, 1, DiskError::Full);
+        let (journal, begun) = (journal(disk).await, Instant::now());
+        write(&journal, vec![vec![b'x'; LARGE]], None).await.unwrap();
+        assert_eq!(begun.elapsed().as_secs(), NO_ROOM_PAUSE.as_secs());
+        assert_eq!(journal.head().await.unwrap(), Index(1));
+    }
+
+    #[tokio::test]
+    async fn a_journal_that_finds_no_room_to_be_begun_anew_grows_on() {
+        let journal = journal(small()).await;
+        for head in 1..=3 {
+            write(&journal, vec![b"x".to_vec()], Some(vec![b'x'; LARGE])).await.unwrap();
+            assert_eq!(journal.head().await.unwrap(), Index(head));
+        }
+        assert_eq!(journal.load_snapshot().await.unwrap(), None);
+        write(&journal, vec![b"x".to_vec()], Some(b"state".to_vec())).await.unwrap();
+        assert_eq!(journal.load_snapshot().await.unwrap().unwrap().index, Index(4));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod client;
+pub mod conformance;
 pub mod explain;
 pub mod finding;
 pub mod list;
@@ -252,6 +253,8 @@ enum Command {
     Agent(AgentOptions),
     /// Run a server, agents and a small example on this machine
     Dev(DevOptions),
+    /// Try out an agent of your own, as docs/protocol.md has it
+    AgentConformance(conformance::ConformanceArgs),
     /// Declare the cluster; moves nothing
     Apply(apply::ApplyArgs),
     /// Show what a run would do, without doing it
@@ -338,6 +341,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Agent(options) => {
             staying("info", async { agent::run(options).await.map_err(Failure::from) })
         }
+        Command::AgentConformance(args) => conformance::conformance(args, form),
         Command::Dev(options) => staying("warn", async { dev::run(options).await }),
         Command::Plan(args) if args.is_offline() => plan::offline(&args, form),
         Command::Rehearse(args) if args.is_offline() => rehearse::offline(&args, form),

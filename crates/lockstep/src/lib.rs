@@ -4,6 +4,7 @@ pub mod agent;
 pub mod api;
 pub mod cli;
 pub mod config;
+pub mod conformance;
 pub mod dev;
 pub mod handler;
 pub mod json;

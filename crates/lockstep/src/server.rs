@@ -20,6 +20,7 @@ use lockstep_core::record::Record;
 use lockstep_core::time::{Now, Time, WallTime};
 use serve::Limits;
 use session::Sessions;
+pub(crate) use session::read as read_report;
 use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::time::{Duration, Instant, SystemTime};
@@ -106,7 +107,7 @@ impl Server {
         let engine = Engine::new(cluster, &name, clock.now());
 
         let failed = |source| ServerError::Listen { listen: options.listen, source };
-        let listener = TcpListener::bind(options.listen).await.map_err(failed)?;
+        let listener = serve::listen(options.listen).map_err(failed)?;
         let address = listener.local_addr().map_err(failed)?;
         let (commands, asked) = mpsc::channel(COMMANDS_MAX);
         let (publish, view) = watch::channel(View::default());

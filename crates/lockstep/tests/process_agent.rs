@@ -132,7 +132,7 @@ fn nonsense_ends_a_session_and_not_the_agent() {
     let mut pause = Duration::ZERO;
     for message in [
         Message::binary(welcome(1).to_string().into_bytes()),
-        text(json!({ "order": "shutdown" })),
+        text(json!({ "order": 7 })),
         text(json!({ "order": "refused", "message": "go away\u{1b}[2J" })),
         text(with(welcome(1), "members", json!([member("a", "../../bin/sh")]))),
         Message::text("[".repeat(100_000)),
@@ -254,6 +254,39 @@ fn only_what_agent_toml_names_is_run_and_only_under_the_highest_token() {
         while session.hear()["report"] != "state" {}
     }
     assert!(stage.agent.is_running(), "{}", stage.agent.said());
+}
+
+#[test]
+fn what_a_later_server_adds_is_left_aside() {
+    let stage = Stage::start();
+    let mut session = stage.welcome(1, &json!([member("a", "sh")]));
+    for _ in 0..3 {
+        session.say(&json!({ "order": "shutdown", "within_ms": 1, "member": "db@a" }));
+    }
+    session.say(&with(call("check", 10, 10, 0), "a_new_field", json!({ "deep": [1] })));
+    assert_eq!(session.done()["answer"], "yes");
+    let said = stage.agent.said();
+    assert_eq!(said.matches("the server is of a newer version").count(), 1, "{said}");
+    assert_eq!(said.matches("joined as a\n").count(), 1, "{said}");
+}
+
+#[test]
+fn a_handler_of_which_no_note_can_be_made_is_not_started_unless_clients_wait() {
+    let stage = Stage::start();
+    let mut session = stage.welcome(1, &json!([member("a", "sh")]));
+    while session.hear()["report"] != "state" {}
+    // As on a full disk: no file can be made there.
+    let running = stage.dir().join("data").join("running");
+    wait_for("the directory to be gone", || std::fs::remove_dir(&running).is_ok());
+    std::fs::write(&running, "").unwrap();
+    session.say(&call("commit", 10, 10, 0));
+    let done = session.done();
+    assert_eq!(done["answer"], "no");
+    assert!(done["reason"].as_str().unwrap().starts_with("the agent cannot note"), "{done}");
+    session.say(&with(call("release", 11, 11, 0), "step", Value::Null));
+    assert_eq!(session.done()["answer"], "yes");
+    let begun: Vec<_> = calls(stage.dir(), "db@a", "begin");
+    assert!(begun.len() == 1 && begun[0].starts_with("begin release"), "{begun:?}");
 }
 
 #[test]

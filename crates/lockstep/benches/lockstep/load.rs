@@ -8,13 +8,16 @@ use lockstep_core::agent::{AgentEngine, AgentInput, AgentOutput, AgentState, Ide
 use lockstep_core::message::{Order, Phase, Report};
 use lockstep_core::time::Time;
 use rustix::event::epoll::{self, EventData, EventFlags};
+use rustix::io::Errno;
+use rustix::net::{self, AddressFamily, SocketFlags, SocketType};
 use serde::Deserialize;
 use serde::de::{DeserializeOwned, IgnoredAny};
 use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
-use std::path::Path;
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -23,6 +26,9 @@ use std::time::{Duration, Instant};
 /// How often agents look at their clocks: they renew their leases every second.
 const CLOCKS_LOOKED_AT: Duration = Duration::from_millis(20);
 
+/// How many sockets are read from in one go.
+const EVENTS_MAX: usize = 1024;
+
 pub(crate) struct Measured {
     pub(crate) times: Vec<Duration>,
     pub(crate) floor_times: Vec<Duration>,
@@ -30,18 +36,47 @@ pub(crate) struct Measured {
 }
 
 /// What went over the wire, by phase: orders, their bytes, answers, their bytes.
-type Traffic = Arc<Mutex<BTreeMap<Phase, [usize; 4]>>>;
+pub(crate) type Traffic = Arc<Mutex<BTreeMap<Phase, [usize; 4]>>>;
 
-struct Server(Child);
+/// A real server process over an empty journal. Ended with this.
+pub(crate) struct Server {
+    child: Child,
+    pub(crate) address: String,
+    pub(crate) data: PathBuf,
+}
 
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.0.kill().expect("it runs");
-        self.0.wait().expect("it ends");
+impl Server {
+    /// Starts it in `dir`.
+    pub(crate) fn start(program: &Path, dir: &Path) -> Self {
+        let data = dir.join("server");
+        let _ = std::fs::remove_dir_all(&data);
+        let mut child = Command::new(program)
+            .args(["server", "--listen", "127.0.0.1:0", "--data"])
+            .arg(&data)
+            .env("RUST_LOG", "warn")
+            .stdout(Stdio::piped())
+            .spawn()
+            .expect("the server starts");
+        let mut line = String::new();
+        BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
+        let address = line.trim().trim_start_matches("listening on http://").to_owned();
+        Self { child, address, data }
+    }
+
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
     }
 }
 
-pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.child.kill().expect("it runs");
+        self.child.wait().expect("it ends");
+    }
+}
+
+/// An empty directory to work in, on the disk that the project is on.
+pub(crate) fn directory() -> PathBuf {
     let dir = std::env::current_dir().expect("a directory").join("target").join("bench");
     let dir = if dir.parent().is_some_and(Path::exists) {
         dir
@@ -50,29 +85,18 @@ pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
     };
     let _ = std::fs::remove_dir_all(&dir);
     std::fs::create_dir_all(&dir).expect("a directory to work in");
-    let data = dir.join("server");
-    let mut child = Command::new(env!("CARGO_BIN_EXE_lockstep"))
-        .args(["server", "--listen", "127.0.0.1:0", "--data"])
-        .arg(&data)
-        .env("RUST_LOG", "warn")
-        .stdout(Stdio::piped())
-        .spawn()
-        .expect("the server starts");
-    let mut line = String::new();
-    BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
-    let address = line.trim().trim_start_matches("listening on http://").to_owned();
-    let server = Server(child);
-    measure(&address, hosts, rounds, server.0.id(), &data, &dir)
+    dir
 }
 
-fn measure(address: &str, hosts: usize, rounds: usize, server: u32, data: &Path, dir: &Path) -> Measured {
-    let mut http = Http::connect(address);
-    let spec = json!({"cluster": "bench", "groups": {"g": {"select": {"role": "g"}}}});
-    let _: IgnoredAny = http.ask("PUT", "/v1/spec", &spec.to_string());
+pub(crate) fn run(program: &Path, hosts: usize, rounds: usize) -> Measured {
+    let dir = directory();
+    let running = Server::start(program, &dir);
+    let (server, data) = (running.pid(), running.data.as_path());
+    let mut http = Http::declare(&running.address);
     let traffic = Traffic::default();
-    let mut agents = Agents::connect(address, hosts, traffic.clone());
+    let mut agents = Agents::new(&running.address, hosts, traffic.clone());
     let told = agents.told.clone();
-    std::thread::spawn(move || agents.run());
+    std::thread::spawn(move || while agents.turn() {});
     while adopted(&mut http) < hosts {
         std::thread::sleep(Duration::from_millis(10));
     }
@@ -111,7 +135,7 @@ fn measure(address: &str, hosts: usize, rounds: usize, server: u32, data: &Path,
         syncs: 5,
         sync_bytes: (written / 5).max(1),
     };
-    let mut floor = Floor::start(&shape, dir);
+    let mut floor = Floor::start(&shape, &dir);
     let floor_times = (0..rounds).map(|_| floor.exchange()).collect();
     let shape = format!(
         "{hosts} connections, rounds of {:?} bytes (order, answer), {} synced writes of {} bytes; \
@@ -142,7 +166,8 @@ fn journal_bytes(data: &Path) -> usize {
     sizes.sum()
 }
 
-fn adopted(http: &mut Http) -> usize {
+/// How many members have a known state.
+pub(crate) fn adopted(http: &mut Http) -> usize {
     #[derive(Deserialize)]
     struct Member {
         actual: Option<String>,
@@ -177,13 +202,21 @@ fn transition(http: &mut Http, state: &str) -> Duration {
 }
 
 /// An operator's connection.
-struct Http(BufReader<TcpStream>);
+pub(crate) struct Http(BufReader<TcpStream>);
 
 impl Http {
     fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address).expect("the server");
         stream.set_nodelay(true).expect("a TCP socket");
         Self(BufReader::new(stream))
+    }
+
+    /// Declares the cluster of these benchmarks: one group, of whose members every host has one.
+    pub(crate) fn declare(address: &str) -> Self {
+        let mut http = Self::connect(address);
+        let spec = json!({"cluster": "bench", "groups": {"g": {"select": {"role": "g"}}}});
+        let _: IgnoredAny = http.ask("PUT", "/v1/spec", &spec.to_string());
+        http
     }
 
     /// Reads the head of an answer: its status, and how long its body is.
@@ -225,68 +258,125 @@ struct Agent {
     engine: AgentEngine,
     stream: TcpStream,
     received: Vec<u8>,
+    link: Link,
 }
 
-struct Agents {
+pub(crate) struct Agents {
+    address: String,
     all: Vec<Agent>,
+    readable: OwnedFd,
     traffic: Traffic,
     /// How many outcomes they have been told.
     told: Arc<AtomicUsize>,
+    /// How many sessions there have been, and how many connections were given up for a server that was silent.
+    pub(crate) joined: usize,
+    pub(crate) gave_up: usize,
     start: Instant,
+    look: Time,
 }
 
 impl Agents {
-    fn connect(address: &str, hosts: usize, traffic: Traffic) -> Self {
-        let all = (0..hosts).map(|host| Agent::connect(address, host)).collect();
-        Self { all, traffic, told: Arc::default(), start: Instant::now() }
+    /// Agents that have dialled.
+    pub(crate) fn new(address: &str, hosts: usize, traffic: Traffic) -> Self {
+        let readable = epoll::create(epoll::CreateFlags::empty()).expect("a file");
+        let all = (0..hosts).map(|host| Agent::dial(&readable, address, host)).collect();
+        Self {
+            address: address.to_owned(),
+            all,
+            readable,
+            traffic,
+            told: Arc::default(),
+            joined: 0,
+            gave_up: 0,
+            start: Instant::now(),
+            look: Time(0),
+        }
     }
 
-    /// For ever.
-    fn run(&mut self) {
-        let readable = epoll::create(epoll::CreateFlags::empty()).expect("a file");
-        for (place, agent) in self.all.iter_mut().enumerate() {
-            let key = EventData::new_u64(place as u64);
-            epoll::add(&readable, &agent.stream, key, EventFlags::IN).expect("a socket");
-            agent.engine.handle(Time(0), AgentInput::Connected);
-            agent.perform(Time(0), &mut self.traffic.lock().expect("no agent panics"));
+    /// Hangs up, all of them; then all dial at once.
+    pub(crate) fn reconnect(&mut self) {
+        let now = self.now();
+        for agent in &mut self.all {
+            // The server may have closed it.
+            let _ = agent.stream.shutdown(Shutdown::Both);
+            agent.engine.handle(now, AgentInput::Disconnected);
         }
-        let mut events = Vec::with_capacity(self.all.len());
+        for (place, agent) in self.all.iter_mut().enumerate() {
+            agent.dial_again(&self.readable, &self.address, place);
+        }
+    }
+
+    fn now(&self) -> Time {
+        Time(self.start.elapsed().as_millis() as u64)
+    }
+
+    /// Waits until something happens, and answers it; false when the server has ended.
+    pub(crate) fn turn(&mut self) -> bool {
         let pause = CLOCKS_LOOKED_AT.try_into().expect("a short time");
-        let mut look = Time(0);
-        loop {
-            epoll::wait(&readable, rustix::buffer::spare_capacity(&mut events), Some(&pause))
-                .expect("a file");
-            let now = Time(self.start.elapsed().as_millis() as u64);
-            let traffic = &mut *self.traffic.lock().expect("no agent panics");
-            for event in events.drain(..) {
-                let agent = &mut self.all[event.data.u64() as usize];
-                if !agent.receive(now, traffic, &self.told) {
-                    // The server has ended.
-                    return;
-                }
-                agent.perform(now, traffic);
-            }
-            if now < look {
+        let mut events = Vec::with_capacity(EVENTS_MAX);
+        epoll::wait(&self.readable, rustix::buffer::spare_capacity(&mut events), Some(&pause))
+            .expect("a file");
+        let now = self.now();
+        let traffic = &mut *self.traffic.lock().expect("no agent panics");
+        let mut give_up = Vec::new();
+        for event in events.drain(..) {
+            let place = event.data.u64() as usize;
+            let agent = &mut self.all[place];
+            if agent.link == Link::Dialled {
+                agent.ask(&self.readable, place);
                 continue;
             }
-            look = now.plus(CLOCKS_LOOKED_AT.as_millis() as u64);
-            for agent in &mut self.all {
+            if !agent.receive(now, traffic, &self.told) {
+                return false;
+            }
+            self.joined += agent.perform(now, traffic, || give_up.push(place));
+        }
+        if self.look <= now {
+            self.look = now.plus(CLOCKS_LOOKED_AT.as_millis() as u64);
+            for (place, agent) in self.all.iter_mut().enumerate() {
                 if agent.engine.next_deadline().is_some_and(|due| due <= now) {
                     agent.engine.handle(now, AgentInput::Tick);
-                    agent.perform(now, traffic);
+                    self.joined += agent.perform(now, traffic, || give_up.push(place));
                 }
             }
         }
+        self.gave_up += give_up.len();
+        for place in give_up {
+            let agent = &mut self.all[place];
+            agent.engine.handle(now, AgentInput::Disconnected);
+            agent.dial_again(&self.readable, &self.address, place);
+        }
+        true
     }
 }
 
+/// How far a connection has come.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Link {
+    /// The server has not accepted it yet.
+    Dialled,
+    /// A session has been asked for.
+    Asked,
+    /// It is a session's.
+    Upgraded,
+}
+
+/// A connection that is on its way, watched: whoever dials waits for nobody, as hosts do.
+fn dial(readable: &OwnedFd, address: &str, place: usize) -> TcpStream {
+    let address: SocketAddr = address.parse().expect("an address");
+    let flags = SocketFlags::NONBLOCK | SocketFlags::CLOEXEC;
+    let socket = net::socket_with(AddressFamily::INET, SocketType::STREAM, flags, None).expect("a socket");
+    match net::connect(&socket, &address) {
+        Ok(()) | Err(Errno::INPROGRESS) => {}
+        Err(error) => panic!("{error}"),
+    }
+    let key = EventData::new_u64(place as u64);
+    epoll::add(readable, &socket, key, EventFlags::OUT).expect("a socket");
+    TcpStream::from(socket)
+}
+
 impl Agent {
-    fn connect(address: &str, host: usize) -> Self {
-        let mut http = Http::connect(address);
-        let request = "GET /v1/agent HTTP/1.1\r\nhost: bench\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
-            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
-        http.0.get_mut().write_all(request.as_bytes()).expect("the server");
-        assert_eq!(http.head().0, 101);
+    fn dial(readable: &OwnedFd, address: &str, host: usize) -> Self {
         let identity = Identity {
             host: format!("h{host:03}").parse().expect("a name"),
             agent: format!("agent-{host}").parse().expect("a name"),
@@ -295,7 +385,26 @@ impl Agent {
             labels: [("role".to_owned(), "g".to_owned())].into(),
         };
         let engine = AgentEngine::new(identity, BTreeMap::new(), AgentState::default(), Time(0));
-        Self { engine, stream: http.0.into_inner(), received: Vec::new() }
+        let stream = dial(readable, address, host);
+        Self { engine, stream, received: Vec::new(), link: Link::Dialled }
+    }
+
+    fn dial_again(&mut self, readable: &OwnedFd, address: &str, place: usize) {
+        self.stream = dial(readable, address, place);
+        self.received.clear();
+        self.link = Link::Dialled;
+    }
+
+    /// The server has accepted the connection. From here on its socket is an ordinary one.
+    fn ask(&mut self, readable: &OwnedFd, place: usize) {
+        self.stream.set_nonblocking(false).expect("a TCP socket");
+        self.stream.set_nodelay(true).expect("a TCP socket");
+        let request = "GET /v1/agent HTTP/1.1\r\nhost: bench\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+            sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
+        self.stream.write_all(request.as_bytes()).expect("the server");
+        self.link = Link::Asked;
+        let key = EventData::new_u64(place as u64);
+        epoll::modify(readable, &self.stream, key, EventFlags::IN).expect("a socket");
     }
 
     /// Takes in what has arrived; false when the connection is over.
@@ -304,6 +413,15 @@ impl Agent {
         match self.stream.read(&mut bytes) {
             Ok(0) | Err(_) => return false,
             Ok(count) => self.received.extend_from_slice(&bytes[..count]),
+        }
+        if self.link == Link::Asked {
+            let Some(end) = self.received.windows(4).position(|bytes| bytes == b"\r\n\r\n") else {
+                return true;
+            };
+            let head: Vec<u8> = self.received.drain(..end + 4).collect();
+            assert!(head.starts_with(b"HTTP/1.1 101"), "{}", String::from_utf8_lossy(&head));
+            self.link = Link::Upgraded;
+            self.engine.handle(now, AgentInput::Connected);
         }
         while let Some(message) = take_message(&mut self.received) {
             let order: Order = serde_json::from_slice(&message).expect("an order");
@@ -325,8 +443,14 @@ impl Agent {
         true
     }
 
-    fn perform(&mut self, now: Time, traffic: &mut BTreeMap<Phase, [usize; 4]>) {
-        let mut out = Vec::new();
+    /// Tells how many sessions have begun by it: one or none.
+    fn perform(
+        &mut self,
+        now: Time,
+        traffic: &mut BTreeMap<Phase, [usize; 4]>,
+        mut give_up: impl FnMut(),
+    ) -> usize {
+        let (mut out, mut joined) = (Vec::new(), 0);
         while let Some(output) = self.engine.poll_output() {
             match output {
                 AgentOutput::Append(_) => self.engine.handle(now, AgentInput::Appended),
@@ -339,9 +463,9 @@ impl Agent {
                     }
                     put_message(&mut out, &text);
                 }
-                AgentOutput::Joined => {}
+                AgentOutput::Joined => joined += 1,
                 AgentOutput::Run { .. } => unreachable!("`none` runs nothing"),
-                AgentOutput::Disconnect(reason) => panic!("{reason}"),
+                AgentOutput::Disconnect(_) => give_up(),
                 AgentOutput::Warning(message) => eprintln!("{message}"),
             }
         }
@@ -349,6 +473,7 @@ impl Agent {
             // The server reads what it is sent; one that has ended is noticed by reading.
             let _ = self.stream.write_all(&out);
         }
+        joined
     }
 }
 

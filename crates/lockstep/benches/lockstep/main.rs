@@ -4,11 +4,15 @@
 //!   a real disk. The agents are core's own, in this process, with journals in memory. Each transition begins when all
 //!   agents have been told the outcome of the one before. Its floor is a bare TCP exchange between two processes with
 //!   the same connections, rounds, bytes each way, and synced writes.
+//! - 5,000 agents that have nothing to do: what a server's memory grows by for each, and how long it takes until all
+//!   are welcome again when all dial at once. Its floor is as many bare connections with a task and a small buffer
+//!   each, over which a greeting and an answer of the same sizes go.
 //! - Planning 10,000 members. Its floor is naming and hashing the same steps.
 //! - Relations of 10,000 hosts, 1,000 groups and 20,000 derived edges, brought up to date after one change. Beside it:
 //!   the same derived anew.
 
 mod floor;
+mod idle;
 mod load;
 mod relation;
 
@@ -21,7 +25,7 @@ use lockstep_core::time::WallTime;
 use serde::Serialize;
 use sha2::{Digest, Sha256};
 use std::hint::black_box;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -29,9 +33,10 @@ use std::time::{Duration, Instant};
 #[derive(Serialize)]
 struct Line {
     what: String,
-    ms: f64,
+    unit: &'static str,
+    value: f64,
     floor: String,
-    floor_ms: f64,
+    floor_value: f64,
     ratio: f64,
     aim: String,
     is_met: bool,
@@ -42,24 +47,35 @@ fn main() {
     if let Some(at) = args.iter().position(|arg| arg == "--floor-server") {
         return floor::serve(&args[at + 1]);
     }
+    if args.iter().any(|arg| arg == "--idle-floor-server") {
+        return idle::serve_floor();
+    }
     let json = args.iter().position(|arg| arg == "--json").map(|at| PathBuf::from(&args[at + 1]));
     let rounds = args
         .iter()
         .position(|arg| arg == "--rounds")
         .map_or(60, |at| args[at + 1].parse().expect("a number"));
+    // Another build of the server, to be measured by the same benchmark.
+    let program = args
+        .iter()
+        .position(|arg| arg == "--server")
+        .map_or(PathBuf::from(env!("CARGO_BIN_EXE_lockstep")), |at| PathBuf::from(&args[at + 1]));
     let only = args.iter().position(|arg| arg == "--only").map(|at| args[at + 1].clone());
     let is_wanted = |name: &str| only.as_ref().is_none_or(|only| only == name);
     let mut lines = Vec::new();
-    lines.extend(is_wanted("transition").then(|| transition(100, rounds)));
+    lines.extend(is_wanted("transition").then(|| transition(&program, 100, rounds)));
     lines.extend(is_wanted("planning").then(|| planning(10_000)));
     if is_wanted("relations") {
         lines.extend(relation::run());
     }
-    println!("{:<52} {:>10} {:>10} {:>7}  aim", "", "ms", "floor ms", "ratio");
+    if is_wanted("idle") {
+        lines.extend(idle(&program, 5000));
+    }
+    println!("{:<58} {:>14} {:>10} {:>7}  aim", "", "", "floor", "ratio");
     for line in &lines {
         let verdict = if line.is_met { "met" } else { "MISSED" };
-        let Line { what, ms, floor_ms, ratio, aim, .. } = line;
-        println!("{what:<52} {ms:>10.3} {floor_ms:>10.3} {ratio:>7.2}  {aim}: {verdict}");
+        let Line { what, unit, value, floor_value, ratio, aim, .. } = line;
+        println!("{what:<58} {value:>10.3} {unit:<3} {floor_value:>10.3} {ratio:>7.2}  {aim}: {verdict}");
         println!("    floor: {}", line.floor);
     }
     if let Some(path) = json {
@@ -73,19 +89,48 @@ fn median(mut times: Vec<Duration>) -> f64 {
     times[times.len() / 2].as_secs_f64() * 1000.0
 }
 
-fn transition(hosts: usize, rounds: usize) -> Line {
-    let measured = load::run(hosts, rounds);
+fn transition(program: &Path, hosts: usize, rounds: usize) -> Line {
+    let measured = load::run(program, hosts, rounds);
     let ms = median(measured.times);
     let ratio = ms / median(measured.floor_times.clone());
     Line {
         what: format!("transition over {hosts} hosts, request to outcome"),
-        ms,
+        unit: "ms",
+        value: ms,
         floor: measured.shape,
-        floor_ms: median(measured.floor_times),
+        floor_value: median(measured.floor_times),
         ratio,
         aim: "at most 2 times".to_owned(),
         is_met: ratio <= 2.0,
     }
+}
+
+fn idle(program: &Path, hosts: usize) -> [Line; 2] {
+    let idle::Measured { kib, floor_kib, storm, floor_storm, gave_up, floor } = idle::run(program, hosts);
+    let (ms, floor_ms) = (median(storm), median(floor_storm));
+    [
+        Line {
+            what: format!("server's memory for one of {hosts} idle hosts"),
+            unit: "KiB",
+            value: kib,
+            floor: floor.clone(),
+            floor_value: floor_kib,
+            ratio: kib / floor_kib,
+            aim: "under 20 KiB".to_owned(),
+            is_met: kib < 20.0,
+        },
+        Line {
+            what: format!("{hosts} agents that dial at once are all welcome"),
+            unit: "ms",
+            value: ms,
+            floor: format!("{floor}; {gave_up} dialled more than once"),
+            floor_value: floor_ms,
+            ratio: ms / floor_ms,
+            // Half of the shortest lease: nobody is given up by it.
+            aim: "under 1500 ms".to_owned(),
+            is_met: ms < 1500.0,
+        },
+    ]
 }
 
 fn planning(members: usize) -> Line {
@@ -143,9 +188,10 @@ fn planning(members: usize) -> Line {
     let (ms, floor_ms) = (median(times), median(floor_times));
     Line {
         what: format!("plan {members} members, {groups} groups, 291 relations"),
-        ms,
+        unit: "ms",
+        value: ms,
         floor: "cloning, writing as JSON and hashing the same steps".to_owned(),
-        floor_ms,
+        floor_value: floor_ms,
         ratio: ms / floor_ms,
         aim: "under 250 ms".to_owned(),
         is_met: ms < 250.0,

@@ -119,9 +119,10 @@ pub(crate) fn run() -> Vec<Line> {
         let (ms, floor_ms) = (median(times), median(full.clone()));
         Line {
             what: format!("{what}: {HOSTS} hosts, {GROUPS} groups, {pairs} derived edges"),
-            ms,
+            unit: "ms",
+            value: ms,
             floor: "not a floor: all relations derived anew".to_owned(),
-            floor_ms,
+            floor_value: floor_ms,
             ratio: ms / floor_ms,
             aim: "under 10 ms".to_owned(),
             is_met: ms < 10.0,

@@ -45,11 +45,13 @@ impl Leftovers {
     }
 
     /// Notes that a handler is about to start.
-    pub(super) fn note(&self) -> Note {
+    ///
+    /// Errors: there is no room for it, or the directory is gone.
+    pub(super) fn note(&self) -> io::Result<Note> {
         let name = super::random();
-        let note = Note { path: self.dir.join(&name), name };
-        note.write("");
-        note
+        let path = self.dir.join(&name);
+        fs::write(&path, "")?;
+        Ok(Note { name, path })
     }
 
     /// Ends what an earlier run of this agent left, and waits until it is gone.
@@ -215,7 +217,8 @@ mod tests {
     async fn a_handler_is_ended_whether_its_id_was_noted_or_not() {
         let data = tempfile::tempdir().unwrap();
         let leftovers = Leftovers::open(data.path()).unwrap();
-        let (noted, begun, ended) = (leftovers.note(), leftovers.note(), leftovers.note());
+        let (noted, begun, ended) =
+            (leftovers.note().unwrap(), leftovers.note().unwrap(), leftovers.note().unwrap());
         let (mut first, mut second) = (Sleeper::start(&noted.name), Sleeper::start(&begun.name));
         let mut others = [Sleeper::start(&ended.name), Sleeper::start("another's")];
         noted.started(first.0.id());
@@ -233,7 +236,7 @@ mod tests {
         let data = tempfile::tempdir().unwrap();
         let leftovers = Leftovers::open(data.path()).unwrap();
         let mut other = Sleeper::start("another's");
-        let note = leftovers.note();
+        let note = leftovers.note().unwrap();
         note.write(&format!("{} 1\n", other.0.id()));
         leave(note);
         leftovers.end().await;

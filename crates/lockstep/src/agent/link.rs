@@ -72,6 +72,7 @@ async fn use_link(mut socket: Socket, inputs: &mpsc::Sender<Heard>) {
     if inputs.send(Heard::Connected(link)).await.is_err() {
         return;
     }
+    let mut is_newer = false;
     loop {
         tokio::select! {
             report = reports.recv() => {
@@ -96,11 +97,17 @@ async fn use_link(mut socket: Socket, inputs: &mpsc::Sender<Heard>) {
                     }
                 };
                 match read_order(&text) {
-                    Ok(order) => {
+                    Ok(Some(order)) => {
                         if inputs.send(Heard::Engine(AgentInput::Order(order))).await.is_err() {
                             break;
                         }
                     }
+                    // One server says it again and again: once is enough to be told.
+                    Ok(None) if !is_newer => {
+                        is_newer = true;
+                        warn!("the server is of a newer version: orders of a kind that this agent lacks are left aside");
+                    }
+                    Ok(None) => {}
                     Err(error) => {
                         warn!(%error, "the server sent an order that cannot be read: is it of a newer version?");
                         break;

@@ -6,10 +6,11 @@ use hyper::server::conn::http1;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-use std::io::ErrorKind;
+use std::io::{self, ErrorKind};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio::sync::Semaphore;
 use tokio::time::sleep;
 use tracing::{debug, warn};
@@ -20,6 +21,9 @@ use tracing::{debug, warn};
 const CONNECTIONS_MAX: usize = 4096;
 /// The most agents at once. Each holds a socket and two small buffers.
 const SESSIONS_MAX: usize = 12_000;
+/// How many may have connected and wait to be accepted. The system caps it, most at this. Too low: of agents that all
+/// come back in one instant, some are not heard by the kernel, and dial again a second later, or three.
+const BACKLOG: u32 = 4096;
 /// How long a client may take from connecting, or from its last answer, to the end of its next request's headers.
 /// Too low: slow links fail. Too high: sockets that say nothing keep the places of those that would.
 const HEADERS_TIME_MAX: Duration = Duration::from_secs(10);
@@ -64,6 +68,16 @@ impl Limits {
             headers_time: HEADERS_TIME_MAX,
         }
     }
+}
+
+/// Binds. A port that a killed server had can be bound again at once.
+///
+/// Errors: the address cannot be had.
+pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 /// Serves for ever.
@@ -114,7 +128,6 @@ fn tune(stream: &TcpStream) {
 mod tests {
     use super::*;
     use axum::routing::get;
-    use std::net::SocketAddr;
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
     const STUCK: Duration = Duration::from_secs(60);
