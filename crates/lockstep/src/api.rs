@@ -474,7 +474,7 @@ async fn events(State(shared): Shares, uri: Uri, headers: HeaderMap) -> Result<R
         None => None,
     };
     let stream = shared.feed.subscribe(last.or(since), follow).await?;
-    let heartbeat = KeepAlive::new().interval(feed::HEARTBEAT).text("still here");
+    let heartbeat = KeepAlive::new().interval(feed::HEARTBEAT).text(feed::KEEPALIVE);
     Ok(Sse::new(stream).keep_alive(heartbeat).into_response())
 }
 

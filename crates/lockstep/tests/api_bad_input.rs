@@ -632,10 +632,14 @@ async fn events_are_asked_since_what_there_was() {
         {"status":400,"title":"Bad Request","code":"bad-request","detail":"since is 99, and nothing after revision 4 has happened","help":"ask since a revision that this cluster has given out"}
         ?since=0&follow=false "3"
         200 text/event-stream
+        id: 3
+
         id: 4
         data: {"revision":4,"at":"2026-01-01T00:00:00.000Z","provisional":false,"kind":"report","member":"db@h1","actual":"offline"}
         ?since=2&follow=false ""
         200 text/event-stream
+        id: 2
+
         id: 3
         data: {"revision":3,"at":"2026-01-01T00:00:00.000Z","provisional":false,"kind":"host-joined","host":"h1","address":null,"labels":{"role":"db"}}
 
@@ -643,7 +647,7 @@ async fn events_are_asked_since_what_there_was() {
         data: {"revision":4,"at":"2026-01-01T00:00:00.000Z","provisional":false,"kind":"report","member":"db@h1","actual":"offline"}
         ?follow=false ""
         200 text/event-stream
-
+        id: 4
     "#]].assert_eq(&told);
 }
 

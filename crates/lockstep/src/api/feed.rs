@@ -21,7 +21,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::{Mutex, MutexGuard, OwnedSemaphorePermit, Semaphore, mpsc, watch};
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{debug, warn};
 
 /// The most streams at once; more are answered `busy`. Each keeps a connection, a task and a few events.
 pub const STREAMS_MAX: usize = 256;
@@ -36,6 +36,8 @@ const UNTAKEN_TIME_MAX: Duration = Duration::from_secs(30);
 /// How often something is said on a stream on which nothing happens, so that both ends, and what is in between, know
 /// that it stands. Proxies close what is silent for a minute.
 pub const HEARTBEAT: Duration = Duration::from_secs(15);
+/// What is said then, as a comment.
+pub const KEEPALIVE: &str = "still here";
 /// How long a stream that is to resume after the newest revision waits for this server to have read so far.
 const BEHIND_MAX: Duration = Duration::from_secs(5);
 
@@ -146,6 +148,7 @@ impl Feed {
                 return Err(Rejection::new(Code::StoreUnavailable, message, "try again later").into());
             }
         }
+        debug!(%since, follow, "a stream of events begins");
         let (said, mut heard) = mpsc::channel(UNTAKEN_MAX);
         let until = (!follow).then_some(head);
         let stream = Streaming { shared: self.shared.clone(), view, said, next, _place: place };
@@ -166,16 +169,23 @@ struct Streaming {
 
 impl Streaming {
     async fn run(mut self, until: Option<Index>) {
-        let end = match until {
-            Some(until) => self.tell_stored(until).await,
-            None => self.follow().await,
-        };
+        let end = self.tell_all(until).await;
         if let Err(End::Because(why)) = end {
             // It says where to go on.
             let last = Index(self.next.0 - 1);
             let why = format!("{why}; resume with Last-Event-ID: {last}");
             // Whoever reads no more does not need it.
             let _ = self.say(sse::Event::default().comment(why)).await;
+        }
+    }
+
+    async fn tell_all(&mut self, until: Option<Index>) -> Result<(), End> {
+        // An id without data is no event, and says where to resume even if nothing happens before the connection is lost.
+        let since = Index(self.next.0 - 1);
+        self.say(sse::Event::default().id(since.to_string())).await?;
+        match until {
+            Some(until) => self.tell_stored(until).await,
+            None => self.follow().await,
         }
     }
 
@@ -450,8 +460,18 @@ mod tests {
         }
 
         async fn stream(&self, since: u64) -> std::pin::Pin<Box<dyn Stream<Item = Said>>> {
-            Box::pin(self.feed.subscribe(Some(since), true).await.unwrap())
+            opened(self.feed.subscribe(Some(since), true).await.unwrap(), since).await
         }
+    }
+
+    /// Every stream begins with where it does.
+    async fn opened(
+        stream: impl Stream<Item = Said> + 'static,
+        since: u64,
+    ) -> std::pin::Pin<Box<dyn Stream<Item = Said>>> {
+        let mut stream = Box::pin(stream);
+        assert_eq!(written(&mut stream).await.unwrap(), format!("id: {since}"));
+        stream
     }
 
     /// As it goes over the line.
@@ -519,13 +539,13 @@ mod tests {
     async fn a_stream_that_does_not_follow_ends_with_what_has_happened() {
         let mut journal = Journal::new();
         journal.reigns(7);
-        let mut stream = Box::pin(journal.feed.subscribe(Some(2), false).await.unwrap());
+        let mut stream = opened(journal.feed.subscribe(Some(2), false).await.unwrap(), 2).await;
         journal.reigns(1);
         for expected in 3..=7 {
             assert_eq!(id(&mut stream).await, expected);
         }
         assert!(stream.next().await.is_none());
-        let mut none = Box::pin(journal.feed.subscribe(None, false).await.unwrap());
+        let mut none = opened(journal.feed.subscribe(None, false).await.unwrap(), 8).await;
         assert!(none.next().await.is_none());
     }
 
