@@ -5,26 +5,35 @@
 
 pub mod body;
 pub mod clock;
+pub mod event;
+pub mod feed;
+pub mod guard;
 pub mod object;
+mod openapi;
 pub mod problem;
 pub mod rehearsal;
 
 use crate::server::handle::{Handle, View};
 use axum::Router;
+use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, Query, Request as HttpRequest, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
+use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use axum::routing::{get, post};
-use body::{PlanBody, RunBody};
+use body::{EmptyBody, PlanBody, RunBody};
+use event::Event;
+use feed::Feed;
 use lockstep_core::cluster;
 use lockstep_core::id::{HostName, TransitionId};
 use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
 use lockstep_core::request::{Code, Rejection, Request};
-use object::{Applied, Group, Host, List, Member, Plan, Relation, Transition, Version};
+use object::{Applied, Group, Health, Host, List, Member, Plan, Relation, Transition, Version};
+use openapi::Routes;
 use problem::{HttpCode, Problem};
 use rehearsal::Rehearsal;
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::sync::Arc;
@@ -54,30 +63,142 @@ pub struct ServerInfo {
 #[derive(Debug, Clone)]
 struct Shared {
     handle: Handle,
+    feed: Feed,
     info: ServerInfo,
+    /// The description of the API, written out.
+    document: Bytes,
     rehearsals: Arc<Semaphore>,
 }
 
 /// The routes, without the agents' own. The server adds that one and serves.
-pub fn router(handle: Handle, info: ServerInfo) -> Router {
-    Router::new()
-        .route("/v1/hosts", get(async |State(shared): Shares| list(&shared, Host::all)))
-        .route("/v1/hosts/{name}/undrain", post(undrain))
-        .route("/v1/groups", get(async |State(shared): Shares| list(&shared, Group::all)))
-        .route("/v1/members", get(async |State(shared): Shares| list(&shared, Member::all)))
-        .route("/v1/relations", get(async |State(shared): Shares| list(&shared, Relation::all)))
-        .route("/v1/transitions", get(async |State(shared): Shares| list(&shared, Transition::all)).post(run))
-        .route("/v1/transitions/{id}", get(transition))
-        .route("/v1/transitions/{id}/abort", post(abort))
-        .route("/v1/plans", post(plan))
-        .route("/v1/rehearsals", post(rehearse_now))
-        .route("/v1/spec", get(spec).put(apply))
-        .route("/livez", get(async || json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))))
-        .route("/readyz", get(ready))
-        .route("/version", get(version))
-        .fallback(not_found)
-        .method_not_allowed_fallback(method_not_allowed)
-        .with_state(Shared { handle, info, rehearsals: Arc::new(Semaphore::new(REHEARSALS_MAX)) })
+pub fn router(handle: Handle, feed: Feed, info: ServerInfo) -> Router {
+    let (router, document) = routes().finish(info.version);
+    let document = Bytes::from(serde_json::to_vec(&document).expect("it is plain data"));
+    let rehearsals = Arc::new(Semaphore::new(REHEARSALS_MAX));
+    router.fallback(not_found).method_not_allowed_fallback(method_not_allowed).with_state(Shared {
+        handle,
+        feed,
+        info,
+        document,
+        rehearsals,
+    })
+}
+
+fn routes() -> Routes {
+    const OK: StatusCode = StatusCode::OK;
+    const BAD: StatusCode = StatusCode::BAD_REQUEST;
+    const MISSING: StatusCode = StatusCode::NOT_FOUND;
+    const BUSY: StatusCode = StatusCode::TOO_MANY_REQUESTS;
+    const AWAY: StatusCode = StatusCode::SERVICE_UNAVAILABLE;
+    const REJECTED: StatusCode = StatusCode::UNPROCESSABLE_ENTITY;
+    let every = "All of them, at one revision.";
+    Routes::new()
+        .get("/v1/hosts", async |State(shared): Shares| list(&shared, Host::all), "Hosts", |says| {
+            says.answers::<List<Host>>(OK, every)
+        })
+        .post("/v1/hosts/{name}/undrain", undrain, "Let a drained host take members again", |says| {
+            says.takes::<EmptyBody>(false).answers::<Host>(OK, "It does.").refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .get("/v1/groups", async |State(shared): Shares| list(&shared, Group::all), "Groups", |says| {
+            says.answers::<List<Group>>(OK, every)
+        })
+        .get("/v1/members", async |State(shared): Shares| list(&shared, Member::all), "Members", |says| {
+            says.answers::<List<Member>>(OK, every)
+        })
+        .get(
+            "/v1/relations",
+            async |State(shared): Shares| list(&shared, Relation::all),
+            "Relations between groups",
+            |says| says.answers::<List<Relation>>(OK, every),
+        )
+        .get(
+            "/v1/transitions",
+            async |State(shared): Shares| list(&shared, Transition::all),
+            "Transitions",
+            |says| {
+                let text = "All that are kept, oldest first, without plan, votes and steps.";
+                says.answers::<List<Transition>>(OK, text)
+            },
+        )
+        .post("/v1/transitions", run, "Plan, record and run a transition", |says| {
+            says.takes::<RunBody>(true)
+                .answers::<Transition>(StatusCode::ACCEPTED, "It is recorded, now or by the same request before.")
+                .answers::<Transition>(OK, "There was nothing to do: it has no id.")
+                .refuses(&[StatusCode::CONFLICT, REJECTED, BUSY, AWAY])
+        })
+        .get("/v1/transitions/{id}", transition, "One transition, whole", |says| {
+            says.query::<Wait>()
+                .header("If-None-Match", "With `wait_ms`: the `ETag` of what the asker has seen.")
+                .answers::<Transition>(OK, "As it is now.")
+                .refuses(&[BAD, MISSING])
+        })
+        .post("/v1/transitions/{id}/abort", abort, "Abort a transition that is not decided yet", |says| {
+            says.takes::<EmptyBody>(false)
+                .answers::<Transition>(OK, "It is aborted, now or before.")
+                .refuses(&[MISSING, REJECTED, BUSY, AWAY])
+        })
+        .post("/v1/plans", plan, "What a run would do", |says| {
+            says.takes::<PlanBody>(true).answers::<Plan>(OK, "The plan.").refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .post("/v1/rehearsals", rehearse_now, "What a run would leave behind, for every single fault", |says| {
+            says.takes::<PlanBody>(true).answers::<Rehearsal>(OK, "Every case.").refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .get("/v1/spec", spec, "The declared cluster", |says| {
+            says.answers_any(OK, "As it was declared.", serde_json::json!({ "application/json": spec_schema() }))
+                .refuses(&[MISSING])
+        })
+        .put("/v1/spec", apply, "Declare the cluster", |says| {
+            let content = serde_json::json!({
+                "application/json": spec_schema(),
+                "application/toml": { "schema": { "type": "string" } },
+            });
+            says.takes_any(true, content)
+                .answers::<Applied>(OK, "It is in force.")
+                .refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .get("/v1/events", events, "What happens, as server-sent events", |says| {
+            says.query::<Since>()
+                .header("Last-Event-ID", "Like `since`, and before it: the `id` of the last event that was read.")
+                .streams::<Event>(
+                    "Records have their revision as `id` and are events of the default type; what is provisional has \
+                     no `id` and is of the type `provisional`. Comments keep the connection alive, and say why it ends.",
+                )
+                .refuses(&[BAD, StatusCode::GONE, BUSY, AWAY])
+        })
+        .get("/v1/openapi.json", described, "This description", |says| {
+            let schema = serde_json::json!({ "schema": { "type": "object" } });
+            says.answers_any(OK, "OpenAPI 3.1.", serde_json::json!({ "application/json": schema }))
+        })
+        .describe("get", "/v1/agent", "An agent's session; docs/protocol.md is its specification", |says| {
+            says.answers_any(
+                StatusCode::SWITCHING_PROTOCOLS,
+                "A WebSocket, one JSON object a message.",
+                serde_json::json!({}),
+            )
+        })
+        .get("/livez", async || health("alive"), "Whether the process lives", |says| {
+            says.answers::<Health>(OK, "It does.")
+        })
+        .get("/readyz", ready, "Whether the server can be asked", |says| {
+            says.answers::<Health>(OK, "It can.").refuses(&[AWAY])
+        })
+        .get("/version", version, "What runs", |says| says.answers::<Version>(OK, "This does."))
+}
+
+/// A spec is what `cluster.toml` has; what checks it is core.
+fn spec_schema() -> serde_json::Value {
+    let schema = serde_json::json!({
+        "type": "object",
+        "required": ["cluster"],
+        "properties": {
+            "cluster": { "type": "string" },
+            "lease_ms": { "type": "integer" },
+            "groups": { "type": "object", "additionalProperties": { "type": "object" } },
+            "relations": { "type": "array", "items": { "type": "object" } },
+            "lifecycles": { "type": "object", "additionalProperties": { "type": "object" } },
+        },
+    });
+    serde_json::json!({ "schema": schema })
 }
 
 type Shares = State<Shared>;
@@ -189,7 +310,7 @@ fn transition_id(path: Result<Path<String>, PathRejection>) -> Result<Transition
     text.parse().map_err(bad)
 }
 
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 struct Wait {
     /// How long to wait for a change, in milliseconds.
@@ -201,8 +322,9 @@ struct Wait {
     until: Option<Until>,
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
+#[schemars(inline)]
 enum Until {
     Outcome,
 }
@@ -309,10 +431,51 @@ async fn ready(State(shared): Shares) -> Result<Response, Problem> {
     let watch = shared.handle.watch();
     let reigns = watch.borrow().cluster.reign.0 > 0;
     if reigns && watch.has_changed().is_ok() {
-        return Ok(json(StatusCode::OK, &serde_json::json!({ "status": "ready" })));
+        return Ok(health("ready"));
     }
     let message = "the server is not ready: its reign has not begun, or is over";
     Err(Rejection::new(Code::NotActive, message, "try again later").into())
+}
+
+fn health(status: &str) -> Response {
+    json(StatusCode::OK, &Health { status: status.to_owned() })
+}
+
+async fn described(State(shared): Shares) -> Response {
+    ([(header::CONTENT_TYPE, "application/json")], shared.document).into_response()
+}
+
+#[derive(Debug, Default, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+struct Since {
+    /// The revision that the asker has seen; the newest when it is not given.
+    since: Option<u64>,
+    /// Whether to go on with what happens later; otherwise the stream ends with what has happened so far.
+    #[serde(default = "yes")]
+    follow: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// What has happened since a revision, and what happens. A browser that has lost its connection asks again under the
+/// same address and says in a header how far it had come: that is newer than the address.
+async fn events(State(shared): Shares, uri: Uri, headers: HeaderMap) -> Result<Response, Problem> {
+    let help =
+        "since is a whole number from 0 on, follow is true or false; Last-Event-ID is the id of an event";
+    let bad = |detail: String| Problem::http(HttpCode::BadRequest, detail, help);
+    let Query(Since { since, follow }) =
+        Query::try_from_uri(&uri).map_err(|rejection| bad(rejection.body_text()))?;
+    let last = headers.get("last-event-id").filter(|last| !last.is_empty());
+    let last: Option<u64> = match last.map(|last| last.to_str().ok().and_then(|last| last.parse().ok())) {
+        Some(None) => return Err(bad("the Last-Event-ID is none that was given out".to_owned())),
+        Some(Some(last)) => Some(last),
+        None => None,
+    };
+    let stream = shared.feed.subscribe(last.or(since), follow).await?;
+    let heartbeat = KeepAlive::new().interval(feed::HEARTBEAT).text(feed::KEEPALIVE);
+    Ok(Sse::new(stream).keep_alive(heartbeat).into_response())
 }
 
 async fn version(State(shared): Shares) -> Response {
@@ -335,9 +498,10 @@ mod tests {
         let (_publish, view) = watch::channel(View::default());
         let handle = Handle::new(commands, view);
         let info = ServerInfo { name: "s1".to_owned(), version: "0.0.0" };
+        let feed = Feed::reading(|_| unreachable!("nobody asks for events"), handle.watch());
         let rehearsals = Arc::new(Semaphore::new(REHEARSALS_MAX));
         let taken = rehearsals.clone().try_acquire_many_owned(REHEARSALS_MAX as u32).unwrap();
-        let shared = Shared { handle, info, rehearsals };
+        let shared = Shared { handle, feed, info, document: Bytes::new(), rehearsals };
         let ask = async || {
             let request = HttpRequest::builder().header(header::CONTENT_TYPE, "application/json");
             let request = request.body(Body::from(r#"{"targets":["db=up"]}"#)).unwrap();

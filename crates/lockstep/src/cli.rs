@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod client;
 pub mod conformance;
+pub mod events;
 pub mod explain;
 pub mod finding;
 pub mod list;
@@ -14,6 +15,8 @@ pub mod progress;
 pub mod rehearse;
 pub mod run;
 pub mod status;
+pub mod stream;
+pub mod watch;
 
 use crate::agent::{self, AgentError};
 use crate::api::problem::Problem;
@@ -28,6 +31,7 @@ use lockstep_core::request::{Code, Rejection};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use option::{AgentOptions, DevOptions, ServerOptions};
 use output::{Colour, Form, clean, note, painted};
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -282,7 +286,13 @@ enum Command {
         id: lockstep_core::id::TransitionId,
     },
     /// Show groups, open transitions, what is wrong and what to do next
-    Status,
+    Status {
+        /// Show it again whenever something has changed
+        #[arg(short, long)]
+        watch: bool,
+    },
+    /// Show what has happened, one line each
+    Events(events::EventsArgs),
     /// Say why two groups are related, or why a transition went as it did
     Explain(explain::ExplainArgs),
     /// Hosts
@@ -294,6 +304,11 @@ enum Command {
     Group {
         #[command(subcommand)]
         verb: list::GroupVerb,
+    },
+    /// Members: groups' places on hosts
+    Member {
+        #[command(subcommand)]
+        verb: list::MemberVerb,
     },
     /// Transitions
     Transition {
@@ -309,6 +324,12 @@ enum Command {
     Completions {
         /// Which shell
         shell: clap_complete::Shell,
+    },
+    /// Print this command's manual page, or write those of all commands
+    Man {
+        /// Where to write them; made when it is not there
+        #[arg(value_name = "DIR")]
+        dir: Option<PathBuf>,
     },
 }
 
@@ -350,6 +371,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             clap_complete::generate(shell, &mut Cli::command(), "lockstep", &mut script);
             output::data(&String::from_utf8_lossy(&script)).map(|()| Exit::Done)
         }
+        Command::Man { dir } => man(dir.as_deref()),
         Command::Apply(args) => asking(addr, async |client| apply::apply(client, &args, form).await),
         Command::Plan(args) => asking(addr, async |client| plan::online(client, &args, form).await),
         Command::Rehearse(args) => asking(addr, async |client| rehearse::online(client, &args, form).await),
@@ -357,15 +379,30 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Drain(args) => asking(addr, async |client| run::run(client, args.into(), form).await),
         Command::Undrain { host } => asking(addr, async |client| run::undrain(client, &host, form).await),
         Command::Abort { id } => asking(addr, async |client| run::abort(client, id, form).await),
-        Command::Status => asking(addr, async |client| status::status(client, form).await),
+        Command::Status { watch } => asking(addr, async |client| status::status(client, watch, form).await),
+        Command::Events(args) => asking(addr, async |client| events::events(client, args, form).await),
         Command::Explain(args) => asking(addr, async |client| explain::explain(client, args, form).await),
         Command::Host { verb } => asking(addr, async |client| list::hosts(client, verb, form).await),
         Command::Group { verb } => asking(addr, async |client| list::groups(client, verb, form).await),
+        Command::Member { verb } => asking(addr, async |client| list::members(client, verb, form).await),
         Command::Transition { verb } => {
             asking(addr, async |client| list::transitions(client, verb, form).await)
         }
         Command::Relation { verb } => asking(addr, async |client| list::relations(client, verb, form).await),
     }
+}
+
+/// Without a directory the page of the whole, for `man -l -`.
+fn man(dir: Option<&Path>) -> Result<Exit, Failure> {
+    let Some(dir) = dir else {
+        let mut page = Vec::new();
+        let rendered = clap_mangen::Man::new(Cli::command()).render(&mut page);
+        rendered.expect("a Vec takes all");
+        return output::data(&String::from_utf8_lossy(&page)).map(|()| Exit::Done);
+    };
+    let written = std::fs::create_dir_all(dir).and_then(|()| clap_mangen::generate_to(Cli::command(), dir));
+    written.map_err(|error| Failure::error(format!("cannot write to {}: {error}", dir.display())))?;
+    Ok(Exit::Done)
 }
 
 /// Runs until it fails or is told to stop. Stopping needs no farewell: what was acknowledged is durable, and

@@ -6,6 +6,8 @@ pub mod handle;
 mod serve;
 mod session;
 
+use crate::api::feed::Feed;
+use crate::api::guard::guarded;
 use crate::api::{self, ServerInfo};
 use crate::cli::option::ServerOptions;
 use crate::store::{self, Embedded, Store};
@@ -114,11 +116,12 @@ impl Server {
         let handle = Handle::new(commands, view);
         let limits = Limits::of_process();
         let (sessions, said) = Sessions::new(limits.sessions);
+        let feed = Feed::new(store.clone(), handle.watch());
         let driver = Driver::new(engine, store, reign, clock, sessions.clone(), publish);
         let driver = tokio::spawn(driver.drive(asked, said));
         let info = ServerInfo { name, version: env!("CARGO_PKG_VERSION") };
         let agents = Router::new().route("/v1/agent", get(session::accept)).with_state(sessions);
-        let router = api::router(handle.clone(), info).merge(agents);
+        let router = guarded(api::router(handle.clone(), feed, info).merge(agents), address);
         Ok(Self { address, handle, listener, router, limits, driver })
     }
 
@@ -177,5 +180,82 @@ impl Clock {
             Time(u64::try_from(self.start.elapsed().as_millis()).expect("a process does not live that long"));
         let wall = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_millis();
         Now { time, wall: WallTime(u64::try_from(wall).unwrap_or(u64::MAX)) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::body::Body;
+    use axum::http::{Method, Request, StatusCode, header};
+    use axum::response::Response;
+    use serde_json::Value;
+    use std::collections::BTreeSet;
+    use tower::ServiceExt;
+
+    async fn start() -> (Server, tempfile::TempDir) {
+        let data = tempfile::tempdir().unwrap();
+        let options = ServerOptions {
+            data: Some(data.path().to_owned()),
+            listen: SocketAddr::from(([127, 0, 0, 1], 0)),
+            store: None,
+            name: None,
+            insecure: false,
+        };
+        (Server::start(&options).await.unwrap(), data)
+    }
+
+    async fn ask(server: &Server, method: Method, path: &str, origin: Option<&str>) -> Response {
+        let request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+        let request =
+            origin.into_iter().fold(request, |request, origin| request.header(header::ORIGIN, origin));
+        server.router.clone().oneshot(request.body(Body::empty()).unwrap()).await.unwrap()
+    }
+
+    /// The router cannot be asked for its routes, but it writes them out for those who debug.
+    fn routes(router: &Router) -> BTreeSet<String> {
+        let written = format!("{router:?}");
+        written
+            .split('"')
+            .skip(1)
+            .step_by(2)
+            .filter(|text| text.starts_with('/'))
+            .map(str::to_owned)
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn what_is_served_is_described_and_the_other_way_round() {
+        let (server, _data) = start().await;
+        let answer = ask(&server, Method::GET, "/v1/openapi.json", None).await;
+        let answer = axum::body::to_bytes(answer.into_body(), usize::MAX).await.unwrap();
+        let document: Value = serde_json::from_slice(&answer).unwrap();
+        let paths = document["paths"].as_object().unwrap();
+        let described: BTreeSet<String> = paths.keys().cloned().collect();
+        let mut served = routes(&server.router);
+        // Where nothing is, the router has routes of its own.
+        assert!(served.remove("/") && served.remove("/{*__private__axum_fallback}"), "{served:?}");
+        assert_eq!(ask(&server, Method::GET, "/", None).await.status(), StatusCode::NOT_FOUND);
+        assert_eq!(served, described);
+        for (path, operations) in paths {
+            let answer =
+                ask(&server, Method::PATCH, &path.replace("{id}", "t1").replace("{name}", "h"), None).await;
+            assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
+            let allowed = answer.headers()[header::ALLOW].to_str().unwrap().to_lowercase();
+            let allowed: BTreeSet<&str> = allowed.split(',').filter(|method| *method != "head").collect();
+            let described: BTreeSet<&str> =
+                operations.as_object().unwrap().keys().map(String::as_str).collect();
+            assert_eq!(allowed, described, "{path}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_page_cannot_pretend_to_be_an_agent() {
+        let (server, _data) = start().await;
+        for origin in ["http://elsewhere.example", "null"] {
+            let answer = ask(&server, Method::GET, "/v1/agent", Some(origin)).await;
+            assert_eq!(answer.status(), StatusCode::FORBIDDEN, "{origin}");
+        }
+        assert_eq!(ask(&server, Method::GET, "/v1/agent", None).await.status(), StatusCode::BAD_REQUEST);
     }
 }

@@ -7,10 +7,13 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request as HttpRequest, StatusCode, header};
 use expect_test::expect;
+use lockstep::api::feed::{Feed, Page};
+use lockstep::api::guard::guarded;
 use lockstep::api::{ServerInfo, router};
 use lockstep::server::handle::{Command, Handle, View};
+use lockstep::store::{self, Entry};
 use lockstep_core::cluster::Cluster;
-use lockstep_core::id::{AgentId, HostName, Index, TransitionId};
+use lockstep_core::id::{AgentId, HostName, Index, Reign, TransitionId};
 use lockstep_core::message::{Decision, Outcome};
 use lockstep_core::plan::plan;
 use lockstep_core::record::{Body as RecordBody, Cause, HostChange, Record};
@@ -19,21 +22,37 @@ use lockstep_core::spec::SpecFile;
 use lockstep_core::time::WallTime;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 use tower::ServiceExt;
 
-/// A journal in memory.
+/// A journal in memory, of which the first two records are gone.
 struct Engine {
     cluster: Cluster,
+    entries: Arc<Mutex<Vec<Entry>>>,
     view: watch::Sender<View>,
+}
+
+const FLOOR: Index = Index(3);
+
+fn feed(entries: Arc<Mutex<Vec<Entry>>>, view: watch::Receiver<View>) -> Feed {
+    let read = move |from| -> Page {
+        let entries = entries.lock().unwrap();
+        let page = entries.iter().filter(|entry| entry.index >= from).cloned().collect();
+        let page = if from < FLOOR { Err(store::Error::Compacted { floor: FLOOR }) } else { Ok(page) };
+        Box::pin(std::future::ready(page))
+    };
+    Feed::reading(read, view)
 }
 
 impl Engine {
     fn add(&mut self, body: RecordBody) -> Index {
         let index = Index(self.cluster.revision.0 + 1);
-        self.cluster.apply(index, &Record { at: WallTime(1_767_225_600_000), body });
+        let record = Record { at: WallTime(1_767_225_600_000), body };
+        self.cluster.apply(index, &record);
+        let payload = serde_json::to_vec(&record).unwrap();
+        self.entries.lock().unwrap().push(Entry { index, reign: Reign(1), payload });
         index
     }
 
@@ -105,7 +124,9 @@ fn info() -> ServerInfo {
 impl Bench {
     fn new() -> Self {
         let (view, seen) = watch::channel(View::default());
-        let mut engine = Engine { cluster: Cluster::default(), view };
+        let entries = Arc::default();
+        let feed = feed(Arc::clone(&entries), seen.clone());
+        let mut engine = Engine { cluster: Cluster::default(), entries, view };
         engine.add(RecordBody::Reign { server: "s1".to_owned() });
         let spec: SpecFile = serde_json::from_value(json!({
             "cluster": "c", "groups": {"db": {"select": {"role": "db"}, "settings": {"live": "blue"}}}
@@ -127,7 +148,7 @@ impl Bench {
                 engine.perform(command);
             }
         });
-        Self { router: router(Handle::new(sender, seen.clone()), info()), commands, view: seen }
+        Self { router: router(Handle::new(sender, seen.clone()), feed, info()), commands, view: seen }
     }
 
     async fn send(&self, request: HttpRequest<Body>) -> (StatusCode, axum::http::HeaderMap, Bytes) {
@@ -436,7 +457,17 @@ async fn bad_paths_methods_and_types() {
         (Method::GET, "/v1/transitions/t1?wait=1"),
         (Method::POST, "/v1/transitions/t9/abort"),
         (Method::POST, "/v1/transitions/x/abort"),
-        (Method::GET, "/v1/openapi.json"),
+        (Method::POST, "/v1/openapi.json"),
+        (Method::POST, "/v1/events"),
+        (Method::GET, "/v1/events?since=-1"),
+        (Method::GET, "/v1/events?since="),
+        (Method::GET, "/v1/events?since=1.5"),
+        (Method::GET, "/v1/events?since=18446744073709551616"),
+        (Method::GET, "/v1/events?since=1&since=2"),
+        (Method::GET, "/v1/events?from=1"),
+        (Method::GET, "/v1/events?follow=maybe"),
+        (Method::GET, "/v1/events?since=0"),
+        (Method::GET, "/v1/events?since=1&follow=false"),
     ] {
         let shown: String = path.chars().take(50).collect();
         let refusal = bench.refusal(request(method.clone(), path, "")).await;
@@ -506,8 +537,28 @@ async fn bad_paths_methods_and_types() {
             404 not-found: there is no transition t9
         POST /v1/transitions/x/abort
             400 bad-request: "x" is no transition; they are called t1, t42, ...
-        GET /v1/openapi.json
-            404 not-found: there is nothing at /v1/openapi.json
+        POST /v1/openapi.json
+            405 method-not-allowed: /v1/openapi.json takes no POST
+        POST /v1/events
+            405 method-not-allowed: /v1/events takes no POST
+        GET /v1/events?since=-1
+            400 bad-request: Failed to deserialize query string: since: invalid digit found in string
+        GET /v1/events?since=
+            400 bad-request: Failed to deserialize query string: since: cannot parse integer from empty string
+        GET /v1/events?since=1.5
+            400 bad-request: Failed to deserialize query string: since: invalid digit found in string
+        GET /v1/events?since=18446744073709551616
+            400 bad-request: Failed to deserialize query string: since: number too large to fit in target type
+        GET /v1/events?since=1&since=2
+            400 bad-request: Failed to deserialize query string: duplicate field `since`
+        GET /v1/events?from=1
+            400 bad-request: Failed to deserialize query string: from: unknown field `from`, expected `since` or `follow`
+        GET /v1/events?follow=maybe
+            400 bad-request: Failed to deserialize query string: follow: provided string was not `true` or `false`
+        GET /v1/events?since=0
+            410 compacted: what followed revision 0 is not kept any more; what follows 2 is
+        GET /v1/events?since=1&follow=false
+            410 compacted: what followed revision 1 is not kept any more; what follows 2 is
         "text/plain"
             415 wrong-content-type: the content type is text/plain
         "application/x-www-form-urlencoded"
@@ -527,6 +578,185 @@ async fn bad_paths_methods_and_types() {
     assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED);
     assert_eq!(headers[header::ALLOW], "GET,HEAD,POST");
     assert_eq!(bench.commands.load(Ordering::SeqCst), 0);
+}
+
+#[tokio::test(start_paused = true)]
+async fn events_are_asked_since_what_there_was() {
+    let bench = Bench::new();
+    let mut told = String::new();
+    let mut ask = async |query: &str, last: &str| {
+        let request = HttpRequest::builder().uri(format!("/v1/events{query}"));
+        let request = request.header("last-event-id", last.as_bytes()).body(Body::empty()).unwrap();
+        let (status, headers, body) = bench.send(request).await;
+        let kind = headers[header::CONTENT_TYPE].to_str().unwrap().to_owned();
+        let body = String::from_utf8(body.to_vec()).unwrap();
+        told.push_str(&format!("{query} {last:?}\n{} {kind}\n{}\n", status.as_u16(), body.trim_end()));
+    };
+    ask("?since=5", "").await;
+    ask("?since=18446744073709551615", "").await;
+    ask("?since=1", "").await;
+    for last in ["x", "-1", "3, 4", "\u{e9}", "18446744073709551616", "99"] {
+        ask("?since=2", last).await;
+    }
+    // A browser that comes again says in the header how far it had come.
+    ask("?since=0&follow=false", "3").await;
+    ask("?since=2&follow=false", "").await;
+    ask("?follow=false", "").await;
+    expect![[r#"
+        ?since=5 ""
+        400 application/problem+json
+        {"status":400,"title":"Bad Request","code":"bad-request","detail":"since is 5, and nothing after revision 4 has happened","help":"ask since a revision that this cluster has given out"}
+        ?since=18446744073709551615 ""
+        400 application/problem+json
+        {"status":400,"title":"Bad Request","code":"bad-request","detail":"since is 18446744073709551615, and nothing after revision 4 has happened","help":"ask since a revision that this cluster has given out"}
+        ?since=1 ""
+        410 application/problem+json
+        {"status":410,"title":"Gone","code":"compacted","detail":"what followed revision 1 is not kept any more; what follows 2 is","help":"read the lists again and go on from their revision, or ask since=2","kept_since":2}
+        ?since=2 "x"
+        400 application/problem+json
+        {"status":400,"title":"Bad Request","code":"bad-request","detail":"the Last-Event-ID is none that was given out","help":"since is a whole number from 0 on, follow is true or false; Last-Event-ID is the id of an event"}
+        ?since=2 "-1"
+        400 application/problem+json
+        {"status":400,"title":"Bad Request","code":"bad-request","detail":"the Last-Event-ID is none that was given out","help":"since is a whole number from 0 on, follow is true or false; Last-Event-ID is the id of an event"}
+        ?since=2 "3, 4"
+        400 application/problem+json
+        {"status":400,"title":"Bad Request","code":"bad-request","detail":"the Last-Event-ID is none that was given out","help":"since is a whole number from 0 on, follow is true or false; Last-Event-ID is the id of an event"}
+        ?since=2 "é"
+        400 application/problem+json
+        {"status":400,"title":"Bad Request","code":"bad-request","detail":"the Last-Event-ID is none that was given out","help":"since is a whole number from 0 on, follow is true or false; Last-Event-ID is the id of an event"}
+        ?since=2 "18446744073709551616"
+        400 application/problem+json
+        {"status":400,"title":"Bad Request","code":"bad-request","detail":"the Last-Event-ID is none that was given out","help":"since is a whole number from 0 on, follow is true or false; Last-Event-ID is the id of an event"}
+        ?since=2 "99"
+        400 application/problem+json
+        {"status":400,"title":"Bad Request","code":"bad-request","detail":"since is 99, and nothing after revision 4 has happened","help":"ask since a revision that this cluster has given out"}
+        ?since=0&follow=false "3"
+        200 text/event-stream
+        id: 3
+
+        id: 4
+        data: {"revision":4,"at":"2026-01-01T00:00:00.000Z","provisional":false,"kind":"report","member":"db@h1","actual":"offline"}
+        ?since=2&follow=false ""
+        200 text/event-stream
+        id: 2
+
+        id: 3
+        data: {"revision":3,"at":"2026-01-01T00:00:00.000Z","provisional":false,"kind":"host-joined","host":"h1","address":null,"labels":{"role":"db"}}
+
+        id: 4
+        data: {"revision":4,"at":"2026-01-01T00:00:00.000Z","provisional":false,"kind":"report","member":"db@h1","actual":"offline"}
+        ?follow=false ""
+        200 text/event-stream
+        id: 4
+    "#]].assert_eq(&told);
+}
+
+#[tokio::test]
+async fn pages_from_elsewhere_are_kept_out() {
+    let bench = Bench::new();
+    let listen = |listen: &str| Bench {
+        router: guarded(bench.router.clone(), listen.parse().unwrap()),
+        commands: bench.commands.clone(),
+        view: bench.view.clone(),
+    };
+    let loopback = listen("127.0.0.1:7420");
+    let asked = |path: &str, hosts: &[&str], origin: Option<&str>| {
+        let post = path == "/v1/plans";
+        let method = if post { Method::POST } else { Method::GET };
+        let mut asked = request(method, path, if post { r#"{"targets":["db=online"]}"# } else { "" });
+        for host in hosts {
+            asked.headers_mut().append(header::HOST, host.parse().unwrap());
+        }
+        if let Some(origin) = origin {
+            asked.headers_mut().insert(header::ORIGIN, origin.parse().unwrap());
+        }
+        asked
+    };
+    for host in [
+        "127.0.0.1:7420",
+        "127.0.0.1",
+        "localhost:7420",
+        "LocalHost",
+        "127.8.8.8:1",
+        "[::1]:7420",
+        "localhost:8080",
+    ] {
+        for path in ["/v1/hosts", "/v1/plans"] {
+            assert_eq!(loopback.send(asked(path, &[host], None)).await.0, StatusCode::OK, "{host}");
+            let own = format!("http://{host}");
+            assert_eq!(loopback.send(asked(path, &[host], Some(&own))).await.0, StatusCode::OK, "{host}");
+        }
+    }
+    // What is no browser need not say.
+    assert_eq!(loopback.send(asked("/v1/plans", &[], None)).await.0, StatusCode::OK);
+    let before = bench.commands.load(Ordering::SeqCst);
+    let mut told = String::new();
+    for (path, hosts, origin) in [
+        ("/v1/hosts", &["rebound.example:7420"][..], None),
+        ("/v1/plans", &["rebound.example:7420"], Some("http://rebound.example:7420")),
+        ("/v1/nothing", &["rebound.example"], None),
+        ("http://rebound.example/v1/hosts", &["localhost"], None),
+        ("/v1/hosts", &["10.0.0.1:7420"], None),
+        ("/v1/hosts", &["localhost.rebound.example"], None),
+        ("/v1/hosts", &["127.0.0.1.rebound.example"], None),
+        ("/v1/hosts", &["127.0.0.1", "rebound.example"], None),
+        ("/v1/hosts", &["a b"], None),
+        ("/v1/hosts", &[""], None),
+        ("/v1/plans", &["localhost:7420"], Some("http://elsewhere.example")),
+        ("/v1/plans", &["localhost:7420"], Some("http://localhost:3000")),
+        ("/v1/plans", &["localhost:7420"], Some("http://localhost:7420.elsewhere.example")),
+        ("/v1/plans", &["localhost:7420"], Some("null")),
+        ("/v1/plans", &["localhost:7420"], Some("")),
+        ("/v1/plans", &[], Some("http://elsewhere.example")),
+        ("/v1/events", &["localhost:7420"], Some("http://elsewhere.example")),
+    ] {
+        let refusal = loopback.refusal(asked(path, hosts, origin)).await;
+        told.push_str(&format!("{path} {hosts:?} {}\n    {refusal}\n", origin.unwrap_or("-")));
+    }
+    expect![[r#"
+        /v1/hosts ["rebound.example:7420"] -
+            421 wrong-host: this server is not called rebound.example:7420
+        /v1/plans ["rebound.example:7420"] http://rebound.example:7420
+            421 wrong-host: this server is not called rebound.example:7420
+        /v1/nothing ["rebound.example"] -
+            421 wrong-host: this server is not called rebound.example
+        http://rebound.example/v1/hosts ["localhost"] -
+            421 wrong-host: this server is not called rebound.example
+        /v1/hosts ["10.0.0.1:7420"] -
+            421 wrong-host: this server is not called 10.0.0.1:7420
+        /v1/hosts ["localhost.rebound.example"] -
+            421 wrong-host: this server is not called localhost.rebound.example
+        /v1/hosts ["127.0.0.1.rebound.example"] -
+            421 wrong-host: this server is not called 127.0.0.1.rebound.example
+        /v1/hosts ["127.0.0.1", "rebound.example"] -
+            421 wrong-host: the Host header cannot be read, or is there twice
+        /v1/hosts ["a b"] -
+            421 wrong-host: the Host header cannot be read, or is there twice
+        /v1/hosts [""] -
+            421 wrong-host: the Host header cannot be read, or is there twice
+        /v1/plans ["localhost:7420"] http://elsewhere.example
+            403 wrong-origin: a page of http://elsewhere.example asks
+        /v1/plans ["localhost:7420"] http://localhost:3000
+            403 wrong-origin: a page of http://localhost:3000 asks
+        /v1/plans ["localhost:7420"] http://localhost:7420.elsewhere.example
+            403 wrong-origin: a page of http://localhost:7420.elsewhere.example asks
+        /v1/plans ["localhost:7420"] null
+            403 wrong-origin: a page of null asks
+        /v1/plans ["localhost:7420"] 
+            403 wrong-origin: a page of  asks
+        /v1/plans [] http://elsewhere.example
+            403 wrong-origin: a page of http://elsewhere.example asks
+        /v1/events ["localhost:7420"] http://elsewhere.example
+            403 wrong-origin: a page of http://elsewhere.example asks
+    "#]]
+    .assert_eq(&told);
+    assert_eq!(bench.commands.load(Ordering::SeqCst), before, "none of it reached the engine");
+    // Elsewhere a server has names that it does not know, and pages have no business there either.
+    let public = listen("10.0.0.1:7420");
+    assert_eq!(public.send(asked("/v1/plans", &["manager:7420"], None)).await.0, StatusCode::OK);
+    let refusal =
+        public.refusal(asked("/v1/plans", &["manager:7420"], Some("http://elsewhere.example"))).await;
+    expect!["403 wrong-origin: a page of http://elsewhere.example asks"].assert_eq(&refusal);
 }
 
 #[tokio::test(start_paused = true)]
@@ -564,7 +794,7 @@ async fn what_the_engine_refuses_has_its_own_status() {
     let (reply, _answer) = tokio::sync::oneshot::channel();
     sender.try_send(Command::Plan { targets: Vec::new(), exclude_lost: false, reply }).unwrap();
     let full = Bench {
-        router: router(Handle::new(sender, seen.clone()), info()),
+        router: router(Handle::new(sender, seen.clone()), feed(Arc::default(), seen.clone()), info()),
         commands: Arc::default(),
         view: seen,
     };

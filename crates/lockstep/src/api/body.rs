@@ -13,6 +13,7 @@ use lockstep_core::request::{
     Code, REASON_LEN_MAX, REQUEST_ID_LEN_MAX, Rejection, Request, TARGETS_MAX, Target,
 };
 use lockstep_core::spec::{DURATION_MAX_MS, OnFailure, SpecFile, text_problem};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ pub const BODY_BYTES_MAX: usize = 1024 * 1024;
 const BODY_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// The body of `POST /v1/transitions`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct RunBody {
     /// What is to be so.
@@ -36,8 +37,9 @@ pub struct RunBody {
     /// The plan that was shown.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub plan_hash: Option<String>,
-    /// What happens when a step fails for good.
+    /// What happens when a step fails for good; each group's own policy by default.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<Policy>")]
     pub on_failure: Option<OnFailure>,
     /// Milliseconds within which the decision must be taken.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -50,8 +52,19 @@ pub struct RunBody {
     pub exclude_lost: bool,
 }
 
+/// Core's [`OnFailure`], for the description of the API.
+#[derive(JsonSchema)]
+#[schemars(rename_all = "kebab-case", rename = "OnFailure")]
+#[expect(dead_code, reason = "only its schema is used")]
+enum Policy {
+    /// Every step is taken back.
+    Undo,
+    /// The member is left out.
+    Exclude,
+}
+
 /// The body of `POST /v1/plans`.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
 pub struct PlanBody {
     /// What is to be so.
@@ -62,9 +75,9 @@ pub struct PlanBody {
 }
 
 /// The body of a request that says nothing; it may be left out.
-#[derive(Debug, Default, Deserialize)]
+#[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
-struct EmptyBody {}
+pub struct EmptyBody {}
 
 impl RunBody {
     /// The request that it asks for, in the name of `principal`.

@@ -12,12 +12,14 @@ use lockstep_core::record::{Direction, HoldEnd};
 use lockstep_core::spec::{self, Ask, OnFailure, Selector};
 use lockstep_core::vote::{Answer, Round};
 use lockstep_core::{plan, relation};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 
 /// A list, with the revision that it was read at.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "{T}List")]
 pub struct List<T> {
     /// The journal index up to which it is true.
     pub revision: u64,
@@ -26,7 +28,7 @@ pub struct List<T> {
 }
 
 /// A host.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Host {
     /// Its name.
     pub name: String,
@@ -60,7 +62,7 @@ impl Host {
 }
 
 /// A group.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Group {
     /// Its name.
     pub name: String,
@@ -102,7 +104,7 @@ pub struct Group {
 }
 
 /// The limits of one state.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Limits {
     /// At least so many: a number, a percentage, `majority` or `all`.
     pub min: Option<Value>,
@@ -174,11 +176,11 @@ impl Group {
     }
 }
 
-fn strings<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
+pub(super) fn strings<T: ToString>(items: impl IntoIterator<Item = T>) -> Vec<String> {
     items.into_iter().map(|item| item.to_string()).collect()
 }
 
-fn settings(settings: &spec::Settings) -> Map<String, Value> {
+pub(super) fn settings(settings: &spec::Settings) -> Map<String, Value> {
     settings.iter().map(|(key, set)| (key.to_string(), setting(set))).collect()
 }
 
@@ -191,7 +193,7 @@ fn setting(value: &spec::SettingValue) -> Value {
 }
 
 /// A member.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Member {
     /// Its group.
     pub group: String,
@@ -271,7 +273,7 @@ fn mark(view: &View, id: &MemberId, member: &cluster::Member) -> Option<&'static
 }
 
 /// A relation, one for each group that it leads to.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Relation {
     /// The group that depends, or is told.
     pub from: String,
@@ -350,7 +352,7 @@ fn origin(origin: relation::Origin) -> &'static str {
 }
 
 /// A plan, the same online and offline.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Plan {
     /// What it is called.
     pub hash: String,
@@ -374,7 +376,7 @@ pub struct Plan {
 }
 
 /// One member taking one edge.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Step {
     /// Its number.
     pub id: u32,
@@ -394,7 +396,7 @@ pub struct Step {
 }
 
 /// A point that waits.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Barrier {
     /// Its number.
     pub id: u32,
@@ -403,7 +405,7 @@ pub struct Barrier {
 }
 
 /// Somebody who takes part.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Participant {
     /// The member's group.
     pub group: String,
@@ -414,7 +416,7 @@ pub struct Participant {
 }
 
 /// A relation that a plan rests on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct PlanRelation {
     /// The group that depends, or is told.
     pub from: String,
@@ -473,7 +475,8 @@ impl Plan {
 
 /// A transition. Lists leave `plan`, `votes` and `steps` out: of thousands of members each, they are read one by
 /// one.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(transform = plan_may_be_left_out)]
 pub struct Transition {
     /// Its name, such as `t42`; null when there was nothing to do.
     pub id: Option<String>,
@@ -528,7 +531,7 @@ pub struct Transition {
 }
 
 /// A vote.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Vote {
     /// Whose.
     pub member: String,
@@ -547,7 +550,7 @@ pub struct Vote {
 }
 
 /// What has come of a step.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct StepResult {
     /// The step's number in the plan.
     pub step: u32,
@@ -562,7 +565,7 @@ pub struct StepResult {
 }
 
 /// A holder.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Hold {
     /// Who.
     pub member: String,
@@ -571,7 +574,7 @@ pub struct Hold {
 }
 
 /// A member whose failure changed the course of a transition.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Failure {
     /// Who.
     pub member: String,
@@ -580,7 +583,7 @@ pub struct Failure {
 }
 
 /// A member that was left elsewhere than planned.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Left {
     /// Who.
     pub member: String,
@@ -590,6 +593,13 @@ pub struct Left {
     pub next: String,
     /// Whether its state is not known, rather than known and wrong.
     pub in_doubt: bool,
+}
+
+/// Alone it is null where there is none yet; lists leave it out.
+fn plan_may_be_left_out(schema: &mut schemars::Schema) {
+    if let Some(Value::Array(required)) = schema.get_mut("required") {
+        required.retain(|field| field != "plan");
+    }
 }
 
 impl Transition {
@@ -618,22 +628,10 @@ impl Transition {
     pub fn brief(view: &View, id: TransitionId, transition: &cluster::Transition) -> Self {
         let request = &transition.request;
         let holders = transition.plan.iter().flat_map(|plan| plan.with_role(Role::Holder));
-        let end = |member: &MemberId| {
-            transition.holds.get(member).map(|end| match end {
-                HoldEnd::Released => "released".to_owned(),
-                HoldEnd::Ended => "ended".to_owned(),
-                HoldEnd::Presumed => "presumed".to_owned(),
-            })
-        };
+        let end = |member: &MemberId| transition.holds.get(member).map(|end| hold_end(*end).to_owned());
         let failure = |(member, reason): (&MemberId, &String)| Failure {
             member: member.to_string(),
             reason: reason.clone(),
-        };
-        let left = |(member, left): (&MemberId, &lockstep_core::record::Left)| Left {
-            member: member.to_string(),
-            problem: left.problem.clone(),
-            next: left.next.clone(),
-            in_doubt: left.in_doubt,
         };
         let cause = transition.cause.as_ref();
         Self {
@@ -648,7 +646,7 @@ impl Transition {
             holds: holders.map(|holder| Hold { member: holder.to_string(), end: end(holder) }).collect(),
             undo: transition.undo.as_ref().map(|(member, reason)| failure((member, reason))),
             excluded: transition.excluded.iter().map(failure).collect(),
-            left: transition.left.iter().map(left).collect(),
+            left: transition.left.iter().map(Left::of).collect(),
             requested_at: Some(rfc3339(transition.requested_at)),
             decided_at: transition.decided_at.map(rfc3339),
             ended_at: transition.ended_at.map(rfc3339),
@@ -702,8 +700,19 @@ pub(super) fn phase(view: &View, id: TransitionId, transition: &cluster::Transit
     Some(view.phases.get(&id).copied().unwrap_or(recorded))
 }
 
+impl Left {
+    pub(super) fn of((member, left): (&MemberId, &lockstep_core::record::Left)) -> Self {
+        Self {
+            member: member.to_string(),
+            problem: left.problem.clone(),
+            next: left.next.clone(),
+            in_doubt: left.in_doubt,
+        }
+    }
+}
+
 impl Vote {
-    fn of(vote: &lockstep_core::vote::Vote, provisional: bool) -> Self {
+    pub(super) fn of(vote: &lockstep_core::vote::Vote, provisional: bool) -> Self {
         Self {
             member: vote.member.to_string(),
             role: vote.role.to_string(),
@@ -723,21 +732,32 @@ impl Vote {
     }
 }
 
+pub(super) fn direction(direction: Direction) -> &'static str {
+    match direction {
+        Direction::Forward => "forward",
+        Direction::Back => "back",
+    }
+}
+
+pub(super) fn hold_end(end: HoldEnd) -> &'static str {
+    match end {
+        HoldEnd::Released => "released",
+        HoldEnd::Ended => "ended",
+        HoldEnd::Presumed => "presumed",
+    }
+}
+
 impl StepResult {
-    fn of(step: u32, member: Option<&MemberId>, direction: Direction, state: &StepState) -> Self {
+    fn of(step: u32, member: Option<&MemberId>, way: Direction, state: &StepState) -> Self {
         let (result, reason) = match state {
             StepState::Confirmed => ("confirmed", None),
             StepState::Failed(reason) => ("failed", Some(reason.clone())),
             StepState::Unknown => ("unknown", None),
         };
-        let direction = match direction {
-            Direction::Forward => "forward",
-            Direction::Back => "back",
-        };
         Self {
             step,
             member: member.map(ToString::to_string).unwrap_or_default(),
-            direction: direction.to_owned(),
+            direction: direction(way).to_owned(),
             result: result.to_owned(),
             reason,
         }
@@ -745,14 +765,21 @@ impl StepResult {
 }
 
 /// The answer to a declared cluster.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Applied {
     /// The journal index from which on it is in force.
     pub revision: u64,
 }
 
+/// How it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Health {
+    /// `alive` or `ready`.
+    pub status: String,
+}
+
 /// What runs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Version {
     /// The program's version.
     pub version: String,

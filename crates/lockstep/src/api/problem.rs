@@ -2,11 +2,13 @@
 
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use lockstep_core::id::Index;
 use lockstep_core::request::{Code, Rejection};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// A problem object. Its `type` is left out, which RFC 9457 reads as `about:blank`: `code` says what kind it is.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Problem {
     /// The HTTP status.
     pub status: u16,
@@ -18,6 +20,9 @@ pub struct Problem {
     pub detail: String,
     /// What to do about it.
     pub help: String,
+    /// With `compacted`: what to ask the events since, to get all that are kept.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub kept_since: Option<u64>,
 }
 
 /// Problems of the HTTP request itself; each has a page in `docs/errors/`.
@@ -33,12 +38,26 @@ pub enum HttpCode {
     WrongContentType,
     /// The body took too long to arrive.
     TooSlow,
+    /// The events asked for are not kept any more.
+    Compacted,
+    /// It was sent to a name that is not this server's: a browser may have been misled.
+    WrongHost,
+    /// A page from elsewhere sent it.
+    WrongOrigin,
 }
 
 impl HttpCode {
     /// Every code.
-    pub const ALL: [Self; 5] =
-        [Self::BadRequest, Self::NotFound, Self::MethodNotAllowed, Self::WrongContentType, Self::TooSlow];
+    pub const ALL: [Self; 8] = [
+        Self::BadRequest,
+        Self::NotFound,
+        Self::MethodNotAllowed,
+        Self::WrongContentType,
+        Self::TooSlow,
+        Self::Compacted,
+        Self::WrongHost,
+        Self::WrongOrigin,
+    ];
 
     /// The code as users see it.
     pub fn as_str(self) -> &'static str {
@@ -48,16 +67,22 @@ impl HttpCode {
             Self::MethodNotAllowed => "method-not-allowed",
             Self::WrongContentType => "wrong-content-type",
             Self::TooSlow => "too-slow",
+            Self::Compacted => "compacted",
+            Self::WrongHost => "wrong-host",
+            Self::WrongOrigin => "wrong-origin",
         }
     }
 
-    fn status(self) -> StatusCode {
+    pub(super) fn status(self) -> StatusCode {
         match self {
             Self::BadRequest => StatusCode::BAD_REQUEST,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed => StatusCode::METHOD_NOT_ALLOWED,
             Self::WrongContentType => StatusCode::UNSUPPORTED_MEDIA_TYPE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::Compacted => StatusCode::GONE,
+            Self::WrongHost => StatusCode::MISDIRECTED_REQUEST,
+            Self::WrongOrigin => StatusCode::FORBIDDEN,
         }
     }
 }
@@ -74,6 +99,14 @@ impl Problem {
         Self::new(StatusCode::PAYLOAD_TOO_LARGE, Code::TooLarge.as_str(), detail, "split the request")
     }
 
+    /// Events before the first index that is kept.
+    pub fn compacted(since: Index, floor: Index) -> Self {
+        let kept = floor.0.saturating_sub(1);
+        let detail = format!("what followed revision {since} is not kept any more; what follows {kept} is");
+        let help = format!("read the lists again and go on from their revision, or ask since={kept}");
+        Self { kept_since: Some(kept), ..Self::http(HttpCode::Compacted, detail, help) }
+    }
+
     fn new(
         status: StatusCode,
         code: &'static str,
@@ -82,9 +115,38 @@ impl Problem {
     ) -> Self {
         let title = status.canonical_reason().unwrap_or_default().to_owned();
         let (code, detail, help) = (code.to_owned(), detail.into(), help.into());
-        Self { status: status.as_u16(), title, code, detail, help }
+        Self { status: status.as_u16(), title, code, detail, help, kept_since: None }
     }
 }
+
+/// Every rejection code, for the description of the API.
+pub const REJECTIONS: [Code; 25] = [
+    Code::SpecInvalid,
+    Code::Cycle,
+    Code::UnknownGroup,
+    Code::UnknownHost,
+    Code::UnknownMember,
+    Code::UnknownState,
+    Code::UnknownSetting,
+    Code::NoPath,
+    Code::LimitBroken,
+    Code::WouldBreakRequires,
+    Code::RequirementDown,
+    Code::Excluded,
+    Code::NoCandidate,
+    Code::ActualUnknown,
+    Code::MemberInDoubt,
+    Code::HostLost,
+    Code::Busy,
+    Code::Frozen,
+    Code::WindowClosed,
+    Code::PlanChanged,
+    Code::RequestConflict,
+    Code::NotAllowed,
+    Code::TooLarge,
+    Code::NotActive,
+    Code::StoreUnavailable,
+];
 
 impl From<Rejection> for Problem {
     fn from(Rejection { code, message, help }: Rejection) -> Self {
@@ -93,7 +155,7 @@ impl From<Rejection> for Problem {
 }
 
 /// The status that goes with a rejection: whether to ask again later, elsewhere, or for something else.
-fn status(code: Code) -> StatusCode {
+pub(super) fn status(code: Code) -> StatusCode {
     match code {
         Code::RequestConflict => StatusCode::CONFLICT,
         Code::Busy => StatusCode::TOO_MANY_REQUESTS,
@@ -134,5 +196,18 @@ impl IntoResponse for Problem {
             headers.insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rejection_code_is_described() {
+        // Core's own reader says which codes there are.
+        let refusal = serde_json::from_str::<Code>("\"?\"").unwrap_err().to_string();
+        let codes: Vec<&str> = refusal.split('`').skip(3).step_by(2).collect();
+        assert_eq!(codes, REJECTIONS.map(Code::as_str), "{refusal}");
     }
 }

@@ -4,10 +4,11 @@ use super::object::Plan;
 use lockstep_core::id::MemberId;
 use lockstep_core::message::Outcome;
 use lockstep_core::rehearse::{self, Limit, Place};
+use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 /// What would be left of a plan, case by case.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Rehearsal {
     /// The plan.
     pub plan: Plan,
@@ -20,7 +21,7 @@ pub struct Rehearsal {
 }
 
 /// How many cases end how.
-#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Summary {
     /// All of them.
     pub cases: usize,
@@ -41,7 +42,7 @@ pub struct Summary {
 }
 
 /// One run of the plan.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Case {
     /// What goes wrong, such as `vote-no`; null in the clean run.
     pub fault: Option<String>,
@@ -74,7 +75,7 @@ pub struct Case {
 }
 
 /// A write of the server.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Write {
     /// Counted from the request's, 1.
     pub number: u64,
@@ -83,7 +84,7 @@ pub struct Write {
 }
 
 /// A member that is left elsewhere than planned, or in doubt.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Elsewhere {
     /// Its group.
     pub group: String,
@@ -98,7 +99,7 @@ pub struct Elsewhere {
 }
 
 /// A limit that breaks.
-#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
 pub struct Broken {
     /// Whose.
     pub group: String,
@@ -113,7 +114,7 @@ pub struct Broken {
 }
 
 /// How long a holder's clients are held.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Held {
     /// The holder's group.
     pub group: String,

@@ -97,6 +97,26 @@ impl Client {
         Ok(self.send(Method::PUT, path, Some(body), None, Duration::ZERO).await?.body)
     }
 
+    /// Opens a stream.
+    pub async fn stream(&self, path: &str) -> Result<Incoming, ClientError> {
+        let mut away = String::new();
+        for place in 0..self.addresses.len() {
+            let place = (self.last.get() + place) % self.addresses.len();
+            let address = &self.addresses[place];
+            let request = self.http.get(format!("{address}{path}"));
+            match tokio::time::timeout(ANSWER_MAX, open(request)).await {
+                Ok(Ok(incoming)) => {
+                    self.last.set(place);
+                    return Ok(incoming);
+                }
+                Ok(Err(ClientError::Away(why))) => away = format!("{address}: {why}"),
+                Ok(Err(refused @ ClientError::Refused(_))) => return Err(refused),
+                Err(_) => away = format!("{address}: it does not answer"),
+            }
+        }
+        Err(ClientError::Away(away))
+    }
+
     async fn send<T: DeserializeOwned>(
         &self,
         method: Method,
@@ -143,11 +163,38 @@ async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result
             ClientError::Away(format!("it answers with something else ({error}): is it a lockstep server?"))
         });
     }
-    match serde_json::from_slice::<Problem>(&bytes) {
+    Err(refusal(status, &bytes))
+}
+
+fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
+    match serde_json::from_slice::<Problem>(body) {
         // Another server may be the active one.
-        Ok(problem) if problem.status == 503 => Err(ClientError::Away(problem.detail)),
-        Ok(problem) => Err(ClientError::Refused(Box::new(problem))),
-        Err(_) => Err(ClientError::Away(format!("it answers {status}: is it a lockstep server?"))),
+        Ok(problem) if problem.status == 503 => ClientError::Away(problem.detail),
+        Ok(problem) => ClientError::Refused(Box::new(problem)),
+        Err(_) => ClientError::Away(format!("it answers {status}: is it a lockstep server?")),
+    }
+}
+
+async fn open(request: reqwest::RequestBuilder) -> Result<Incoming, ClientError> {
+    let away = |error: reqwest::Error| ClientError::Away(innermost(&error));
+    let response = request.send().await.map_err(away)?;
+    let status = response.status();
+    if status.is_success() {
+        return Ok(Incoming { response });
+    }
+    Err(refusal(status, &response.bytes().await.map_err(away)?))
+}
+
+/// An answer that comes piece by piece.
+#[derive(Debug)]
+pub struct Incoming {
+    response: reqwest::Response,
+}
+
+impl Incoming {
+    /// The next piece; none when all of it has come. Or what went wrong.
+    pub async fn chunk(&mut self) -> Result<Option<impl AsRef<[u8]> + use<>>, String> {
+        self.response.chunk().await.map_err(|error| innermost(&error))
     }
 }
 

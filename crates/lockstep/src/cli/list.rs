@@ -1,21 +1,31 @@
-//! `lockstep host|group|transition|relation list|show`.
+//! `lockstep host|group|member|transition|relation list|show`.
 
 use super::client::Client;
 use super::explain;
 use super::output::{Form, clean, table, yaml};
 use super::status::state;
+use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
 use crate::api::object::{Group, Host, List, Member, Relation, Transition};
-use clap::Subcommand;
-use lockstep_core::id::{GroupName, HostName, TransitionId};
+use clap::{Args, Subcommand};
+use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
 use serde::Serialize;
+use serde::de::DeserializeOwned;
 use std::collections::BTreeMap;
+
+/// `list`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Show it again whenever something has changed
+    #[arg(short, long)]
+    watch: bool,
+}
 
 /// What may be done with hosts.
 #[derive(Debug, Subcommand)]
 pub enum HostVerb {
     /// List all of them
-    List,
+    List(ListArgs),
     /// Show one of them, with its members
     Show {
         /// Its name
@@ -27,7 +37,7 @@ pub enum HostVerb {
 #[derive(Debug, Subcommand)]
 pub enum GroupVerb {
     /// List all of them
-    List,
+    List(ListArgs),
     /// Show one of them, with its members
     Show {
         /// Its name
@@ -35,11 +45,23 @@ pub enum GroupVerb {
     },
 }
 
+/// What may be done with members.
+#[derive(Debug, Subcommand)]
+pub enum MemberVerb {
+    /// List all of them
+    List(ListArgs),
+    /// Show one of them: its state, settings and facts
+    Show {
+        /// Its name, such as db@pg-a
+        id: MemberId,
+    },
+}
+
 /// What may be done with transitions.
 #[derive(Debug, Subcommand)]
 pub enum TransitionVerb {
     /// List all of them
-    List,
+    List(ListArgs),
     /// Show one of them: its plan, votes, steps and outcome
     Show {
         /// Its name, such as t42
@@ -51,7 +73,7 @@ pub enum TransitionVerb {
 #[derive(Debug, Subcommand)]
 pub enum RelationVerb {
     /// List all of them
-    List,
+    List(ListArgs),
     /// Show those from one group to another
     Show {
         /// The group that depends, or is told
@@ -69,59 +91,94 @@ struct WithMembers<'a, T> {
     in_detail: Vec<Member>,
 }
 
+impl<T: Serialize> AtRevision for List<T> {
+    fn revision(&self) -> u64 {
+        self.revision
+    }
+}
+
+/// Prints a list, which the API has at `path`.
+async fn list<T: Serialize + DeserializeOwned>(
+    client: &Client,
+    path: &str,
+    args: &ListArgs,
+    form: Form,
+    table: impl Fn(&[T]) -> String,
+) -> Result<Exit, Failure> {
+    let read = async |client: &Client| client.get::<List<T>>(path).await;
+    watch::show(client, args.watch, form, read, |list| table(&list.items)).await
+}
+
 /// Hosts.
 pub async fn hosts(client: &Client, verb: HostVerb, form: Form) -> Result<Exit, Failure> {
-    let hosts: List<Host> = client.get("/v1/hosts").await?;
     match verb {
-        HostVerb::List => form.print(&hosts, || {
-            let rows = hosts.items.iter().map(|host| {
-                let address = host.address.clone().unwrap_or_default();
-                vec![host.name.clone(), host.liveness.clone(), address, labels(&host.labels)]
-            });
-            table(&["HOST", "LIVENESS", "ADDRESS", "LABELS"], &rows.collect::<Vec<_>>())
-        })?,
+        HostVerb::List(args) => {
+            list(client, "/v1/hosts", &args, form, |hosts: &[Host]| {
+                let rows = hosts.iter().map(|host| {
+                    let address = host.address.clone().unwrap_or_default();
+                    vec![host.name.clone(), host.liveness.clone(), address, labels(&host.labels)]
+                });
+                table(&["HOST", "LIVENESS", "ADDRESS", "LABELS"], &rows.collect::<Vec<_>>())
+            })
+            .await
+        }
         HostVerb::Show { name } => {
+            let hosts: List<Host> = client.get("/v1/hosts").await?;
             let host = hosts.items.iter().find(|host| host.name == name.as_str());
             let host = host.ok_or_else(|| missing("host", name.as_str()))?;
-            show(client, host, |member| member.host == host.name, form).await?;
+            show(client, host, |member| member.host == host.name, form).await
         }
     }
-    Ok(Exit::Done)
 }
 
 /// Groups.
 pub async fn groups(client: &Client, verb: GroupVerb, form: Form) -> Result<Exit, Failure> {
-    let groups: List<Group> = client.get("/v1/groups").await?;
     match verb {
-        GroupVerb::List => form.print(&groups, || {
-            let rows = groups.items.iter().map(|group| {
-                let serves = if group.serves { "serves" } else { "does not serve" };
-                vec![
-                    group.name.clone(),
-                    serves.to_owned(),
-                    group.members.to_string(),
-                    group.lifecycle.clone(),
-                    group.handler.clone(),
-                ]
-            });
-            table(&["GROUP", "", "MEMBERS", "LIFECYCLE", "HANDLER"], &rows.collect::<Vec<_>>())
-        })?,
+        GroupVerb::List(args) => {
+            list(client, "/v1/groups", &args, form, |groups: &[Group]| {
+                let rows = groups.iter().map(|group| {
+                    let serves = if group.serves { "serves" } else { "does not serve" };
+                    vec![
+                        group.name.clone(),
+                        serves.to_owned(),
+                        group.members.to_string(),
+                        group.lifecycle.clone(),
+                        group.handler.clone(),
+                    ]
+                });
+                table(&["GROUP", "", "MEMBERS", "LIFECYCLE", "HANDLER"], &rows.collect::<Vec<_>>())
+            })
+            .await
+        }
         GroupVerb::Show { name } => {
+            let groups: List<Group> = client.get("/v1/groups").await?;
             let group = groups.items.iter().find(|group| group.name == name.as_str());
             let group = group.ok_or_else(|| missing("group", name.as_str()))?;
-            show(client, group, |member| member.group == group.name, form).await?;
+            show(client, group, |member| member.group == group.name, form).await
         }
     }
-    Ok(Exit::Done)
+}
+
+/// Members.
+pub async fn members(client: &Client, verb: MemberVerb, form: Form) -> Result<Exit, Failure> {
+    match verb {
+        MemberVerb::List(args) => list(client, "/v1/members", &args, form, members_table).await,
+        MemberVerb::Show { id } => {
+            let members: List<Member> = client.get("/v1/members").await?;
+            let member = members.items.iter().find(|member| member.id() == id.to_string());
+            let member = member.ok_or_else(|| missing("member", &id.to_string()))?;
+            form.print(member, || fields(member))?;
+            Ok(Exit::Done)
+        }
+    }
 }
 
 /// Transitions.
 pub async fn transitions(client: &Client, verb: TransitionVerb, form: Form) -> Result<Exit, Failure> {
     match verb {
-        TransitionVerb::List => {
-            let transitions: List<Transition> = client.get("/v1/transitions").await?;
-            form.print(&transitions, || {
-                let rows = transitions.items.iter().map(|transition| {
+        TransitionVerb::List(args) => {
+            list(client, "/v1/transitions", &args, form, |transitions: &[Transition]| {
+                let rows = transitions.iter().map(|transition| {
                     let text = |field: &Option<String>| field.clone().unwrap_or_default();
                     let stands = transition.outcome.as_ref().or(transition.phase.as_ref());
                     vec![
@@ -135,34 +192,48 @@ pub async fn transitions(client: &Client, verb: TransitionVerb, form: Form) -> R
                 });
                 let head = ["TRANSITION", "STANDS", "CAUSE", "REQUESTED", "TARGETS", "REASON"];
                 table(&head, &rows.collect::<Vec<_>>())
-            })?;
+            })
+            .await
         }
         TransitionVerb::Show { id } => {
             let transition: Transition = client.get(&format!("/v1/transitions/{id}")).await?;
             form.print(&transition, || fields(&transition))?;
+            Ok(Exit::Done)
         }
     }
-    Ok(Exit::Done)
 }
 
 /// Relations.
 pub async fn relations(client: &Client, verb: RelationVerb, form: Form) -> Result<Exit, Failure> {
-    let mut relations: List<Relation> = client.get("/v1/relations").await?;
-    if let RelationVerb::Show { from, to } = verb {
-        relations.items.retain(|relation| relation.from == from.as_str() && relation.to == to.as_str());
-        if relations.items.is_empty() {
-            return Err(missing("relation", &format!("from {from} to {to}")));
+    match verb {
+        RelationVerb::List(args) => list(client, "/v1/relations", &args, form, relations_table).await,
+        RelationVerb::Show { from, to } => {
+            let mut relations: List<Relation> = client.get("/v1/relations").await?;
+            relations.items.retain(|relation| relation.from == from.as_str() && relation.to == to.as_str());
+            if relations.items.is_empty() {
+                return Err(missing("relation", &format!("from {from} to {to}")));
+            }
+            form.print(&relations, || relations_table(&relations.items))?;
+            Ok(Exit::Done)
         }
     }
-    form.print(&relations, || {
-        let rows = relations.items.iter().map(|relation| {
-            let ask = relation.ask.clone().unwrap_or_default();
-            let Relation { from, to, kind, origin, .. } = relation.clone();
-            vec![from, kind, to, ask, origin, explain::terms(relation)]
-        });
-        table(&["FROM", "KIND", "TO", "ASK", "ORIGIN", "TERMS"], &rows.collect::<Vec<_>>())
-    })?;
-    Ok(Exit::Done)
+}
+
+fn relations_table(relations: &[Relation]) -> String {
+    let rows = relations.iter().map(|relation| {
+        let ask = relation.ask.clone().unwrap_or_default();
+        let Relation { from, to, kind, origin, .. } = relation.clone();
+        vec![from, kind, to, ask, origin, explain::terms(relation)]
+    });
+    table(&["FROM", "KIND", "TO", "ASK", "ORIGIN", "TERMS"], &rows.collect::<Vec<_>>())
+}
+
+fn members_table(members: &[Member]) -> String {
+    let rows = members.iter().map(|member| {
+        let facts: Vec<_> = member.facts.iter().map(|(key, value)| format!("{key}={value}")).collect();
+        vec![member.id(), state(member), member.transition.clone().unwrap_or_default(), facts.join(" ")]
+    });
+    table(&["MEMBER", "STATE", "TRANSITION", "FACTS"], &rows.collect::<Vec<_>>())
 }
 
 async fn show<T: Serialize>(
@@ -170,18 +241,12 @@ async fn show<T: Serialize>(
     object: &T,
     is_wanted: impl Fn(&Member) -> bool,
     form: Form,
-) -> Result<(), Failure> {
+) -> Result<Exit, Failure> {
     let members: List<Member> = client.get("/v1/members").await?;
     let in_detail: Vec<Member> = members.items.into_iter().filter(|member| is_wanted(member)).collect();
     let shown = WithMembers { object, in_detail };
-    form.print(&shown, || {
-        let rows = shown.in_detail.iter().map(|member| {
-            let facts: Vec<_> = member.facts.iter().map(|(key, value)| format!("{key}={value}")).collect();
-            vec![member.id(), state(member), member.transition.clone().unwrap_or_default(), facts.join(" ")]
-        });
-        let members = table(&["MEMBER", "STATE", "TRANSITION", "FACTS"], &rows.collect::<Vec<_>>());
-        format!("{}\n{members}", fields(object))
-    })
+    form.print(&shown, || format!("{}\n{}", fields(object), members_table(&shown.in_detail)))?;
+    Ok(Exit::Done)
 }
 
 /// An object field by field.

@@ -26,17 +26,26 @@ pub enum Form {
 impl Form {
     /// Prints a value; `table` draws it for people.
     pub fn print<T: Serialize>(self, value: &T, table: impl FnOnce() -> String) -> Result<(), Failure> {
-        let text = match self {
+        data(&self.text(value, table))
+    }
+
+    /// A value in this form; `table` draws it for people.
+    pub fn text<T: Serialize>(self, value: &T, table: impl FnOnce() -> String) -> String {
+        match self {
             Self::Table => table(),
             Self::Json => serde_json::to_string_pretty(value).expect("what we print is plain data"),
             Self::Yaml => yaml(&serde_json::to_value(value).expect("what we print is plain data")),
-        };
-        data(&text)
+        }
     }
 }
 
 /// Writes to standard output, with a line feed at the end. Whoever closed the other end has read enough.
 pub fn data(text: &str) -> Result<(), Failure> {
+    stream(text).map(|_| ())
+}
+
+/// Writes to standard output like [`data`]; tells whether anybody reads on.
+pub fn stream(text: &str) -> Result<bool, Failure> {
     let mut out = std::io::stdout().lock();
     let end = if text.is_empty() || text.ends_with('\n') { "" } else { "\n" };
     let written = out.write_all(text.as_bytes()).and_then(|()| out.write_all(end.as_bytes()));
@@ -44,7 +53,8 @@ pub fn data(text: &str) -> Result<(), Failure> {
         Err(error) if error.kind() != ErrorKind::BrokenPipe => {
             Err(Failure::error(format!("cannot write to standard output: {error}")))
         }
-        Ok(()) | Err(_) => Ok(()),
+        Ok(()) => Ok(true),
+        Err(_) => Ok(false),
     }
 }
 

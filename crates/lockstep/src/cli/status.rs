@@ -1,8 +1,9 @@
 //! `lockstep status`: one screen. Groups with their members, open transitions, what is wrong and what to do next.
 
-use super::client::Client;
+use super::client::{Client, ClientError};
 use super::finding::{Finding, findings};
 use super::output::{Form, clean, table};
+use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
 use crate::api::object::{Group, Host, List, Member, Transition};
 use serde::Serialize;
@@ -23,8 +24,18 @@ struct Status {
     wrong: Vec<Finding>,
 }
 
+impl AtRevision for Status {
+    fn revision(&self) -> u64 {
+        self.revision
+    }
+}
+
 /// Prints it.
-pub async fn status(client: &Client, form: Form) -> Result<Exit, Failure> {
+pub async fn status(client: &Client, watch: bool, form: Form) -> Result<Exit, Failure> {
+    watch::show(client, watch, form, read, screen).await
+}
+
+async fn read(client: &Client) -> Result<Status, ClientError> {
     let hosts: List<Host> = client.get("/v1/hosts").await?;
     let groups: List<Group> = client.get("/v1/groups").await?;
     let members: List<Member> = client.get("/v1/members").await?;
@@ -32,11 +43,10 @@ pub async fn status(client: &Client, form: Form) -> Result<Exit, Failure> {
     let mut open = transitions.items;
     open.retain(|transition| transition.outcome.is_none());
     let wrong = findings(&hosts.items, &groups.items, &members.items);
-    let revision = transitions.revision;
+    // What has happened between the first list and the last is read again.
+    let revision = hosts.revision;
     let (hosts, groups, members) = (hosts.items, groups.items, members.items);
-    let status = Status { revision, hosts, groups, members, open, wrong };
-    form.print(&status, || screen(&status))?;
-    Ok(Exit::Done)
+    Ok(Status { revision, hosts, groups, members, open, wrong })
 }
 
 fn screen(status: &Status) -> String {

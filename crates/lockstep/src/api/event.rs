@@ -1,0 +1,399 @@
+//! What the event stream says: one event for each record of the journal, and beside them what is provisional.
+//!
+//! Converted by hand from the records, like the objects. What is large and has a place of its own is left out: a
+//! spec is at `/v1/spec`, plan and votes of a transition are at `/v1/transitions/{id}`.
+
+use super::clock::rfc3339;
+use super::object::{Left, Vote, direction, hold_end, settings, strings};
+use crate::server::handle::View;
+use lockstep_core::cluster::Transition;
+use lockstep_core::id::{GroupName, Index, MemberId, StepId, TransitionId};
+use lockstep_core::record::{Body, Direction, HostChange, Record, StepResult, Turn};
+use lockstep_core::{plan, vote};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::{Map, Value};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// Something that has happened.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Event {
+    /// The journal index of its record, from which a stream resumes; null of what is provisional.
+    pub revision: Option<u64>,
+    /// When it was recorded; null of what is provisional.
+    pub at: Option<String>,
+    /// Whether it is in no record: it is shown as it goes, may be left out, and does not come again.
+    pub provisional: bool,
+    /// What has happened.
+    #[serde(flatten)]
+    pub what: What,
+}
+
+/// What has happened. Readers must ignore kinds that they do not know.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum What {
+    /// A server has become the active one.
+    Reign {
+        /// Its name.
+        server: String,
+    },
+    /// A cluster was declared.
+    Spec {
+        /// Its name.
+        cluster: String,
+        /// Who declared it.
+        principal: String,
+    },
+    /// A host's agent has come, or come back.
+    HostJoined {
+        /// Which host.
+        host: String,
+        /// Where other hosts reach it.
+        address: Option<String>,
+        /// Its labels.
+        labels: BTreeMap<String, String>,
+    },
+    /// A host is seen differently.
+    HostLiveness {
+        /// Which.
+        host: String,
+        /// `alive`, `suspect`, `lost`, `left` or `fenced`.
+        liveness: String,
+    },
+    /// A member says anew what it provides and consumes, beside what its group declares.
+    MemberPublished {
+        /// Which.
+        member: String,
+        /// The capabilities that it provides.
+        provides: Vec<String>,
+        /// Those that it consumes.
+        consumes: Vec<String>,
+    },
+    /// A host takes members again after it was drained.
+    HostUndrained {
+        /// Which.
+        host: String,
+    },
+    /// A transition was asked for.
+    Request {
+        /// Its name.
+        transition: String,
+        /// The groups that are named.
+        groups: Vec<String>,
+        /// What makes the request idempotent.
+        request_id: String,
+        /// Who asked.
+        principal: String,
+        /// What was asked for.
+        targets: Vec<String>,
+        /// The operator's words.
+        reason: Option<String>,
+    },
+    /// Everybody has voted yes in check, and prepare begins.
+    Begin {
+        /// Of which transition.
+        transition: String,
+        /// The groups that it claims: those with actors or holders.
+        groups: Vec<String>,
+        /// The fencing number of its orders.
+        token: u64,
+        /// The plan's hash.
+        plan: String,
+        /// How many steps the plan has.
+        steps: u64,
+        /// How many take part; one that has two roles counts twice.
+        participants: u64,
+        /// Groups that stop serving inside their own move.
+        gaps: Vec<String>,
+    },
+    /// A transition is decided.
+    Decision {
+        /// Which.
+        transition: String,
+        /// As in `begin`, or in `request` while nothing has begun.
+        groups: Vec<String>,
+        /// `commit` or `abort`.
+        decision: String,
+        /// Why it was aborted: an abort reason or a rejection code.
+        cause: Option<String>,
+        /// The cause, for people.
+        message: Option<String>,
+        /// The member that stood in the way.
+        member: Option<String>,
+    },
+    /// Steps or holds have ended.
+    Step {
+        /// Of which transition.
+        transition: String,
+        /// As in `decision`.
+        groups: Vec<String>,
+        /// What has come of them.
+        results: Vec<Ended>,
+    },
+    /// A decided transition changes its course.
+    Turn {
+        /// Which.
+        transition: String,
+        /// As in `decision`.
+        groups: Vec<String>,
+        /// `undo` or `exclude`.
+        turn: String,
+        /// The member whose failure it answers.
+        member: String,
+        /// That member's reason.
+        reason: String,
+    },
+    /// A transition has ended.
+    Outcome {
+        /// Which.
+        transition: String,
+        /// As in `decision`.
+        groups: Vec<String>,
+        /// `committed`, `aborted`, `undone` or `degraded`.
+        outcome: String,
+        /// The members that were left elsewhere than planned.
+        left: Vec<Left>,
+    },
+    /// The state of a member has changed outside a transition.
+    Report {
+        /// Which.
+        member: String,
+        /// The state; null when it could not be told.
+        actual: Option<String>,
+    },
+    /// Provisional: a transition has come to a phase.
+    Phase {
+        /// Which.
+        transition: String,
+        /// As in `decision`.
+        groups: Vec<String>,
+        /// `queued`, `check`, `prepare`, `commit` or `release`.
+        phase: String,
+    },
+    /// Provisional: a vote was counted.
+    Vote {
+        /// In which transition.
+        transition: String,
+        /// As in `decision`.
+        groups: Vec<String>,
+        /// The vote.
+        vote: Vote,
+    },
+}
+
+/// A step or a hold that has ended.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+pub struct Ended {
+    /// Whose; null when the transition is not kept any more.
+    pub member: Option<String>,
+    /// The step's number in the plan; null of a hold, and of a member that was left out and has stopped.
+    pub step: Option<u32>,
+    /// `forward` or `back`, of a step.
+    pub direction: Option<String>,
+    /// The state that the step leads to, that way.
+    pub to: Option<String>,
+    /// The settings that the step takes; none when it is taken back.
+    pub set: Map<String, Value>,
+    /// Of a step `confirmed`, `failed` or `unknown`; of a hold `released`, `ended` (by itself, at its end) or `presumed`
+    /// (not heard of until its end); `stopped` of a member that was left out.
+    pub result: String,
+    /// Why it failed.
+    pub reason: Option<String>,
+}
+
+impl Event {
+    /// A record as an event. What the record does not say of its transition, `view` does, which includes the record.
+    pub fn of(view: &View, index: Index, record: &Record) -> Self {
+        let at = Some(rfc3339(record.at));
+        Self { revision: Some(index.0), at, provisional: false, what: What::of(view, index, &record.body) }
+    }
+
+    /// A phase that a transition has come to.
+    pub fn phase(view: &View, id: TransitionId, phase: &str) -> Self {
+        let (transition, groups, phase) = (id.to_string(), groups(view, id), phase.to_owned());
+        Self::provisional(What::Phase { transition, groups, phase })
+    }
+
+    /// A vote in a transition that is not decided yet.
+    pub fn vote(view: &View, id: TransitionId, vote: &vote::Vote) -> Self {
+        let (transition, groups, vote) = (id.to_string(), groups(view, id), Vote::of(vote, true));
+        Self::provisional(What::Vote { transition, groups, vote })
+    }
+
+    fn provisional(what: What) -> Self {
+        Self { revision: None, at: None, provisional: true, what }
+    }
+}
+
+impl What {
+    fn of(view: &View, index: Index, body: &Body) -> Self {
+        match body {
+            Body::Reign { server } => Self::Reign { server: server.clone() },
+            Body::Spec { spec, principal } => {
+                Self::Spec { cluster: spec.cluster.to_string(), principal: principal.clone() }
+            }
+            Body::Host { host, change: HostChange::Joined { agent: _, address, labels } } => {
+                let (address, labels) = (address.clone(), labels.clone());
+                Self::HostJoined { host: host.to_string(), address, labels }
+            }
+            Body::Host { host, change: HostChange::Liveness { liveness } } => {
+                Self::HostLiveness { host: host.to_string(), liveness: liveness.to_string() }
+            }
+            Body::Host { host, change: HostChange::Published { group, published } } => {
+                let (provides, consumes) = (strings(&published.provides), strings(&published.consumes));
+                let member = MemberId { group: group.clone(), host: host.clone() };
+                Self::MemberPublished { member: member.to_string(), provides, consumes }
+            }
+            Body::Host { host, change: HostChange::Undrained } => {
+                Self::HostUndrained { host: host.to_string() }
+            }
+            Body::Request { request } => Self::Request {
+                transition: TransitionId(index.0).to_string(),
+                groups: strings(named(request)),
+                request_id: request.request_id.clone(),
+                principal: request.principal.clone(),
+                targets: strings(&request.targets),
+                reason: request.reason.clone(),
+            },
+            Body::Begin { transition, plan } => Self::Begin {
+                transition: transition.to_string(),
+                groups: strings(&plan.exclusive),
+                token: index.0,
+                plan: plan.hash.clone(),
+                steps: plan.steps.len() as u64,
+                participants: plan.participants.len() as u64,
+                gaps: strings(&plan.gaps),
+            },
+            Body::Decision { transition, decision, cause, votes: _ } => Self::Decision {
+                transition: transition.to_string(),
+                groups: groups(view, *transition),
+                decision: decision.to_string(),
+                cause: cause.as_ref().map(|cause| cause.code.clone()),
+                message: cause.as_ref().map(|cause| cause.message.clone()),
+                member: cause.as_ref().and_then(|cause| cause.member.as_ref()).map(ToString::to_string),
+            },
+            Body::Step { transition, results } => {
+                let kept = view.cluster.transitions.get(transition);
+                let plan = kept.and_then(|kept| kept.plan.as_deref());
+                Self::Step {
+                    transition: transition.to_string(),
+                    groups: groups(view, *transition),
+                    results: results.iter().map(|result| Ended::of(plan, result)).collect(),
+                }
+            }
+            Body::Turn { transition, turn, member, reason } => Self::Turn {
+                transition: transition.to_string(),
+                groups: groups(view, *transition),
+                turn: match turn {
+                    Turn::Undo => "undo".to_owned(),
+                    Turn::Exclude => "exclude".to_owned(),
+                },
+                member: member.to_string(),
+                reason: reason.clone(),
+            },
+            Body::Outcome { transition, outcome, left } => Self::Outcome {
+                transition: transition.to_string(),
+                groups: groups(view, *transition),
+                outcome: outcome.to_string(),
+                left: left.iter().map(Left::of).collect(),
+            },
+            Body::Report { member, actual } => {
+                Self::Report { member: member.to_string(), actual: actual.as_ref().map(ToString::to_string) }
+            }
+        }
+    }
+}
+
+impl Ended {
+    fn of(plan: Option<&plan::Plan>, result: &StepResult) -> Self {
+        let of_step = |step: StepId, way: Direction, result: &str, reason: Option<&String>| {
+            let planned = plan.and_then(|plan| plan.steps.get(step.0 as usize));
+            let to = planned.map(|planned| match way {
+                Direction::Forward => planned.to.to_string(),
+                Direction::Back => planned.from.to_string(),
+            });
+            let set = planned.filter(|_| way == Direction::Forward).map(|planned| settings(&planned.set));
+            Self {
+                member: planned.map(|planned| planned.member.to_string()),
+                step: Some(step.0),
+                direction: Some(direction(way).to_owned()),
+                to,
+                set: set.unwrap_or_default(),
+                result: result.to_owned(),
+                reason: reason.cloned(),
+            }
+        };
+        let of_member = |member: &MemberId, result: &str| Self {
+            member: Some(member.to_string()),
+            step: None,
+            direction: None,
+            to: None,
+            set: Map::new(),
+            result: result.to_owned(),
+            reason: None,
+        };
+        match result {
+            StepResult::Confirmed { step, direction } => of_step(*step, *direction, "confirmed", None),
+            StepResult::Failed { step, direction, reason } => {
+                of_step(*step, *direction, "failed", Some(reason))
+            }
+            StepResult::Unknown { step, direction } => of_step(*step, *direction, "unknown", None),
+            StepResult::Stopped { member } => of_member(member, "stopped"),
+            StepResult::HoldEnded { member, end } => of_member(member, hold_end(*end)),
+        }
+    }
+}
+
+/// The groups that a transition concerns, as far as is known: none when it is not kept any more.
+fn groups(view: &View, id: TransitionId) -> Vec<String> {
+    let of = |transition: &Transition| match &transition.plan {
+        Some(plan) => strings(&plan.exclusive),
+        None => strings(named(&transition.request)),
+    };
+    view.cluster.transitions.get(&id).map(|transition| of(transition)).unwrap_or_default()
+}
+
+fn named(request: &lockstep_core::request::Request) -> BTreeSet<&GroupName> {
+    request.targets.iter().filter_map(|target| target.group()).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+    use std::path::Path;
+
+    /// Every kind of record that there is: the journal's golden fixtures.
+    #[test]
+    fn each_record_is_one_event() {
+        let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("../lockstep-core/tests/data/golden");
+        let text = std::fs::read_to_string(dir.join("record.jsonl")).unwrap();
+        let mut told = String::new();
+        for (index, line) in (1..).map(Index).zip(text.lines()) {
+            let record: Record = serde_json::from_str(line).unwrap();
+            // Nothing is kept of the transitions that they speak of.
+            let event = Event::of(&View::default(), index, &record);
+            let shown = serde_json::to_string(&event).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&shown).unwrap(), event);
+            told.push_str(&format!("{shown}\n"));
+        }
+        expect![[r#"
+            {"revision":1,"at":"2023-11-14T22:13:20.000Z","provisional":false,"kind":"reign","server":"server-1"}
+            {"revision":2,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"spec","cluster":"shop","principal":"ann"}
+            {"revision":3,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-joined","host":"a","address":"10.0.0.1","labels":{"role":"db"}}
+            {"revision":4,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-liveness","host":"a","liveness":"suspect"}
+            {"revision":5,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"request","transition":"t5","groups":["db","edge"],"request_id":"r-1","principal":"ann","targets":["db=primary","db@a=standby","db=up","db=down","edge.live=green","drain a"],"reason":"kernel"}
+            {"revision":6,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"begin","transition":"t7","groups":["db","pool"],"token":6,"plan":"0123abcd","steps":1,"participants":2,"gaps":["db"]}
+            {"revision":7,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"decision","transition":"t7","groups":[],"decision":"abort","cause":"vote-no","message":"db@a said no","member":"db@a"}
+            {"revision":8,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"decision","transition":"t7","groups":[],"decision":"commit","cause":null,"message":null,"member":null}
+            {"revision":9,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"step","transition":"t7","groups":[],"results":[{"member":null,"step":0,"direction":"forward","to":null,"result":"confirmed","reason":null},{"member":null,"step":1,"direction":"back","to":null,"result":"failed","reason":"disk"},{"member":null,"step":2,"direction":"forward","to":null,"result":"unknown","reason":null},{"member":"db@a","step":null,"direction":null,"to":null,"result":"stopped","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"result":"released","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"result":"ended","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"result":"presumed","reason":null}]}
+            {"revision":10,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"turn","transition":"t7","groups":[],"turn":"undo","member":"db@a","reason":"disk"}
+            {"revision":11,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"turn","transition":"t7","groups":[],"turn":"exclude","member":"db@a","reason":"disk"}
+            {"revision":12,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"degraded","left":[{"member":"db@a","problem":"nobody knows","next":"look","in_doubt":true}]}
+            {"revision":13,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"committed","left":[]}
+            {"revision":14,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":"standby"}
+            {"revision":15,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":null}
+        "#]].assert_eq(&told);
+    }
+}
