@@ -716,7 +716,7 @@ impl AgentEngine {
     /// whoever sends it: a server that was deposed may not know it yet.
     fn refusal(&self, call: &Call) -> Option<Done> {
         let known = self.state.tokens.get(&call.member.group).copied().unwrap_or_default();
-        let is_checked = !mutant::is(Mutant::TokenUnchecked);
+        let is_checked = !mutant::is(Mutant::TokenUnchecked) && !self.lets_go_its_own(call);
         if let Some(token) = call.token.filter(|token| *token < known && is_checked) {
             let reason =
                 format!("token {token} is lower than {known}, which has been seen for {}", call.member.group);
@@ -733,6 +733,16 @@ impl AgentEngine {
             Phase::Cancel | Phase::Stop | Phase::Status | Phase::Notice | Phase::Fence => is_closed,
         };
         is_refused.then(|| answer(call, Answer::No, Some("the transition has ended here".to_owned())))
+    }
+
+    /// Whether an order releases a hold of its own transition, and no later one: that lets nobody through who is held
+    /// for somebody else, and clients wait for it, whatever has been ordered since.
+    fn lets_go_its_own(&self, call: &Call) -> bool {
+        let mut others = self.state.open.iter().filter(|(id, _)| Some(**id) != call.transition);
+        let is_held = |open: &OpenTransition| open.holds.get(&call.member).is_some_and(|hold| !hold.is_over);
+        let own = call.transition.and_then(|id| self.state.open.get(&id));
+        let has_held = own.is_some_and(|open| open.holds.contains_key(&call.member));
+        call.phase == Phase::Release && has_held && !others.any(|(_, open)| is_held(open))
     }
 
     /// Whether a handler that was about to act must not any more: its agent has learned of a higher token meanwhile.
@@ -913,7 +923,10 @@ impl AgentEngine {
         }
         for (id, member) in over {
             let call = Call { transition: Some(id), ..self.own_call(&member, Phase::Release) };
-            self.enqueue_own(call, Why::HoldEnd);
+            let deadline = self.now.plus(call.within_ms);
+            let queue = self.queues.entry(member).or_default();
+            // Before whatever waits: behind a later hold it would let go whom that one holds.
+            queue.waiting.push_front(Job { call, why: Why::HoldEnd, received: self.now, deadline, tries: 0 });
         }
     }
 
