@@ -1,9 +1,18 @@
 //! The cluster as the journal tells it: a fold over its records, and nothing else.
+//!
+//! These types are the stored form of a snapshot too ([`crate::snapshot`]): whoever adds a field gives it
+//! `#[serde(default)]`, so that snapshots taken before it can be read.
+
+mod retention;
+
+pub use retention::{
+    BRIEF_MAX, BRIEF_MS, NOTICES_MAX, Notices, PARTS_MAX, Retention, UNACKNOWLEDGED_FACTOR, WHOLE_MAX,
+};
 
 use crate::id::{
     AgentId, GroupName, HostName, Index, MemberId, Reign, SettingKey, StateName, StepId, Token, TransitionId,
 };
-use crate::message::{Assignment, Decision, Outcome, Role};
+use crate::message::{Assignment, Decision, Outcome};
 use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
 use crate::record::{Body, Cause, Direction, HoldEnd, HostChange, Left, Liveness, Record, StepResult, Turn};
@@ -11,17 +20,20 @@ use crate::request::Request;
 use crate::spec::{SettingValue, Spec, SpecFile};
 use crate::time::WallTime;
 use crate::vote::Vote;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// All that is durable, up to [`Cluster::revision`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Cluster {
     /// The index of the last record in it.
     pub revision: Index,
     /// The reign of the active server: the index of the record that its take-over appended.
     pub reign: Reign,
-    /// The declared cluster, checked.
+    /// The declared cluster, checked. Not stored: it is what `spec_file` comes to.
+    #[serde(skip)]
     pub spec: Arc<Spec>,
     /// The declared cluster as it was written; none before the first `apply`.
     pub spec_file: Option<Arc<SpecFile>>,
@@ -32,18 +44,20 @@ pub struct Cluster {
     pub hosts: BTreeMap<HostName, Arc<Host>>,
     /// The members: every host that a group selects, and those that are still leaving it.
     pub members: BTreeMap<MemberId, Arc<Member>>,
-    /// The transitions.
+    /// The transitions: those that are open, and those that are kept.
     pub transitions: BTreeMap<TransitionId, Arc<Transition>>,
     /// Which transition a request id asked for.
     pub requests: BTreeMap<Arc<str>, TransitionId>,
     /// The transitions that have no outcome yet, in order of arrival.
     pub open: BTreeSet<TransitionId>,
-    /// The notices of each host, oldest first.
-    pub notices: BTreeMap<HostName, Vec<(Index, TransitionId)>>,
+    /// The notices of each host.
+    pub notices: BTreeMap<HostName, Notices>,
+    /// What is kept of those that have ended.
+    pub retention: Retention,
 }
 
 /// A host.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Host {
     /// Its agent's identity.
     pub agent: AgentId,
@@ -66,7 +80,8 @@ impl Host {
 }
 
 /// A member.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Member {
     /// The state it should have; none until its first status, which is adopted.
     pub goal: Option<StateName>,
@@ -90,7 +105,8 @@ impl Member {
 }
 
 /// What a transition left open about a member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mark {
     /// Nothing.
     #[default]
@@ -102,7 +118,7 @@ pub enum Mark {
 }
 
 /// A transition.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Transition {
     /// What was asked for.
     pub request: Arc<Request>,
@@ -127,6 +143,7 @@ pub struct Transition {
     /// The members that are left out, and why.
     pub excluded: BTreeMap<MemberId, String>,
     /// What has come of the steps, each way.
+    #[serde(with = "crate::snapshot::pairs")]
     pub steps: BTreeMap<(StepId, Direction), StepState>,
     /// What has come of the holds.
     pub holds: BTreeMap<MemberId, HoldEnd>,
@@ -138,10 +155,14 @@ pub struct Transition {
     pub ended_at: Option<WallTime>,
     /// The members that were left elsewhere than planned.
     pub left: BTreeMap<MemberId, Left>,
+    /// The observers that had not acknowledged the intent when it ended.
+    #[serde(default)]
+    pub untold: BTreeSet<MemberId>,
 }
 
 /// What has come of a step.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum StepState {
     /// Confirmed by its handler.
     Confirmed,
@@ -171,6 +192,7 @@ impl Transition {
             outcome: None,
             ended_at: None,
             left: BTreeMap::new(),
+            untold: BTreeSet::new(),
         }
     }
 
@@ -319,9 +341,12 @@ impl Cluster {
                     }
                 }
             }
-            Body::Outcome { transition, outcome, left } => {
-                self.apply_outcome(index, record.at, *transition, *outcome, left)
+            Body::Outcome { transition, outcome, left, untold } => {
+                self.transition_mut(*transition).untold = untold.clone();
+                self.apply_outcome(index, record.at, *transition, *outcome, left);
+                self.retire(*transition, record.at);
             }
+            Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
                     let member = self.member_mut(id);
@@ -481,14 +506,6 @@ impl Cluster {
             self.drop_if_left(member);
         }
         self.tell(index, id, &plan);
-    }
-
-    /// Notes which hosts the record is told to.
-    fn tell(&mut self, index: Index, transition: TransitionId, plan: &Plan) {
-        let hosts: BTreeSet<_> = plan.with_role(Role::Observer).map(|member| member.host.clone()).collect();
-        for host in hosts {
-            self.notices.entry(host).or_default().push((index, transition));
-        }
     }
 
     fn transition_mut(&mut self, id: TransitionId) -> &mut Transition {

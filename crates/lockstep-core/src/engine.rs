@@ -15,7 +15,7 @@ use crate::message::{
 use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Scores};
-use crate::record::{Body, Cause, HostChange, Liveness, Record, StepResult};
+use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
 use crate::request::{Code, Rejection, Request};
 use crate::spec::{LEASE_MS_DEFAULT, SpecFile};
 use crate::time::{Now, Time};
@@ -27,6 +27,11 @@ use std::sync::Arc;
 
 /// The largest spec, written out, in bytes. It is one record of the journal, and each has to fit with room.
 pub const SPEC_BYTES_MAX: usize = 8 << 20;
+/// What hosts acknowledge is recorded this often, in milliseconds. Too low: a record for each of them. Too high: it is
+/// kept for longer than it has to be, and a server that starts tells again what was acknowledged before.
+const ACKNOWLEDGE_MS: u64 = 60_000;
+/// And as soon as so many outcomes are acknowledged: a busy cluster has thousands in a minute.
+const ACKNOWLEDGED_MAX: usize = 500;
 /// The most transitions without an outcome; more are refused with `busy`.
 pub const OPEN_MAX: usize = 1000;
 
@@ -221,6 +226,12 @@ pub struct Engine {
     pub(crate) told: Option<Told>,
     /// No host is lost before then. Renewals are what an engine hears most, and must not look at every host.
     hosts_due: Option<Time>,
+    /// What hosts have acknowledged, and is not recorded yet.
+    acknowledged: BTreeMap<HostName, Acknowledged>,
+    /// How many outcomes are in it.
+    acknowledged_count: usize,
+    /// When that was recorded last. Nothing waits for it, so no alarm clock is set: the next renewal is soon enough.
+    acknowledged_at: Time,
 }
 
 impl Engine {
@@ -243,6 +254,9 @@ impl Engine {
             wakes: BTreeMap::new(),
             told: None,
             hosts_due: Some(now.time),
+            acknowledged: BTreeMap::new(),
+            acknowledged_count: 0,
+            acknowledged_at: now.time,
         };
         for host in engine.head.hosts.keys() {
             // A host that the reign before has told of a longer lease renews it that seldom.
@@ -498,7 +512,11 @@ impl Engine {
         }
         match report {
             Report::Hello(_) => unreachable!("handled above"),
-            Report::Renew { sent } => {
+            Report::Renew { sent, open } => {
+                if let Some(open) = open {
+                    self.outcomes_taken(&host, &open);
+                }
+                self.record_acknowledged();
                 let lease_ms = self.lease_ms();
                 let told = self.last_heard.get_mut(&host).expect("it was just heard");
                 let lease_ms =
@@ -516,7 +534,7 @@ impl Engine {
                     self.note_state(&member, state, score, reason, facts);
                 }
             }
-            Report::Noticed { .. } => {}
+            Report::Noticed { index } => self.notices_taken(&host, index),
             Report::Goodbye => {
                 self.set_liveness(&host, Liveness::Left);
                 self.forget_session(session);
@@ -570,6 +588,48 @@ impl Engine {
             self.new_run(&host, &hello.run);
         }
         self.catch_up(&host, &hello);
+        self.notices_taken(&host, hello.noticed);
+        self.outcomes_taken(&host, &hello.open);
+    }
+
+    // ---- what hosts know by now
+
+    /// A host has taken its notices up to there.
+    fn notices_taken(&mut self, host: &HostName, index: Index) {
+        let is_news = self.head.notices.contains_key(host) && index > self.noticed(host);
+        if is_news {
+            self.acknowledged.entry(host.clone()).or_default().noticed = index;
+        }
+    }
+
+    /// The newest notice that a host is known to have taken.
+    pub(crate) fn noticed(&self, host: &HostName) -> Index {
+        let recorded = self.head.notices.get(host).map(|notices| notices.acknowledged);
+        let said = self.acknowledged.get(host).map(|said| said.noticed);
+        recorded.max(said).unwrap_or_default()
+    }
+
+    /// A host has said which transitions it has not been told the outcome of: it has taken the others. One that it says
+    /// yes in only now is answered at once, and has been told by then.
+    fn outcomes_taken(&mut self, host: &HostName, open: &[TransitionId]) {
+        let Some(awaited) = self.head.retention.awaited.get(host) else { return };
+        let taken: BTreeSet<_> = awaited.iter().filter(|id| !open.contains(id)).copied().collect();
+        if !taken.is_empty() {
+            let known = &mut self.acknowledged.entry(host.clone()).or_default().outcomes;
+            self.acknowledged_count -= known.len();
+            known.extend(taken);
+            self.acknowledged_count += known.len();
+        }
+    }
+
+    fn record_acknowledged(&mut self) {
+        let is_due = self.acknowledged_at.plus(ACKNOWLEDGE_MS) <= self.now.time;
+        if (is_due && !self.acknowledged.is_empty()) || self.acknowledged_count >= ACKNOWLEDGED_MAX {
+            self.acknowledged_at = self.now.time;
+            self.acknowledged_count = 0;
+            let hosts = std::mem::take(&mut self.acknowledged);
+            self.propose(Body::Acknowledged { hosts });
+        }
     }
 
     /// Why an agent's session is refused, if it is.

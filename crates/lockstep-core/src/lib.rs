@@ -18,6 +18,7 @@ pub mod record;
 pub mod rehearse;
 pub mod relation;
 pub mod request;
+pub mod snapshot;
 pub mod spec;
 pub mod time;
 mod transition;

@@ -73,12 +73,11 @@ impl Engine {
                 Some(_) => {}
             }
         }
-        let notices = self.head.notices.get(host).map_or(0, Vec::len);
-        let from = self
-            .head
-            .notices
-            .get(host)
-            .map_or(0, |list| list.partition_point(|(index, _)| *index <= hello.noticed));
+        let known = self.head.notices.get(host).cloned().unwrap_or_default();
+        let (notices, from) = (known.kept.len(), known.after(hello.noticed));
+        if hello.noticed < known.dropped {
+            self.send_gap(host, known.dropped);
+        }
         let from = if mutant::is(Mutant::NoticeSkipped) { from.saturating_add(1).min(notices) } else { from };
         (from..notices).for_each(|place| self.send_notice(host, place));
         self.send_open(host);

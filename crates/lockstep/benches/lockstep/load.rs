@@ -318,6 +318,7 @@ impl Agent {
                 | Order::Refused { .. }
                 | Order::Assign { .. }
                 | Order::Notice(_)
+                | Order::Gap(_)
                 | Order::Renewed { .. } => {}
             }
             self.engine.handle(now, AgentInput::Order(order));

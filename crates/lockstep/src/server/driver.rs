@@ -303,7 +303,9 @@ impl<S: Store> Driver<S> {
 /// Whether somebody is likely to wait for a record to be shown.
 fn awaited(body: &Body) -> News {
     match body {
-        Body::Step { .. } | Body::Report { .. } | Body::Turn { .. } => News::Small,
+        Body::Step { .. } | Body::Report { .. } | Body::Turn { .. } | Body::Acknowledged { .. } => {
+            News::Small
+        }
         Body::Reign { .. }
         | Body::Spec { .. }
         | Body::Host { .. }

@@ -1,0 +1,233 @@
+//! What is kept of what is over, and for how long. Part of the fold, so that every server keeps the same.
+//!
+//! A transition that has ended is kept *whole*, with its plan, votes and steps, until every host that was asked in it
+//! has acknowledged its outcome, and longer while it is among the newest. After that it is kept *in brief*: request
+//! and outcome, so that a request that comes again gets the answer that it got. After a day it is forgotten.
+//!
+//! Notices are kept for each host until it has acknowledged them. Of a host that stays away the oldest go first, and
+//! with a transition that is no longer whole the notices of it: what its handlers would be told is gone.
+
+use super::{Cluster, Transition};
+use crate::id::{HostName, Index, TransitionId};
+use crate::message::Role;
+use crate::plan::Plan;
+use crate::record::Acknowledged;
+use crate::time::WallTime;
+use serde::{Deserialize, Serialize};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+/// The most ended transitions that are kept whole once their outcome has been acknowledged: what an operator looks
+/// back at.
+pub const WHOLE_MAX: usize = 1000;
+/// The most steps, participants and votes in all of them together: a plan may have as many as other thousand plans.
+pub const PARTS_MAX: usize = 200_000;
+/// So many times these bounds, and what hosts have not acknowledged is no longer waited for either. A host that
+/// never acknowledges anything must not fill every server's memory.
+pub const UNACKNOWLEDGED_FACTOR: usize = 4;
+/// How long a request id is kept after its transition has ended, in milliseconds by the wall clocks of records: a day,
+/// and two hours more for clocks that are set.
+pub const BRIEF_MS: u64 = 26 * 60 * 60 * 1000;
+/// The most that are kept in brief, when more than that end in a day.
+pub const BRIEF_MAX: usize = 20_000;
+/// The most notices that are kept for a host that does not acknowledge them. Ten thousand hosts that are away at once
+/// may fill it.
+pub const NOTICES_MAX: usize = 256;
+
+/// The notices of one host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Notices {
+    /// The newest one that the host has acknowledged.
+    pub acknowledged: Index,
+    /// The newest one that is no longer kept. What lies between the two, the host was never told, and is not going to.
+    pub dropped: Index,
+    /// Those that are kept, oldest first: of which record, and of which transition.
+    pub kept: VecDeque<(Index, TransitionId)>,
+}
+
+impl Notices {
+    /// The index of the notice before the one at `place`.
+    pub fn previous(&self, place: usize) -> Index {
+        place.checked_sub(1).map_or(self.dropped, |before| self.kept[before].0)
+    }
+
+    /// The place of the first one that a host has not taken which has taken those up to `noticed`.
+    pub fn after(&self, noticed: Index) -> usize {
+        self.kept.partition_point(|(index, _)| *index <= noticed)
+    }
+
+    fn push(&mut self, index: Index, transition: TransitionId) {
+        self.kept.push_back((index, transition));
+        if self.kept.len() > NOTICES_MAX {
+            self.drop_to(1);
+        }
+    }
+
+    fn acknowledge(&mut self, index: Index) {
+        self.acknowledged = self.acknowledged.max(index);
+        self.drop_to(self.after(index));
+    }
+
+    /// Forgets so many of the oldest.
+    fn drop_to(&mut self, count: usize) {
+        if let Some((index, _)) = self.kept.drain(..count).next_back() {
+            self.dropped = index;
+        }
+    }
+}
+
+/// Which ended transitions are kept, and who is still to learn of them.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Retention {
+    /// Those that are kept whole, because hosts that were asked have not acknowledged the outcome: how many.
+    pub waiting: BTreeMap<TransitionId, usize>,
+    /// Those that are kept whole because they are among the newest.
+    pub settled: BTreeSet<TransitionId>,
+    /// Those that are kept in brief.
+    pub brief: BTreeSet<TransitionId>,
+    /// How many steps, participants and votes those have that are whole.
+    parts: usize,
+    /// The outcomes that each host has not acknowledged.
+    pub awaited: BTreeMap<HostName, BTreeSet<TransitionId>>,
+}
+
+impl Retention {
+    /// How many are kept whole.
+    pub fn whole(&self) -> usize {
+        self.waiting.len() + self.settled.len()
+    }
+
+    fn acknowledge(&mut self, host: &HostName, id: TransitionId) {
+        let Some(awaited) = self.awaited.get_mut(host).filter(|awaited| awaited.contains(&id)) else {
+            return;
+        };
+        awaited.remove(&id);
+        if awaited.is_empty() {
+            self.awaited.remove(host);
+        }
+        let hosts = self.waiting.get_mut(&id).expect("it is awaited from this host");
+        *hosts -= 1;
+        if *hosts == 0 {
+            self.waiting.remove(&id);
+            self.settled.insert(id);
+        }
+    }
+}
+
+fn parts(transition: &Transition) -> usize {
+    let plan = transition.plan.as_ref().map_or(0, |plan| plan.steps.len() + plan.participants.len());
+    1 + plan + transition.votes.len()
+}
+
+/// The hosts that were asked. Of a plan that was never begun only those are recorded that have answered.
+fn asked(transition: &Transition) -> BTreeSet<HostName> {
+    match &transition.plan {
+        Some(plan) => plan.asked().map(|who| who.member.host.clone()).collect(),
+        None => transition.votes.iter().map(|vote| vote.member.host.clone()).collect(),
+    }
+}
+
+impl Cluster {
+    /// Notes which hosts the record is told to.
+    pub(super) fn tell(&mut self, index: Index, transition: TransitionId, plan: &Plan) {
+        let hosts: BTreeSet<_> = plan.with_role(Role::Observer).map(|member| &member.host).collect();
+        for host in hosts {
+            self.notices.entry(host.clone()).or_default().push(index, transition);
+        }
+    }
+
+    /// What hosts have said that they know.
+    pub(super) fn acknowledge(&mut self, hosts: &BTreeMap<HostName, Acknowledged>, at: WallTime) {
+        for (host, Acknowledged { noticed, outcomes }) in hosts {
+            if let Some(notices) = self.notices.get_mut(host) {
+                notices.acknowledge(*noticed);
+            }
+            outcomes.iter().for_each(|id| self.retention.acknowledge(host, *id));
+        }
+        self.forget(at);
+    }
+
+    /// A host is none any more: nobody waits for what it would say.
+    pub fn acknowledge_all_of(&mut self, host: &HostName) {
+        self.notices.remove(host);
+        for id in self.retention.awaited.get(host).cloned().unwrap_or_default() {
+            self.retention.acknowledge(host, id);
+        }
+    }
+
+    /// A transition has ended.
+    pub(super) fn retire(&mut self, id: TransitionId, at: WallTime) {
+        let transition = &self.transitions[&id];
+        let mut hosts = asked(transition);
+        hosts.retain(|host| self.hosts.contains_key(host));
+        let retention = &mut self.retention;
+        retention.parts += parts(transition);
+        if hosts.is_empty() {
+            retention.settled.insert(id);
+        } else {
+            retention.waiting.insert(id, hosts.len());
+        }
+        for host in hosts {
+            retention.awaited.entry(host).or_default().insert(id);
+        }
+        self.forget(at);
+    }
+
+    /// Forgets what need not be kept any more.
+    fn forget(&mut self, at: WallTime) {
+        while self.is_over(1)
+            && let Some(&id) = self.retention.settled.first()
+        {
+            self.shorten(id);
+        }
+        while self.is_over(UNACKNOWLEDGED_FACTOR)
+            && let Some(&id) = self.retention.waiting.keys().next()
+        {
+            self.shorten(id);
+        }
+        while let Some(id) = self.retention.brief.first().copied() {
+            let ended_at = self.transitions[&id].ended_at.unwrap_or_default();
+            let is_old = ended_at.0.saturating_add(BRIEF_MS) <= at.0;
+            if !is_old && self.retention.brief.len() <= BRIEF_MAX {
+                return;
+            }
+            self.retention.brief.remove(&id);
+            let known = self.transitions.remove(&id).expect("it was looked at above");
+            let request_id = known.request.request_id.as_str();
+            if self.requests.get(request_id) == Some(&id) {
+                self.requests.remove(request_id);
+            }
+        }
+    }
+
+    /// Whether more is whole than so many times what is to be. The newest is kept, however large it is.
+    fn is_over(&self, times: usize) -> bool {
+        let whole = self.retention.whole();
+        whole > 1 && (whole > times * WHOLE_MAX || self.retention.parts > times * PARTS_MAX)
+    }
+
+    /// Keeps of a transition what its request id is owed, and no more.
+    fn shorten(&mut self, id: TransitionId) {
+        let transition = Arc::make_mut(self.transitions.get_mut(&id).expect("it is kept"));
+        self.retention.parts -= parts(transition);
+        asked(transition).iter().for_each(|host| self.retention.acknowledge(host, id));
+        self.retention.settled.remove(&id);
+        self.retention.brief.insert(id);
+        let plan = transition.plan.take();
+        transition.votes = Arc::default();
+        transition.excluded.clear();
+        transition.steps.clear();
+        transition.holds.clear();
+        transition.stopped.clear();
+        transition.left.clear();
+        let Some(plan) = plan else { return };
+        let told: BTreeSet<_> = plan.with_role(Role::Observer).map(|member| &member.host).collect();
+        for host in told {
+            let Some(notices) = self.notices.get_mut(host) else { continue };
+            let last = notices.kept.iter().rposition(|(_, transition)| *transition == id);
+            notices.drop_to(last.map_or(0, |last| last + 1));
+        }
+    }
+}
