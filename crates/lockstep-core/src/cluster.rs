@@ -3,8 +3,10 @@
 //! These types are the stored form of a snapshot too ([`crate::snapshot`]): whoever adds a field gives it
 //! `#[serde(default)]`, so that snapshots taken before it can be read.
 
+mod restore;
 mod retention;
 
+pub use restore::Restored;
 pub use retention::{
     BRIEF_MAX, BRIEF_MS, NOTICES_MAX, Notices, PARTS_MAX, Retention, UNACKNOWLEDGED_FACTOR, WHOLE_MAX,
 };
@@ -54,6 +56,8 @@ pub struct Cluster {
     pub notices: BTreeMap<HostName, Notices>,
     /// What is kept of those that have ended.
     pub retention: Retention,
+    /// When it was last restored from a backup, if it was.
+    pub restored: Option<Restored>,
 }
 
 /// A host.

@@ -162,6 +162,7 @@ pub enum Code {
     TooLarge,
     NotActive,
     StoreUnavailable,
+    ServerBehind,
 }
 
 impl Code {
@@ -193,6 +194,7 @@ impl Code {
             Self::TooLarge => "too-large",
             Self::NotActive => "not-active",
             Self::StoreUnavailable => "store-unavailable",
+            Self::ServerBehind => "server-behind",
         }
     }
 }

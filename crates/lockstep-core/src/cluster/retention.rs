@@ -138,6 +138,18 @@ impl Cluster {
         }
     }
 
+    /// The notices of a host that says up to where it has taken them. One that has taken some, and is not known, came
+    /// after the backup that this cluster was restored from: nobody knows what it was told.
+    pub fn notices_of(&self, host: &HostName, noticed: Index) -> Notices {
+        match (self.notices.get(host), &self.restored) {
+            (Some(known), _) => known.clone(),
+            (None, Some(restored)) if noticed.0 > 0 => {
+                Notices { dropped: restored.index, ..Notices::default() }
+            }
+            (None, Some(_) | None) => Notices::default(),
+        }
+    }
+
     /// What hosts have said that they know.
     pub(super) fn acknowledge(&mut self, hosts: &BTreeMap<HostName, Acknowledged>, at: WallTime) {
         for (host, Acknowledged { noticed, outcomes }) in hosts {

@@ -7,6 +7,7 @@ use crate::message::{Hello, Order};
 use crate::mutant::{self, Mutant};
 use crate::record::Cause;
 use crate::vote::{Answer, Round, Vote};
+use std::collections::BTreeSet;
 
 impl Engine {
     /// A new run of an agent has introduced itself. What the old one had answered before the decision no
@@ -33,6 +34,23 @@ impl Engine {
                 let message = format!("the agent of {member} restarted after it was asked");
                 self.abort(id, Cause { code: "vote-no".to_owned(), message, member: Some(member) });
             }
+        }
+    }
+
+    /// A host has seen more than this server knows. What is not decided in its groups is not going to be.
+    pub(crate) fn fall_behind(&mut self, hello: &Hello) {
+        let host = &hello.host;
+        let of_labels = self.head.spec.groups.iter().filter(|(_, group)| group.selects(&hello.labels));
+        let of_members = self.head.members.keys().filter(|member| member.host == *host);
+        let groups: BTreeSet<_> =
+            of_labels.map(|(name, _)| name).chain(of_members.map(|member| &member.group)).cloned().collect();
+        self.ahead.extend(groups.into_iter().map(|group| (group, host.clone())));
+        let is_asked = |run: &Run| run.plan.asked().any(|who| self.ahead.contains_key(&who.member.group));
+        let undecided = self.runs.iter().filter(|(_, run)| run.is_undecided() && is_asked(run));
+        let undecided: Vec<_> = undecided.map(|(id, _)| *id).collect();
+        for id in undecided {
+            let message = format!("host {host} has seen a later server than this one");
+            self.abort(id, Cause { code: "server-behind".to_owned(), message, member: None });
         }
     }
 
@@ -73,7 +91,7 @@ impl Engine {
                 Some(_) => {}
             }
         }
-        let known = self.head.notices.get(host).cloned().unwrap_or_default();
+        let known = self.head.notices_of(host, hello.noticed);
         let (notices, from) = (known.kept.len(), known.after(hello.noticed));
         if hello.noticed < known.dropped {
             self.send_gap(host, known.dropped);

@@ -14,7 +14,7 @@ use serde_json::json;
 use std::collections::BTreeMap;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
@@ -42,6 +42,57 @@ impl Drop for Server {
 }
 
 pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
+    let (server, address, dir) = start();
+    measure(&address, hosts, rounds, server.0.id(), &dir.join("server"), &dir)
+}
+
+/// Runs so many transitions over three hosts, and shows ten times what they have come to.
+pub(crate) fn long(rounds: usize) {
+    const HOSTS: usize = 3;
+    let (server, address, dir) = start();
+    let data = dir.join("server");
+    let mut http = Http::connect(&address);
+    let (told, _) = populate(&mut http, &address, HOSTS);
+    println!(
+        "{:>11} {:>10} {:>12} {:>10} {:>9} {:>9}",
+        "transitions", "journal KB", "directory KB", "memory KB", "median ms", "worst ms"
+    );
+    let mut times = Vec::new();
+    for round in 1..=rounds {
+        times.push(transition(&mut http, if round % 2 == 1 { "online" } else { "offline" }));
+        while told.load(Ordering::Relaxed) < HOSTS * round {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        if round % (rounds / 10).max(1) == 0 {
+            times.sort();
+            let ms = |time: &Duration| time.as_secs_f64() * 1000.0;
+            let directory: u64 = std::fs::read_dir(&data)
+                .expect("the server's directory")
+                .flatten()
+                .filter_map(|file| Some(file.metadata().ok()?.len()))
+                .sum();
+            println!(
+                "{round:>11} {:>10} {:>12} {:>10} {:>9.2} {:>9.2}",
+                journal_bytes(&data) / 1024,
+                directory / 1024,
+                memory_kb(server.0.id()),
+                ms(&times[times.len() / 2]),
+                ms(&times[times.len() - 1]),
+            );
+            times.clear();
+        }
+    }
+}
+
+/// What a process has of the machine's memory.
+fn memory_kb(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line of Linux");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// A server over an empty directory.
+fn start() -> (Server, String, PathBuf) {
     let dir = std::env::current_dir().expect("a directory").join("target").join("bench");
     let dir = if dir.parent().is_some_and(Path::exists) {
         dir
@@ -61,21 +112,26 @@ pub(crate) fn run(hosts: usize, rounds: usize) -> Measured {
     let mut line = String::new();
     BufReader::new(child.stdout.take().expect("piped")).read_line(&mut line).expect("its address");
     let address = line.trim().trim_start_matches("listening on http://").to_owned();
-    let server = Server(child);
-    measure(&address, hosts, rounds, server.0.id(), &data, &dir)
+    (Server(child), address, dir)
 }
 
-fn measure(address: &str, hosts: usize, rounds: usize, server: u32, data: &Path, dir: &Path) -> Measured {
-    let mut http = Http::connect(address);
+/// Declares a cluster and lets its agents join; counts the outcomes that they are told.
+fn populate(http: &mut Http, address: &str, hosts: usize) -> (Arc<AtomicUsize>, Traffic) {
     let spec = json!({"cluster": "bench", "groups": {"g": {"select": {"role": "g"}}}});
     let _: IgnoredAny = http.ask("PUT", "/v1/spec", &spec.to_string());
     let traffic = Traffic::default();
     let mut agents = Agents::connect(address, hosts, traffic.clone());
     let told = agents.told.clone();
     std::thread::spawn(move || agents.run());
-    while adopted(&mut http) < hosts {
+    while adopted(http) < hosts {
         std::thread::sleep(Duration::from_millis(10));
     }
+    (told, traffic)
+}
+
+fn measure(address: &str, hosts: usize, rounds: usize, server: u32, data: &Path, dir: &Path) -> Measured {
+    let mut http = Http::connect(address);
+    let (told, traffic) = populate(&mut http, address, hosts);
     let warm_up = 6;
     let (mut times, mut before, mut busy_before) = (Vec::new(), 0, [0.0; 2]);
     let clients = std::process::id();

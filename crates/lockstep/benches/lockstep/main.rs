@@ -5,6 +5,8 @@
 //!   agents have been told the outcome of the one before. Its floor is a bare TCP exchange between two processes with
 //!   the same connections, rounds, bytes each way, and synced writes.
 //! - Planning 10,000 members. Its floor is naming and hashing the same steps.
+//!
+//! With `--long N` it runs N small transitions instead and shows what becomes of the server's directory and memory.
 
 mod floor;
 mod load;
@@ -38,6 +40,9 @@ fn main() {
     let args: Vec<String> = std::env::args().collect();
     if let Some(at) = args.iter().position(|arg| arg == "--floor-server") {
         return floor::serve(&args[at + 1]);
+    }
+    if let Some(at) = args.iter().position(|arg| arg == "--long") {
+        return load::long(args[at + 1].parse().expect("a number"));
     }
     let json = args.iter().position(|arg| arg == "--json").map(|at| PathBuf::from(&args[at + 1]));
     let rounds = args
