@@ -8,7 +8,7 @@ mod retention;
 
 pub use restore::Restored;
 pub use retention::{
-    BRIEF_MAX, BRIEF_MS, NOTICES_MAX, Notices, PARTS_MAX, Retention, UNACKNOWLEDGED_FACTOR, WHOLE_MAX,
+    BRIEF_MAX, BRIEF_MS, Brief, NOTICES_MAX, Notices, PARTS_MAX, Retention, UNACKNOWLEDGED_FACTOR, WHOLE_MAX,
 };
 
 use crate::id::{
@@ -46,9 +46,9 @@ pub struct Cluster {
     pub hosts: BTreeMap<HostName, Arc<Host>>,
     /// The members: every host that a group selects, and those that are still leaving it.
     pub members: BTreeMap<MemberId, Arc<Member>>,
-    /// The transitions: those that are open, and those that are kept.
+    /// The transitions: those that are open, and those that are kept whole. [`Cluster::transition`] knows more.
     pub transitions: BTreeMap<TransitionId, Arc<Transition>>,
-    /// Which transition a request id asked for.
+    /// Which of them a request id asked for.
     pub requests: BTreeMap<Arc<str>, TransitionId>,
     /// The transitions that have no outcome yet, in order of arrival.
     pub open: BTreeSet<TransitionId>,

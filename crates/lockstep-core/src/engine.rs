@@ -426,10 +426,10 @@ impl Engine {
     // ---- requests
 
     fn request(&mut self, request: Request) -> Result<Accepted, Rejection> {
-        if let Some(&known) = self.head.requests.get(request.request_id.as_str())
+        if let Some(known) = self.head.requested(&request.request_id)
             && !mutant::is(Mutant::RequestForgotten)
         {
-            if *self.head.transitions[&known].request == request {
+            if self.head.transition(&known).is_some_and(|known| *known.request == request) {
                 return Ok(Accepted::Transition(known));
             }
             let message =
@@ -474,7 +474,7 @@ impl Engine {
     }
 
     fn abort_by_operator(&mut self, id: TransitionId) -> Result<Accepted, Rejection> {
-        let Some(transition) = self.head.transitions.get(&id) else {
+        let Some(transition) = self.head.transition(&id) else {
             return Err(Rejection::new(
                 Code::NotAllowed,
                 format!("there is no transition {id}"),
@@ -886,7 +886,7 @@ impl Engine {
             self.event(Event::Warning(message));
         }
         self.stirred.extend(done.transition.filter(|id| self.runs.contains_key(id)));
-        let known = done.transition.and_then(|id| Some((id, self.head.transitions.get(&id)?.outcome)));
+        let known = done.transition.and_then(|id| Some((id, self.head.transition(&id)?.outcome)));
         match known {
             // A handler that was at work when its transition ended: its agent has written the answer down, and waits
             // for an outcome that it may have been told before.

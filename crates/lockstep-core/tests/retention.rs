@@ -8,7 +8,7 @@ use lockstep_core::id::{AgentId, HostName, Index, RunId, StateName, TransitionId
 use lockstep_core::message::{Decision, Gap, Hello, Notice, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::plan::{self, Plan, Scores};
 use lockstep_core::record::{Acknowledged, Body, HostChange, Record};
-use lockstep_core::request::Request;
+use lockstep_core::request::{Code, Request};
 use lockstep_core::snapshot;
 use lockstep_core::time::{Now, WallTime};
 use lockstep_core::world::{Script, World};
@@ -101,13 +101,16 @@ fn what_was_acknowledged_is_kept_whole_while_it_is_among_the_newest() {
     assert!(fold.cluster.transitions.values().all(|known| known.plan.is_some()), "d has acknowledged none");
     fold.acknowledge("d", Index(0), &ids[..3]);
     fold.snapshot_stands_in();
-    let brief: Vec<_> = fold.cluster.retention.brief.iter().copied().collect();
-    assert_eq!(brief, ids[..3], "those that are awaited are kept whole beyond the bound");
+    let brief = |fold: &Fold| fold.cluster.retention.brief.transitions.keys().copied().collect::<Vec<_>>();
+    assert_eq!(brief(&fold), ids[..3], "those that are awaited are kept whole beyond the bound");
     fold.acknowledge("d", Index(0), &ids);
-    assert_eq!(fold.cluster.retention.brief.len(), 5);
     assert!(fold.cluster.retention.awaited.is_empty());
-    for (id, known) in &fold.cluster.transitions {
-        assert_eq!(known.plan.is_none(), fold.cluster.retention.brief.contains(id), "{id}");
+    let kept = WHOLE_MAX / 4 * 3;
+    assert_eq!(brief(&fold), ids[..ids.len() - kept]);
+    assert!(fold.cluster.transitions.keys().eq(&ids[ids.len() - kept..]));
+    for id in &ids {
+        let known = fold.cluster.transition(id).unwrap();
+        assert_eq!(known.plan.is_some(), fold.cluster.transitions.contains_key(id), "{id}");
         assert_eq!(known.outcome, Some(Outcome::Aborted));
     }
     fold.snapshot_stands_in();
@@ -116,30 +119,34 @@ fn what_was_acknowledged_is_kept_whole_while_it_is_among_the_newest() {
 #[test]
 fn a_request_id_is_kept_for_a_day_and_then_dropped() {
     let mut fold = Fold::new();
-    let ids: Vec<_> = (0..WHOLE_MAX + 2).map(|name| fold.transition(name)).collect();
+    let ids: Vec<_> = (0..WHOLE_MAX + 1).map(|name| fold.transition(name)).collect();
     fold.acknowledge("d", Index(0), &ids);
     fold.at = WallTime(fold.at.0 + BRIEF_MS - 1);
     fold.acknowledge("d", Index(0), &[]);
     let mut engine = Engine::new(fold.cluster.clone(), "server", Now::default());
     engine.handle(Now::default(), Input::Run { reply: ReplyId(1), request: request(0) });
     assert_eq!(answer(&mut engine), Ok(Accepted::Transition(ids[0])), "the same request, the same answer");
-    fold.at = WallTime(fold.at.0 + 1);
+    let other = Request { targets: vec!["db=offline".parse().unwrap()], ..request(0) };
+    engine.handle(Now::default(), Input::Run { reply: ReplyId(2), request: other });
+    assert_eq!(answer(&mut engine).unwrap_err().code, Code::RequestConflict);
+    fold.at = WallTime(fold.at.0 + 2 * 60 * 60 * 1000);
     fold.acknowledge("d", Index(0), &[]);
-    assert!(!fold.cluster.transitions.contains_key(&ids[0]));
-    assert!(!fold.cluster.requests.contains_key("r0"));
-    assert_eq!(fold.cluster.requests.len(), WHOLE_MAX, "the newest are kept whole, however old");
+    assert!(fold.cluster.retention.brief.transitions.is_empty());
+    assert_eq!((fold.cluster.transition(&ids[0]), fold.cluster.requested("r0")), (None, None));
+    assert_eq!(fold.cluster.requests.len(), WHOLE_MAX / 4 * 3, "the newest are kept whole, however old");
 }
 
 #[test]
 fn a_host_that_acknowledges_nothing_fills_no_memory() {
     let mut fold = Fold::new();
-    let count = WHOLE_MAX * UNACKNOWLEDGED_FACTOR + BRIEF_MAX + 10;
-    let ids: Vec<_> = (0..count).map(|name| fold.transition(name)).collect();
-    assert_eq!(fold.cluster.retention.whole(), WHOLE_MAX * UNACKNOWLEDGED_FACTOR);
-    assert_eq!(fold.cluster.retention.brief.len(), BRIEF_MAX);
-    assert_eq!(fold.cluster.retention.awaited[&named("d")].len(), WHOLE_MAX * UNACKNOWLEDGED_FACTOR);
-    assert_eq!(fold.cluster.requests.len(), fold.cluster.transitions.len());
-    assert!(!fold.cluster.transitions.contains_key(&ids[9]));
+    let whole = WHOLE_MAX * UNACKNOWLEDGED_FACTOR;
+    let ids: Vec<_> = (0..whole + BRIEF_MAX + 1).map(|name| fold.transition(name)).collect();
+    assert_eq!(fold.cluster.retention.whole(), whole);
+    assert_eq!(fold.cluster.retention.awaited[&named("d")].len(), whole);
+    assert_eq!((fold.cluster.transitions.len(), fold.cluster.requests.len()), (whole, whole));
+    let brief = &fold.cluster.retention.brief;
+    assert_eq!((brief.transitions.len(), brief.requests.len()), (BRIEF_MAX / 4 * 3, BRIEF_MAX / 4 * 3));
+    assert_eq!(fold.cluster.transition(&ids[0]), None, "the oldest go first");
     assert_eq!(fold.cluster.notices[&named("w")].kept.len(), NOTICES_MAX);
     fold.snapshot_stands_in();
 }

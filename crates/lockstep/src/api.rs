@@ -141,7 +141,7 @@ async fn run(State(shared): Shares, request: HttpRequest) -> Result<Response, Pr
     let Some(id) = shared.handle.run(request.clone()).await? else {
         return Ok(json(StatusCode::OK, &Transition::nothing(&request)));
     };
-    let view = wait_for(&shared.handle, |view| view.cluster.transitions.contains_key(&id)).await?;
+    let view = wait_for(&shared.handle, |view| view.cluster.transition(&id).is_some()).await?;
     let mut response = show(&view, id, StatusCode::ACCEPTED)?;
     let location = HeaderValue::try_from(format!("/v1/transitions/{id}")).expect("ids are plain text");
     response.headers_mut().insert(header::LOCATION, location);
@@ -162,7 +162,7 @@ async fn wait_for(handle: &Handle, is_there: impl FnMut(&View) -> bool) -> Resul
 }
 
 fn show(view: &View, id: TransitionId, status: StatusCode) -> Result<Response, Problem> {
-    let transition = view.cluster.transitions.get(&id).ok_or_else(|| unknown(id))?;
+    let transition = view.cluster.transition(&id).ok_or_else(|| unknown(id))?;
     let mut response = json(status, &Transition::of(view, id, transition));
     response.headers_mut().insert(header::ETAG, etag(view, id, transition));
     Ok(response)
@@ -223,7 +223,7 @@ async fn transition(
     let mut view = watch.borrow_and_update().clone();
     if wait.wait_ms > 0 {
         let tag_of = |view: &View| {
-            let transition = view.cluster.transitions.get(&id)?;
+            let transition = view.cluster.transition(&id)?;
             Some(etag(view, id, transition))
         };
         let is_patient = wait.until == Some(Until::Outcome);
@@ -235,7 +235,7 @@ async fn transition(
             (None, _) => now.clone(),
         };
         let has_ended =
-            |view: &View| view.cluster.transitions.get(&id).is_none_or(|known| known.outcome.is_some());
+            |view: &View| view.cluster.transition(&id).is_none_or(|known| known.outcome.is_some());
         let wait = Duration::from_millis(wait.wait_ms.min(WAIT_MAX_MS));
         let changed = async {
             let mut now = now;
@@ -257,13 +257,12 @@ async fn abort(
 ) -> Result<Response, Problem> {
     let id = transition_id(path)?;
     body::read_empty(request).await?;
-    if !shared.handle.view().cluster.transitions.contains_key(&id) {
+    if shared.handle.view().cluster.transition(&id).is_none() {
         return Err(unknown(id));
     }
     shared.handle.abort(id).await?;
-    let is_decided = |view: &View| {
-        view.cluster.transitions.get(&id).is_none_or(|transition| transition.decision.is_some())
-    };
+    let is_decided =
+        |view: &View| view.cluster.transition(&id).is_none_or(|transition| transition.decision.is_some());
     let view = wait_for(&shared.handle, is_decided).await?;
     show(&view, id, StatusCode::OK)
 }

@@ -28,6 +28,8 @@ pub const UNACKNOWLEDGED_FACTOR: usize = 4;
 /// How long a request id is kept after its transition has ended, in milliseconds by the wall clocks of records: a day,
 /// and two hours more for clocks that are set.
 pub const BRIEF_MS: u64 = 26 * 60 * 60 * 1000;
+/// And for so much longer at most, so that not every record has to drop one.
+const BRIEF_SLACK_MS: u64 = 60 * 60 * 1000;
 /// The most that are kept in brief, when more than that end in a day.
 pub const BRIEF_MAX: usize = 20_000;
 /// The most notices that are kept for a host that does not acknowledge them. Ten thousand hosts that are away at once
@@ -77,6 +79,16 @@ impl Notices {
     }
 }
 
+/// The transitions that are kept in brief: what was asked for, and what came of it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Brief {
+    /// The transitions, without plan, votes and steps.
+    pub transitions: BTreeMap<TransitionId, Arc<Transition>>,
+    /// Which of them a request id asked for.
+    pub requests: BTreeMap<Arc<str>, TransitionId>,
+}
+
 /// Which ended transitions are kept, and who is still to learn of them.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 #[serde(default)]
@@ -86,7 +98,7 @@ pub struct Retention {
     /// Those that are kept whole because they are among the newest.
     pub settled: BTreeSet<TransitionId>,
     /// Those that are kept in brief.
-    pub brief: BTreeSet<TransitionId>,
+    pub brief: Arc<Brief>,
     /// How many steps, participants and votes those have that are whole.
     parts: usize,
     /// The outcomes that each host has not acknowledged.
@@ -130,6 +142,16 @@ fn asked(transition: &Transition) -> BTreeSet<HostName> {
 }
 
 impl Cluster {
+    /// A transition, kept whole or in brief.
+    pub fn transition(&self, id: &TransitionId) -> Option<&Arc<Transition>> {
+        self.transitions.get(id).or_else(|| self.retention.brief.transitions.get(id))
+    }
+
+    /// The transition that a request id asked for, as long as that is kept.
+    pub fn requested(&self, request_id: &str) -> Option<TransitionId> {
+        self.requests.get(request_id).or_else(|| self.retention.brief.requests.get(request_id)).copied()
+    }
+
     /// Notes which hosts the record is told to.
     pub(super) fn tell(&mut self, index: Index, transition: TransitionId, plan: &Plan) {
         let hosts: BTreeSet<_> = plan.with_role(Role::Observer).map(|member| &member.host).collect();
@@ -187,46 +209,57 @@ impl Cluster {
         self.forget(at);
     }
 
-    /// Forgets what need not be kept any more.
+    /// Forgets what need not be kept any more: many at once and seldom, because readers keep the cluster of before, and
+    /// what is changed is copied for them.
     fn forget(&mut self, at: WallTime) {
-        while self.is_over(1)
-            && let Some(&id) = self.retention.settled.first()
-        {
-            self.shorten(id);
+        if self.is_over(WHOLE_MAX, PARTS_MAX) {
+            while self.is_over(WHOLE_MAX / 4 * 3, PARTS_MAX / 4 * 3)
+                && let Some(&id) = self.retention.settled.first()
+            {
+                self.shorten(id);
+            }
         }
-        while self.is_over(UNACKNOWLEDGED_FACTOR)
+        let factor = UNACKNOWLEDGED_FACTOR;
+        while self.is_over(factor * WHOLE_MAX, factor * PARTS_MAX)
             && let Some(&id) = self.retention.waiting.keys().next()
         {
             self.shorten(id);
         }
-        while let Some(id) = self.retention.brief.first().copied() {
-            let ended_at = self.transitions[&id].ended_at.unwrap_or_default();
-            let is_old = ended_at.0.saturating_add(BRIEF_MS) <= at.0;
-            if !is_old && self.retention.brief.len() <= BRIEF_MAX {
-                return;
-            }
-            self.retention.brief.remove(&id);
-            let known = self.transitions.remove(&id).expect("it was looked at above");
+        let is_old = |known: &Transition, ms: u64| {
+            known.ended_at.is_some_and(|ended_at| ended_at.0.saturating_add(ms) <= at.0)
+        };
+        let brief = &self.retention.brief;
+        let is_due =
+            brief.transitions.values().next().is_some_and(|known| is_old(known, BRIEF_MS + BRIEF_SLACK_MS));
+        if !is_due && brief.transitions.len() <= BRIEF_MAX {
+            return;
+        }
+        let keeps = if brief.transitions.len() > BRIEF_MAX { BRIEF_MAX / 4 * 3 } else { BRIEF_MAX };
+        let brief = Arc::make_mut(&mut self.retention.brief);
+        while brief.transitions.len() > keeps
+            || brief.transitions.values().next().is_some_and(|known| is_old(known, BRIEF_MS))
+        {
+            let (id, known) = brief.transitions.pop_first().expect("there is one");
             let request_id = known.request.request_id.as_str();
-            if self.requests.get(request_id) == Some(&id) {
-                self.requests.remove(request_id);
+            if brief.requests.get(request_id) == Some(&id) {
+                brief.requests.remove(request_id);
             }
         }
     }
 
-    /// Whether more is whole than so many times what is to be. The newest is kept, however large it is.
-    fn is_over(&self, times: usize) -> bool {
+    /// Whether more is whole than that. The newest is kept, however large it is.
+    fn is_over(&self, whole_max: usize, parts_max: usize) -> bool {
         let whole = self.retention.whole();
-        whole > 1 && (whole > times * WHOLE_MAX || self.retention.parts > times * PARTS_MAX)
+        whole > 1 && (whole > whole_max || self.retention.parts > parts_max)
     }
 
     /// Keeps of a transition what its request id is owed, and no more.
     fn shorten(&mut self, id: TransitionId) {
-        let transition = Arc::make_mut(self.transitions.get_mut(&id).expect("it is kept"));
+        let mut transition = self.transitions.remove(&id).expect("it is kept");
+        let transition = Arc::make_mut(&mut transition);
         self.retention.parts -= parts(transition);
         asked(transition).iter().for_each(|host| self.retention.acknowledge(host, id));
         self.retention.settled.remove(&id);
-        self.retention.brief.insert(id);
         let plan = transition.plan.take();
         transition.votes = Arc::default();
         transition.excluded.clear();
@@ -234,6 +267,11 @@ impl Cluster {
         transition.holds.clear();
         transition.stopped.clear();
         transition.left.clear();
+        let brief = Arc::make_mut(&mut self.retention.brief);
+        if let Some((request_id, _)) = self.requests.remove_entry(transition.request.request_id.as_str()) {
+            brief.requests.insert(request_id, id);
+        }
+        brief.transitions.insert(id, Arc::new(transition.clone()));
         let Some(plan) = plan else { return };
         let told: BTreeSet<_> = plan.with_role(Role::Observer).map(|member| &member.host).collect();
         for host in told {

@@ -80,7 +80,7 @@ impl Engine {
             self.send_open(host);
         }
         for &id in &hello.open {
-            match self.head.transitions.get(&id).cloned() {
+            match self.head.transition(&id).cloned() {
                 None => {
                     self.order(host, Order::Outcome { transition: id, outcome: None });
                 }
