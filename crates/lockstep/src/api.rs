@@ -17,6 +17,7 @@ use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::{get, post};
 use body::{PlanBody, RunBody};
+use lockstep_core::backup;
 use lockstep_core::cluster;
 use lockstep_core::id::TransitionId;
 use lockstep_core::message::PROTOCOL;
@@ -71,6 +72,7 @@ pub fn router(handle: Handle, info: ServerInfo) -> Router {
         .route("/v1/plans", post(plan))
         .route("/v1/rehearsals", post(rehearse_now))
         .route("/v1/spec", get(spec).put(apply))
+        .route("/v1/backup", get(whole))
         .route("/livez", get(async || json(StatusCode::OK, &serde_json::json!({ "status": "alive" }))))
         .route("/readyz", get(ready))
         .route("/version", get(version))
@@ -283,6 +285,15 @@ async fn apply(State(shared): Shares, request: HttpRequest) -> Result<Response, 
     let revision = shared.handle.apply(spec, PRINCIPAL.to_owned()).await?;
     wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
     Ok(json(StatusCode::OK, &Applied { revision: revision.0 }))
+}
+
+/// All that is acknowledged, as one file: readers' cluster is of one revision, so the file is.
+async fn whole(State(shared): Shares) -> Response {
+    let cluster = shared.handle.view().cluster;
+    let work = tokio::task::spawn_blocking(move || backup::seal(&cluster));
+    let bytes = work.await.expect("it is neither cancelled nor does it panic");
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
+    (StatusCode::OK, headers, bytes).into_response()
 }
 
 /// Ready once this server's reign is recorded, and while the engine runs.
