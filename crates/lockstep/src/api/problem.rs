@@ -97,7 +97,7 @@ fn status(code: Code) -> StatusCode {
     match code {
         Code::RequestConflict => StatusCode::CONFLICT,
         Code::Busy => StatusCode::TOO_MANY_REQUESTS,
-        Code::NotActive | Code::StoreUnavailable | Code::ServerBehind => StatusCode::SERVICE_UNAVAILABLE,
+        Code::NotActive | Code::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
         Code::SpecInvalid
         | Code::Cycle
         | Code::UnknownGroup
@@ -118,7 +118,8 @@ fn status(code: Code) -> StatusCode {
         | Code::WindowClosed
         | Code::PlanChanged
         | Code::NotAllowed
-        | Code::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
+        | Code::TooLarge
+        | Code::ServerBehind => StatusCode::UNPROCESSABLE_ENTITY,
     }
 }
 
