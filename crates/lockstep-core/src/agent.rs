@@ -9,7 +9,8 @@ use crate::id::{
     TransitionId,
 };
 use crate::message::{
-    Assignment, Call, Decision, Done, Findings, Hello, Notice, Order, Outcome, PROTOCOL, Phase, Report, Role,
+    Assignment, Call, Decision, Done, Findings, Gap, Hello, Notice, Order, Outcome, PROTOCOL, Phase, Report,
+    Role,
 };
 use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
@@ -638,7 +639,9 @@ impl AgentEngine {
                     "the server knows nothing of {transition}: it stays open here; has it lost its journal?"
                 ));
             }
-            Order::Notice(notice) => self.notice(notice),
+            Order::Notice(Notice { index, previous, calls, .. }) => self.notice(index, previous, calls),
+            // Whatever came before is part of what a gap tells.
+            Order::Gap(Gap { index, calls }) => self.notice(index, Index(0), calls),
             Order::Renewed { lease_ms, .. } => {
                 self.lease_ms = lease_ms.unwrap_or(self.lease_ms);
                 self.renew_at = self.renew_at.min(self.now.plus((self.lease_ms / 3).max(1)));
@@ -822,22 +825,21 @@ impl AgentEngine {
         }
     }
 
-    fn notice(&mut self, notice: Notice) {
+    fn notice(&mut self, index: Index, previous: Index, calls: Vec<Call>) {
         let newest = self.notices.back().map_or(self.state.noticed, |(index, _)| *index);
-        if notice.index <= newest {
+        if index <= newest {
             return self.send(Report::Noticed { index: self.state.noticed });
         }
-        if notice.previous > newest {
-            let Notice { index, previous, .. } = notice;
+        if previous > newest {
             self.warn(format!(
                 "notice {index} follows {previous}, and the last one here is {newest}: some were lost"
             ));
         }
         let calls: Vec<_> =
-            notice.calls.into_iter().filter(|call| self.state.members.contains_key(&call.member)).collect();
-        self.notices.push_back((notice.index, calls.len()));
+            calls.into_iter().filter(|call| self.state.members.contains_key(&call.member)).collect();
+        self.notices.push_back((index, calls.len()));
         for call in calls {
-            self.enqueue_own(call, Why::Notice(notice.index));
+            self.enqueue_own(call, Why::Notice(index));
         }
         self.take_notices();
     }
@@ -882,7 +884,8 @@ impl AgentEngine {
     fn renew(&mut self) {
         if self.is_welcome && self.renew_at <= self.now {
             self.renew_at = self.now.plus((self.lease_ms / 3).max(1));
-            self.send(Report::Renew { sent: self.now });
+            let open = self.state.open.keys().copied().collect();
+            self.send(Report::Renew { sent: self.now, open: Some(open) });
         }
     }
 

@@ -1,10 +1,21 @@
 //! The cluster as the journal tells it: a fold over its records, and nothing else.
+//!
+//! These types are the stored form of a snapshot too ([`crate::snapshot`]): whoever adds a field gives it
+//! `#[serde(default)]`, so that snapshots taken before it can be read.
+
+mod restore;
+mod retention;
+
+pub use restore::Restored;
+pub use retention::{
+    BRIEF_MAX, BRIEF_MS, Brief, NOTICES_MAX, Notices, PARTS_MAX, Retention, UNACKNOWLEDGED_FACTOR, WHOLE_MAX,
+};
 
 use crate::id::{
     AgentId, GroupName, HostName, Index, MemberId, Reign, SettingId, StateName, StepId, Token, TransitionId,
 };
 use crate::lifecycle::Amount;
-use crate::message::{Assignment, Decision, Outcome, Role};
+use crate::message::{Assignment, Decision, Outcome};
 use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
 use crate::record::{Body, Cause, Direction, HoldEnd, HostChange, Left, Liveness, Record, StepResult, Turn};
@@ -13,17 +24,20 @@ use crate::request::{Request, Target};
 use crate::spec::{Group, SettingValue, Settings, Spec, SpecFile};
 use crate::time::WallTime;
 use crate::vote::Vote;
+use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 /// All that is durable, up to [`Cluster::revision`].
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Cluster {
     /// The index of the last record in it.
     pub revision: Index,
     /// The reign of the active server: the index of the record that its take-over appended.
     pub reign: Reign,
-    /// The declared cluster, checked.
+    /// The declared cluster, checked. Not stored: it is what `spec_file` comes to.
+    #[serde(skip)]
     pub spec: Arc<Spec>,
     /// The declared cluster as it was written; none before the first `apply`.
     pub spec_file: Option<Arc<SpecFile>>,
@@ -38,18 +52,22 @@ pub struct Cluster {
     pub hosts: BTreeMap<HostName, Arc<Host>>,
     /// The members: every host that a group selects, and those that are still leaving it.
     pub members: BTreeMap<MemberId, Arc<Member>>,
-    /// The transitions.
+    /// The transitions: those that are open, and those that are kept whole. [`Cluster::transition`] knows more.
     pub transitions: BTreeMap<TransitionId, Arc<Transition>>,
-    /// Which transition a request id asked for.
+    /// Which of them a request id asked for.
     pub requests: BTreeMap<Arc<str>, TransitionId>,
     /// The transitions that have no outcome yet, in order of arrival.
     pub open: BTreeSet<TransitionId>,
-    /// The notices of each host, oldest first.
-    pub notices: BTreeMap<HostName, Vec<(Index, TransitionId)>>,
+    /// The notices of each host.
+    pub notices: BTreeMap<HostName, Notices>,
+    /// What is kept of those that have ended.
+    pub retention: Retention,
+    /// When it was last restored from a backup, if it was.
+    pub restored: Option<Restored>,
 }
 
 /// A host.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Host {
     /// Its agent's identity.
     pub agent: AgentId,
@@ -60,6 +78,7 @@ pub struct Host {
     /// How it is seen.
     pub liveness: Liveness,
     /// Whether it has been drained: nobody is planned onto it, unless by its name.
+    #[serde(default)]
     pub is_drained: bool,
 }
 
@@ -74,7 +93,8 @@ impl Host {
 }
 
 /// A member.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Member {
     /// The state it should have; none until its first status, which is adopted.
     pub goal: Option<StateName>,
@@ -111,7 +131,8 @@ impl Member {
 }
 
 /// What a transition left open about a member.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum Mark {
     /// Nothing.
     #[default]
@@ -123,7 +144,7 @@ pub enum Mark {
 }
 
 /// A transition.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Transition {
     /// What was asked for.
     pub request: Arc<Request>,
@@ -148,6 +169,7 @@ pub struct Transition {
     /// The members that are left out, and why.
     pub excluded: BTreeMap<MemberId, String>,
     /// What has come of the steps, each way.
+    #[serde(with = "crate::snapshot::pairs")]
     pub steps: BTreeMap<(StepId, Direction), StepState>,
     /// What has come of the holds.
     pub holds: BTreeMap<MemberId, HoldEnd>,
@@ -159,10 +181,14 @@ pub struct Transition {
     pub ended_at: Option<WallTime>,
     /// The members that were left elsewhere than planned.
     pub left: BTreeMap<MemberId, Left>,
+    /// The observers that had not acknowledged the intent when it ended.
+    #[serde(default)]
+    pub untold: BTreeSet<MemberId>,
 }
 
 /// What has come of a step.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum StepState {
     /// Confirmed by its handler.
     Confirmed,
@@ -192,6 +218,7 @@ impl Transition {
             outcome: None,
             ended_at: None,
             left: BTreeMap::new(),
+            untold: BTreeSet::new(),
         }
     }
 
@@ -406,9 +433,12 @@ impl Cluster {
                     }
                 }
             }
-            Body::Outcome { transition, outcome, left } => {
-                self.apply_outcome(index, record.at, *transition, *outcome, left)
+            Body::Outcome { transition, outcome, left, untold } => {
+                self.transition_mut(*transition).untold = untold.clone();
+                self.apply_outcome(index, record.at, *transition, *outcome, left);
+                self.retire(*transition, record.at);
             }
+            Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
                     let settings = self.settings(&id.group);
@@ -657,14 +687,6 @@ impl Cluster {
             self.drop_if_left(member);
         }
         self.tell(index, id, &plan);
-    }
-
-    /// Notes which hosts the record is told to.
-    fn tell(&mut self, index: Index, transition: TransitionId, plan: &Plan) {
-        let hosts: BTreeSet<_> = plan.with_role(Role::Observer).map(|member| member.host.clone()).collect();
-        for host in hosts {
-            self.notices.entry(host).or_default().push((index, transition));
-        }
     }
 
     fn transition_mut(&mut self, id: TransitionId) -> &mut Transition {

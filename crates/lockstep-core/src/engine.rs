@@ -15,7 +15,7 @@ use crate::message::{
 use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Plan, Scores};
-use crate::record::{Body, Cause, HostChange, Liveness, Record, StepResult};
+use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
 use crate::relation::{self, Published};
 use crate::request::{Code, Rejection, Request};
 use crate::spec::{LEASE_MS_DEFAULT, SpecFile};
@@ -28,6 +28,15 @@ use std::sync::Arc;
 
 /// The largest spec, written out, in bytes. It is one record of the journal, and each has to fit with room.
 pub const SPEC_BYTES_MAX: usize = 8 << 20;
+/// The states that one member reports outside of transitions are recorded at most this often, in milliseconds; the
+/// newest one is, at the latest then. Too low: software that flaps fills the journal. Too high: readers are shown
+/// states of before. Plans and decisions wait for none of it: what is known is recorded before they look.
+const REPORT_MS: u64 = 1000;
+/// What hosts acknowledge is recorded this often, in milliseconds. Too low: a record for each of them. Too high: it is
+/// kept for longer than it has to be, and a server that starts tells again what was acknowledged before.
+const ACKNOWLEDGE_MS: u64 = 60_000;
+/// And as soon as so many outcomes are acknowledged: a busy cluster has thousands in a minute.
+const ACKNOWLEDGED_MAX: usize = 500;
 /// The most transitions without an outcome; more are refused with `busy`.
 pub const OPEN_MAX: usize = 1000;
 
@@ -231,6 +240,21 @@ pub struct Engine {
     pub(crate) told: Option<Told>,
     /// No host is lost before then. Renewals are what an engine hears most, and must not look at every host.
     hosts_due: Option<Time>,
+    /// When a report of each member was recorded, as long as that holds back the next one.
+    reported: BTreeMap<MemberId, Time>,
+    /// What members have reported since, and when it is recorded.
+    late: BTreeMap<MemberId, (Time, Option<StateName>)>,
+    /// When the first of them is due.
+    late_due: Option<Time>,
+    /// Groups with a host that has seen a higher token or reign than this journal has, and that host. Nobody in them is
+    /// ordered anything: another server has gone on from here.
+    pub(crate) ahead: BTreeMap<GroupName, HostName>,
+    /// What hosts have acknowledged, and is not recorded yet.
+    acknowledged: BTreeMap<HostName, Acknowledged>,
+    /// How many outcomes are in it.
+    acknowledged_count: usize,
+    /// When that was recorded last. Nothing waits for it, so no alarm clock is set: the next renewal is soon enough.
+    acknowledged_at: Time,
 }
 
 impl Engine {
@@ -253,6 +277,13 @@ impl Engine {
             wakes: BTreeMap::new(),
             told: None,
             hosts_due: Some(now.time),
+            reported: BTreeMap::new(),
+            late: BTreeMap::new(),
+            late_due: None,
+            ahead: BTreeMap::new(),
+            acknowledged: BTreeMap::new(),
+            acknowledged_count: 0,
+            acknowledged_at: now.time,
         };
         for host in engine.head.hosts.keys() {
             // A host that the reign before has told of a longer lease renews it that seldom.
@@ -296,6 +327,9 @@ impl Engine {
         }
         inputs.into_iter().for_each(|input| self.take(input));
         self.watch_hosts();
+        if self.late_due.is_some_and(|due| due <= self.now.time) {
+            self.record_reports(self.now.time);
+        }
         self.settle();
     }
 
@@ -356,7 +390,7 @@ impl Engine {
 
     /// When [`Input::Tick`] is due at the latest; none when nothing waits for time.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.wakes.values().copied().chain(self.hosts_due).min()
+        self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due).min()
     }
 
     pub(crate) fn propose(&mut self, body: Body) -> Index {
@@ -393,6 +427,11 @@ impl Engine {
 
     /// Sends an order to a host, if it is connected; it is sent again when the host comes back.
     pub(crate) fn order(&mut self, host: &HostName, order: Order) {
+        if let Order::Call(call) = &order
+            && self.ahead.contains_key(&call.member.group)
+        {
+            return;
+        }
         if let Some(session) = self.sessions.get(host) {
             self.outbox.emit(Output::Order { session: session.id, order });
         }
@@ -401,10 +440,10 @@ impl Engine {
     // ---- requests
 
     fn request(&mut self, request: Request) -> Result<Accepted, Rejection> {
-        if let Some(&known) = self.head.requests.get(request.request_id.as_str())
+        if let Some(known) = self.head.requested(&request.request_id)
             && !mutant::is(Mutant::RequestForgotten)
         {
-            if *self.head.transitions[&known].request == request {
+            if self.head.transition(&known).is_some_and(|known| *known.request == request) {
                 return Ok(Accepted::Transition(known));
             }
             let message =
@@ -423,11 +462,13 @@ impl Engine {
                 "wait for some to end: `lockstep transition list`",
             ));
         }
+        self.record_reports(Time(u64::MAX));
         let asked: BTreeSet<GroupName> =
             request.targets.iter().flat_map(|target| self.head.groups_of(target)).collect();
         let is_contended = self.runs.values().any(|run| asked.iter().any(|group| run.claims(group)));
         let plan = match plan::plan_request(&self.head, &request, &self.scores) {
             Ok(plan) => {
+                self.check_not_behind(&plan)?;
                 if !is_contended {
                     self.check_overrides(&request, &plan)?;
                     check_hash(&request, &plan.hash)?;
@@ -466,7 +507,7 @@ impl Engine {
     }
 
     fn abort_by_operator(&mut self, id: TransitionId) -> Result<Accepted, Rejection> {
-        let Some(transition) = self.head.transitions.get(&id) else {
+        let Some(transition) = self.head.transition(&id) else {
             return Err(Rejection::new(
                 Code::NotAllowed,
                 format!("there is no transition {id}"),
@@ -550,7 +591,11 @@ impl Engine {
         }
         match report {
             Report::Hello(_) => unreachable!("handled above"),
-            Report::Renew { sent } => {
+            Report::Renew { sent, open } => {
+                if let Some(open) = open {
+                    self.outcomes_taken(&host, &open);
+                }
+                self.record_acknowledged();
                 let lease_ms = self.lease_ms();
                 let told = self.last_heard.get_mut(&host).expect("it was just heard");
                 let lease_ms =
@@ -571,7 +616,7 @@ impl Engine {
                     }
                 }
             }
-            Report::Noticed { .. } => {}
+            Report::Noticed { index } => self.notices_taken(&host, index),
             Report::Goodbye => {
                 self.set_liveness(&host, Liveness::Left);
                 self.forget_session(session);
@@ -582,6 +627,9 @@ impl Engine {
     }
 
     fn hello(&mut self, session: SessionId, hello: Hello) {
+        if hello.protocol == PROTOCOL && self.is_behind(&hello) {
+            self.fall_behind(&hello);
+        }
         if let Some(message) = self.refusal(session, &hello) {
             self.event(Event::Warning(format!("agent of host {} refused: {message}", hello.host)));
             self.outbox.emit(Output::Order { session, order: Order::Refused { message } });
@@ -626,6 +674,48 @@ impl Engine {
             self.new_run(&host, &hello.run);
         }
         self.catch_up(&host, &hello);
+        self.notices_taken(&host, hello.noticed);
+        self.outcomes_taken(&host, &hello.open);
+    }
+
+    // ---- what hosts know by now
+
+    /// A host has taken its notices up to there.
+    fn notices_taken(&mut self, host: &HostName, index: Index) {
+        let is_news = self.head.notices.contains_key(host) && index > self.noticed(host);
+        if is_news {
+            self.acknowledged.entry(host.clone()).or_default().noticed = index;
+        }
+    }
+
+    /// The newest notice that a host is known to have taken.
+    pub(crate) fn noticed(&self, host: &HostName) -> Index {
+        let recorded = self.head.notices.get(host).map(|notices| notices.acknowledged);
+        let said = self.acknowledged.get(host).map(|said| said.noticed);
+        recorded.max(said).unwrap_or_default()
+    }
+
+    /// A host has said which transitions it has not been told the outcome of: it has taken the others. One that it says
+    /// yes in only now is answered at once, and has been told by then.
+    fn outcomes_taken(&mut self, host: &HostName, open: &[TransitionId]) {
+        let Some(awaited) = self.head.retention.awaited.get(host) else { return };
+        let taken: BTreeSet<_> = awaited.iter().filter(|id| !open.contains(id)).copied().collect();
+        if !taken.is_empty() {
+            let known = &mut self.acknowledged.entry(host.clone()).or_default().outcomes;
+            self.acknowledged_count -= known.len();
+            known.extend(taken);
+            self.acknowledged_count += known.len();
+        }
+    }
+
+    fn record_acknowledged(&mut self) {
+        let is_due = self.acknowledged_at.plus(ACKNOWLEDGE_MS) <= self.now.time;
+        if (is_due && !self.acknowledged.is_empty()) || self.acknowledged_count >= ACKNOWLEDGED_MAX {
+            self.acknowledged_at = self.now.time;
+            self.acknowledged_count = 0;
+            let hosts = std::mem::take(&mut self.acknowledged);
+            self.propose(Body::Acknowledged { hosts });
+        }
     }
 
     /// Why an agent's session is refused, if it is.
@@ -636,11 +726,11 @@ impl Engine {
                 "it speaks protocol {theirs}, this server speaks {PROTOCOL}: upgrade the older one"
             ));
         }
-        let journal = self.head.revision.0;
-        if hello.token.0 > journal || hello.reign.0 > journal {
+        if self.is_behind(hello) {
+            let journal = self.head.revision;
             return Some(format!(
-                "it has seen token {} and reign {}, this server's journal ends at {journal}: the server was restored \
-                 from an older backup, or belongs to another cluster",
+                "it has seen token {} and reign {}, this server's journal ends at {journal}: the server's directory is \
+                 an older copy, or it belongs to another cluster",
                 hello.token, hello.reign
             ));
         }
@@ -660,6 +750,25 @@ impl Engine {
             )),
             Some(_) | None => None,
         }
+    }
+
+    /// Whether a host has seen more than this server's journal holds: then somebody has gone on from an earlier state of
+    /// it, and knows better who is to do what.
+    fn is_behind(&self, hello: &Hello) -> bool {
+        let journal = self.head.revision.0;
+        hello.token.0 > journal || hello.reign.0 > journal
+    }
+
+    fn check_not_behind(&self, plan: &plan::Plan) -> Result<(), Rejection> {
+        let ahead = plan.asked().find_map(|who| self.ahead.get_key_value(&who.member.group));
+        let Some((group, host)) = ahead else { return Ok(()) };
+        Err(Rejection::new(
+            Code::ServerBehind,
+            format!(
+                "host {host} of group {group} has seen a later server than this one: nothing is ordered there"
+            ),
+            "bring back the newest backup with `lockstep restore`, or see that the host's agent dials the right cluster",
+        ))
     }
 
     fn closed(&mut self, session: SessionId) {
@@ -783,11 +892,29 @@ impl Engine {
             state => (state, reason),
         };
         self.event(Event::Reported { member: id.clone(), score, facts, reason });
-        let member = &self.head.members[id];
+        self.late.remove(id);
+        let held_back_until = self.reported.get(id).map(|at| at.plus(REPORT_MS));
+        match held_back_until.filter(|due| *due > self.now.time) {
+            Some(due) if self.is_news(id, &state) => {
+                self.late.insert(id.clone(), (due, state));
+                self.late_due = Some(self.late_due.map_or(due, |at| at.min(due)));
+            }
+            Some(_) => {}
+            None => self.record_report(id, state),
+        }
+    }
+
+    fn is_news(&self, id: &MemberId, state: &Option<StateName>) -> bool {
+        let Some(member) = self.head.members.get(id) else { return false };
         // What a transition drives is known from its steps; a report that crossed with one would be stale.
-        let is_news = member.actual != state || (member.is_in_doubt() && state.is_some());
-        if member.transition.is_none() && is_news {
+        let differs = member.actual != *state || (member.is_in_doubt() && state.is_some());
+        member.transition.is_none() && differs
+    }
+
+    fn record_report(&mut self, id: &MemberId, state: Option<StateName>) {
+        if self.is_news(id, &state) {
             self.propose(Body::Report { member: id.clone(), actual: state });
+            self.reported.insert(id.clone(), self.now.time);
             self.stir_all();
         }
     }
@@ -813,6 +940,20 @@ impl Engine {
         self.stir_all();
     }
 
+    /// Records the reports that were held back and are due by then.
+    fn record_reports(&mut self, by: Time) {
+        if self.late.is_empty() {
+            return;
+        }
+        let now = self.now.time;
+        let (due, late) = std::mem::take(&mut self.late).into_iter().partition(|(_, (due, _))| *due <= by);
+        self.late = late;
+        let due: BTreeMap<MemberId, (Time, Option<StateName>)> = due;
+        due.into_iter().for_each(|(id, (_, state))| self.record_report(&id, state));
+        self.reported.retain(|_, at| at.plus(REPORT_MS) > now);
+        self.late_due = self.late.values().map(|(due, _)| *due).min();
+    }
+
     fn done(&mut self, host: &HostName, done: Done) {
         if done.member.host != *host {
             return;
@@ -822,7 +963,7 @@ impl Engine {
             self.event(Event::Warning(message));
         }
         self.stirred.extend(done.transition.filter(|id| self.runs.contains_key(id)));
-        let known = done.transition.and_then(|id| Some((id, self.head.transitions.get(&id)?.outcome)));
+        let known = done.transition.and_then(|id| Some((id, self.head.transition(&id)?.outcome)));
         match known {
             // A handler that was at work when its transition ended: its agent has written the answer down, and waits
             // for an outcome that it may have been told before.
@@ -857,6 +998,9 @@ impl Engine {
     fn settle(&mut self) {
         let now = self.now.time;
         self.stirred.extend(self.wakes.iter().filter(|(_, at)| **at <= now).map(|(id, _)| *id));
+        if !self.stirred.is_empty() {
+            self.record_reports(Time(u64::MAX));
+        }
         while let Some(id) = self.stirred.pop_first() {
             self.advance(id);
             match self.runs.get(&id).and_then(Run::wake) {
@@ -918,6 +1062,7 @@ fn depends_on_states(code: Code) -> bool {
         | Code::NotAllowed
         | Code::TooLarge
         | Code::NotActive
-        | Code::StoreUnavailable => false,
+        | Code::StoreUnavailable
+        | Code::ServerBehind => false,
     }
 }

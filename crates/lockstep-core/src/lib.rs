@@ -4,6 +4,7 @@
 //! crate performs what this crate decides, and [`world`] plays it, so that tests can doubt it.
 
 pub mod agent;
+pub mod backup;
 pub mod cluster;
 pub mod engine;
 mod flow;
@@ -18,6 +19,7 @@ pub mod record;
 pub mod rehearse;
 pub mod relation;
 pub mod request;
+pub mod snapshot;
 pub mod spec;
 pub mod time;
 mod transition;

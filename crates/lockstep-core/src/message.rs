@@ -268,6 +268,15 @@ pub struct Notice {
     pub calls: Vec<Call>,
 }
 
+/// What a host is told in place of notices that are no longer kept: how things stand now.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Gap {
+    /// The index of the last notice that is not told. The next one that is names it as its previous one.
+    pub index: Index,
+    /// The calls that tell the handlers: of no transition, with the members around them as they are.
+    pub calls: Vec<Call>,
+}
+
 /// Server to agent.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "kebab-case")]
@@ -304,6 +313,8 @@ pub enum Order {
     },
     /// Tell the members.
     Notice(Notice),
+    /// Tell the members that there was more than can be told.
+    Gap(Gap),
     /// The lease goes on.
     Renewed {
         /// The `sent` of the renewal.
@@ -430,6 +441,9 @@ pub enum Report {
     Renew {
         /// The agent's clock at sending.
         sent: Time,
+        /// The transitions that it has not been told the outcome of, as with `Hello`; none: it does not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        open: Option<Vec<TransitionId>>,
     },
     /// A call has ended.
     Done(Done),

@@ -1,7 +1,7 @@
 //! The journal's records: all that a cluster is, is a fold over them. These types are the stored format;
 //! golden fixtures hold it still.
 
-use crate::id::{AgentId, GroupName, HostName, MemberId, StateName, StepId, TransitionId};
+use crate::id::{AgentId, GroupName, HostName, Index, MemberId, StateName, StepId, TransitionId};
 use crate::message::{Decision, Outcome};
 use crate::plan::Plan;
 use crate::relation::Published;
@@ -10,7 +10,7 @@ use crate::spec::SpecFile;
 use crate::time::WallTime;
 use crate::vote::Vote;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
 
@@ -98,6 +98,9 @@ pub enum Body {
         /// The members that were left elsewhere than planned.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         left: BTreeMap<MemberId, Left>,
+        /// The observers that had not acknowledged the intent by then; nobody waits for them.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        untold: BTreeSet<MemberId>,
     },
     /// The state of a member, changed outside a transition.
     Report {
@@ -106,6 +109,26 @@ pub enum Body {
         /// The state; none when it could not be told.
         actual: Option<StateName>,
     },
+    /// What hosts know by now: it need not be kept for them any longer.
+    Acknowledged {
+        /// Of each, what is new since it was last recorded.
+        hosts: BTreeMap<HostName, Acknowledged>,
+    },
+}
+
+/// What a host knows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+pub struct Acknowledged {
+    /// The newest notice that it has taken; 0 when that is not new.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub noticed: Index,
+    /// The transitions whose outcome it has taken.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub outcomes: BTreeSet<TransitionId>,
+}
+
+fn is_zero(index: &Index) -> bool {
+    index.0 == 0
 }
 
 /// What became of a host.

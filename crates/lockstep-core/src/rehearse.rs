@@ -12,7 +12,7 @@ pub use fault::{Fault, FaultKind, Place};
 pub use trial::SERVER_AWAY_MS;
 
 use crate::agent::{AgentRecord, AgentState, HandlerRules};
-use crate::cluster::Cluster;
+use crate::cluster::{Cluster, Retention};
 use crate::id::{GroupName, HandlerName, HostName, MemberId, StateName, TransitionId};
 use crate::message::{Outcome, Phase};
 use crate::plan::{self, Plan, Scores};
@@ -235,6 +235,7 @@ impl<'a> Stage<'a> {
         cluster.transitions.clear();
         cluster.requests.clear();
         cluster.notices.clear();
+        cluster.retention = Retention::default();
         // What no relation leads to has no part in the plan, and would be copied for each case.
         let related = related(&cluster, &plan, request);
         cluster.members.retain(|member, _| related.contains(&member.group));

@@ -193,7 +193,8 @@ pub struct Published {
 }
 
 /// The relations that exist now.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
+#[serde(from = "Stored", into = "Stored")]
 pub struct Relations {
     /// Each with when its edge to each of its groups came.
     active: BTreeMap<Arc<Relation>, BTreeMap<GroupName, Since>>,
@@ -202,6 +203,30 @@ pub struct Relations {
     consumers: Sources,
     /// How many pairs of groups they relate.
     pairs: usize,
+}
+
+/// Relations as a snapshot has them: what can be looked up in them follows from that.
+#[derive(Default, Serialize, Deserialize)]
+#[serde(default)]
+struct Stored {
+    active: Vec<(Arc<Relation>, BTreeMap<GroupName, Since>)>,
+    providers: Sources,
+    consumers: Sources,
+}
+
+impl From<Relations> for Stored {
+    fn from(relations: Relations) -> Self {
+        let Relations { active, providers, consumers, .. } = relations;
+        Self { active: active.into_iter().collect(), providers, consumers }
+    }
+}
+
+impl From<Stored> for Relations {
+    fn from(Stored { active, providers, consumers }: Stored) -> Self {
+        let mut relations = Self { providers, consumers, ..Self::default() };
+        active.into_iter().for_each(|(relation, edges)| relations.put(relation, edges));
+        relations
+    }
 }
 
 impl Relations {
@@ -439,6 +464,10 @@ impl Relations {
         let earlier = earlier.or_else(alike);
         let came = |to: &GroupName| earlier.and_then(|earlier| earlier.get(to)).copied().unwrap_or(since);
         let edges: BTreeMap<_, _> = relation.to.iter().map(|to| (to.clone(), came(to))).collect();
+        self.put(relation, edges);
+    }
+
+    fn put(&mut self, relation: Arc<Relation>, edges: BTreeMap<GroupName, Since>) {
         self.pairs += edges.len();
         for group in relation.groups() {
             self.by_group.entry(group.clone()).or_default().insert(relation.clone());

@@ -169,6 +169,7 @@ pub enum Code {
     TooLarge,
     NotActive,
     StoreUnavailable,
+    ServerBehind,
 }
 
 impl Code {
@@ -200,6 +201,7 @@ impl Code {
             Self::TooLarge => "too-large",
             Self::NotActive => "not-active",
             Self::StoreUnavailable => "store-unavailable",
+            Self::ServerBehind => "server-behind",
         }
     }
 }

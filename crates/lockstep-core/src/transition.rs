@@ -15,7 +15,7 @@ mod host;
 use crate::engine::{Engine, Event};
 use crate::flow::Flow;
 use crate::id::{GroupName, HostName, Index, MemberId, StepId, TransitionId};
-use crate::message::{Decision, Done, Notice, Order, Outcome, Phase, Role};
+use crate::message::{Call, Decision, Done, Gap, Notice, Order, Outcome, Phase, Role};
 use crate::mutant::{self, Mutant};
 use crate::plan::{self, Plan};
 use crate::record::{Body, Cause, Direction, HoldEnd, Left};
@@ -784,10 +784,12 @@ impl Engine {
     // ---- ends
 
     fn end(&mut self, id: TransitionId, run: &Run, outcome: Outcome, left: BTreeMap<MemberId, Left>) {
-        self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
+        let untold = self.untold(id);
+        let body = Body::Outcome { transition: id, outcome, left: left.clone(), untold };
         if mutant::is(Mutant::OutcomeTwice) {
-            self.propose(Body::Outcome { transition: id, outcome, left: left.clone() });
+            self.propose(body.clone());
         }
+        self.propose(body);
         let mut hosts: BTreeSet<_> = run.plan.asked().map(|who| who.member.host.clone()).collect();
         // An earlier reign may have asked others about another plan.
         let waiting = self.sessions.iter_mut().filter_map(|(host, session)| {
@@ -815,6 +817,14 @@ impl Engine {
         hosts.iter().for_each(|host| self.drop_session(host));
     }
 
+    /// The observers that have not acknowledged the intent by now. Nobody waits for them; the record names them.
+    fn untold(&self, id: TransitionId) -> BTreeSet<MemberId> {
+        let transition = &self.head.transitions[&id];
+        let (Some(plan), Some(token)) = (&transition.plan, transition.token) else { return BTreeSet::new() };
+        let is_untold = |member: &&MemberId| self.noticed(&member.host).0 < token.0;
+        plan.with_role(Role::Observer).filter(is_untold).cloned().collect()
+    }
+
     /// Members that had left their groups' labels may be gone for good now.
     fn reassign_after(&mut self, run: &Run) {
         if run.plan.goals.keys().any(|member| !self.head.members.contains_key(member)) {
@@ -829,8 +839,8 @@ impl Engine {
             .head
             .notices
             .iter()
-            .filter(|(_, notices)| notices.last().is_some_and(|last| *last == (newest, id)))
-            .map(|(host, notices)| (host.clone(), notices.len() - 1))
+            .filter(|(_, notices)| notices.kept.back().is_some_and(|last| *last == (newest, id)))
+            .map(|(host, notices)| (host.clone(), notices.kept.len() - 1))
             .collect();
         for (host, place) in hosts {
             self.send_notice(&host, place);
@@ -839,8 +849,8 @@ impl Engine {
 
     fn send_notice(&mut self, host: &HostName, place: usize) {
         let notices = &self.head.notices[host];
-        let (index, id) = notices[place];
-        let previous = place.checked_sub(1).map(|before| notices[before].0).unwrap_or_default();
+        let (index, id) = notices.kept[place];
+        let previous = notices.previous(place);
         let transition = self.head.transitions[&id].clone();
         let Some(plan) = transition.plan.clone() else { return };
         let is_intent = transition.token.is_some_and(|token| token.0 == index.0);
@@ -855,6 +865,32 @@ impl Engine {
         let outcome = if is_intent { None } else { transition.outcome };
         let notice = Notice { index, previous, transition: id, outcome, calls: calls.collect() };
         self.order(host, Order::Notice(notice));
+    }
+
+    /// Tells a host that notices up to there are no longer kept, and its members, how things around them are now.
+    pub(crate) fn send_gap(&mut self, host: &HostName, index: Index) {
+        let relations = self.head.relations.clone();
+        let observes = |group: &GroupName| relations.of(group).any(|relation| relation.from == *group);
+        let members = self.head.assignments(host).into_iter().map(|assignment| assignment.member);
+        let calls = members.filter(|member| observes(&member.group)).map(|member| Call {
+            phase: Phase::Notice,
+            role: Role::Observer,
+            transition: None,
+            step: None,
+            attempt: 1,
+            token: None,
+            plan: None,
+            subject: Vec::new(),
+            from: None,
+            to: None,
+            decision: None,
+            within_ms: self.commit_ms(&member.group),
+            hold_ms: None,
+            context: self.context_of(&member.group),
+            member,
+        });
+        let gap = Gap { index, calls: calls.collect() };
+        self.order(host, Order::Gap(gap));
     }
 
     // ---- shared

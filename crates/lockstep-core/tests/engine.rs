@@ -3,8 +3,8 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use lockstep_core::cluster::Cluster;
-use lockstep_core::engine::{Engine, Input, Output, ReplyId, SessionId};
-use lockstep_core::id::{HostName, Index};
+use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId, SessionId};
+use lockstep_core::id::{HostName, Index, Token};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
 use lockstep_core::request::{Code, Request};
@@ -77,22 +77,31 @@ fn requested_on(hosts: &[&str], spec: &str) -> Engine {
     }
     let mut engine = Engine::new(cluster, "server", at(0));
     for host in &hosts {
-        let hello = Hello {
-            protocol: PROTOCOL,
-            host: host.clone(),
-            agent: "agent".parse().unwrap(),
-            run: "run".parse().unwrap(),
-            address: None,
-            labels: labels(),
-            reign: Default::default(),
-            token: Default::default(),
-            open: Vec::new(),
-            noticed: Index(0),
-        };
-        let report = Report::Hello(hello);
+        let report = Report::Hello(hello(host));
         engine.handle(at(0), Input::Report { session: session(host), report });
     }
-    let request = Request {
+    engine.handle(at(0), Input::Run { reply: ReplyId(1), request: request() });
+    engine
+}
+
+/// What an agent of a host with the label of group a says of itself.
+fn hello(host: &HostName) -> Hello {
+    Hello {
+        protocol: PROTOCOL,
+        host: host.clone(),
+        agent: "agent".parse().unwrap(),
+        run: "run".parse().unwrap(),
+        address: None,
+        labels: [("role".to_owned(), "a".to_owned())].into(),
+        reign: Default::default(),
+        token: Default::default(),
+        open: Vec::new(),
+        noticed: Index(0),
+    }
+}
+
+fn request() -> Request {
+    Request {
         request_id: "r".to_owned(),
         principal: "test".to_owned(),
         targets: vec!["a=online".parse().unwrap()],
@@ -101,9 +110,7 @@ fn requested_on(hosts: &[&str], spec: &str) -> Engine {
         deadline_ms: None,
         plan_hash: None,
         ..Request::default()
-    };
-    engine.handle(at(0), Input::Run { reply: ReplyId(1), request });
-    engine
+    }
 }
 
 fn outcome(engine: &Engine) -> Option<Outcome> {
@@ -200,4 +207,114 @@ fn a_spec_that_no_record_could_hold_is_refused() {
 
 fn values() -> String {
     vec![format!("\"{}\"", "x".repeat(250)); 5].join(",")
+}
+
+/// What a member reports of itself, unasked.
+fn reports(engine: &mut Engine, now: Now, state: Option<&str>) -> Vec<Body> {
+    let (member, state) = ("a@h1".parse().unwrap(), state.map(|state| state.parse().unwrap()));
+    let (score, reason, facts) = (None, None, Default::default());
+    let report = Report::State { member, state, score, reason, facts, published: None };
+    engine.handle(now, Input::Report { session: SessionId(1), report });
+    written(engine, now)
+}
+
+/// The records that are to be written; they are.
+fn written(engine: &mut Engine, now: Now) -> Vec<Body> {
+    let mut bodies = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        if let Output::Append { records, .. } = output {
+            bodies.extend(records.into_iter().map(|record| record.body));
+            engine.handle(now, Input::Appended);
+        }
+    }
+    bodies
+}
+
+/// One host whose member is offline, and no transition.
+fn idle() -> Engine {
+    let (mut engine, call) = in_a_step();
+    engine.handle(at(0), done(call));
+    written(&mut engine, at(0));
+    assert_eq!(outcome(&engine), Some(Outcome::Committed));
+    engine
+}
+
+#[test]
+fn a_member_that_flaps_is_recorded_once_a_second_and_its_last_state_is_not_lost() {
+    let mut engine = idle();
+    let mut records = 0;
+    for ms in 1..=10_000 {
+        records += reports(&mut engine, at(ms), Some(["offline", "online"][ms as usize % 2])).len();
+    }
+    assert!((9..=11).contains(&records), "{records} records of 10,000 reports in 10 s");
+    // The last one was held back, and comes with the alarm clock.
+    reports(&mut engine, at(10_001), Some("online"));
+    reports(&mut engine, at(10_002), None);
+    let due = engine.next_deadline().unwrap();
+    assert!(due <= Time(11_002), "{due:?}");
+    engine.handle(at(due.0), Input::Tick);
+    let member = "a@h1".parse().unwrap();
+    let last = Body::Report { member, actual: None };
+    assert_eq!(written(&mut engine, at(due.0)), [last], "the newest state, once");
+    assert!(engine.next_deadline().is_none_or(|next| next > due), "nothing is held back any more");
+}
+
+#[test]
+fn a_state_that_is_as_recorded_again_is_not_recorded() {
+    let mut engine = idle();
+    assert_eq!(reports(&mut engine, at(1), Some("offline")).len(), 1, "the first change at once");
+    assert_eq!(reports(&mut engine, at(2), Some("online")), [], "the second is held back");
+    assert_eq!(reports(&mut engine, at(3), Some("offline")), [], "and is over");
+    engine.handle(at(2000), Input::Tick);
+    assert_eq!(written(&mut engine, at(2000)), []);
+}
+
+#[test]
+fn whoever_plans_sees_what_was_held_back() {
+    let mut engine = idle();
+    reports(&mut engine, at(1), Some("offline"));
+    reports(&mut engine, at(2), Some("online"));
+    let request = Request { request_id: "again".to_owned(), ..request() };
+    engine.handle(at(3), Input::Run { reply: ReplyId(2), request });
+    let mut answers = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(at(3), Input::Appended),
+            Output::Reply { answer, .. } => answers.push(answer),
+            Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+        }
+    }
+    assert_eq!(answers, [Ok(Accepted::Nothing)], "it is online already");
+}
+
+#[test]
+fn a_server_that_a_host_has_seen_a_later_one_of_orders_nothing_in_that_host_s_groups() {
+    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"}}}}"#;
+    let mut engine = requested_on(&["h1", "h2"], spec);
+    let warned = |engine: &mut Engine| {
+        let (mut calls, mut warnings, mut answers) = (Vec::new(), Vec::new(), Vec::new());
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Append { .. } => engine.handle(at(1), Input::Appended),
+                Output::Order { order: Order::Call(call), .. } => calls.push(call),
+                Output::Event(Event::Warning(message)) => warnings.push(message),
+                Output::Reply { answer, .. } => answers.push(answer),
+                Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+            }
+        }
+        (calls, warnings, answers)
+    };
+    assert_eq!(warned(&mut engine).0.len(), 2, "both are asked");
+    let hello = Hello { token: Token(900), ..hello(&"h2".parse().unwrap()) };
+    engine.handle(at(1), Input::Report { session: SessionId(2), report: Report::Hello(hello) });
+    let (calls, warnings, _) = warned(&mut engine);
+    assert_eq!(calls, [], "also those of other hosts");
+    assert!(warnings[0].contains("token 900"), "{warnings:?}");
+    let cause = engine.acknowledged().transitions.values().next().unwrap().cause.clone();
+    assert_eq!(cause.unwrap().code, "server-behind");
+    let request = Request { request_id: "again".to_owned(), ..request() };
+    engine.handle(at(1), Input::Run { reply: ReplyId(2), request });
+    let (calls, _, answers) = warned(&mut engine);
+    assert_eq!(calls, []);
+    assert_eq!(answers[0].clone().unwrap_err().code, Code::ServerBehind);
 }

@@ -10,8 +10,10 @@
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::message::{Order, Report};
 use lockstep_core::record::{Body, Record};
+use lockstep_core::snapshot;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 use std::collections::BTreeSet;
 use std::fmt::Debug;
 
@@ -47,8 +49,9 @@ fn records_stay_as_they_are() {
         Body::Turn { .. } => "turn",
         Body::Outcome { .. } => "outcome",
         Body::Report { .. } => "report",
+        Body::Acknowledged { .. } => "acknowledged",
     });
-    assert_eq!(names.len(), 10, "every variant has a line: {names:?}");
+    assert_eq!(names.len(), 11, "every variant has a line: {names:?}");
 }
 
 #[test]
@@ -60,6 +63,7 @@ fn orders_stay_as_they_are() {
         Order::Call(_) => "call",
         Order::Outcome { .. } => "outcome",
         Order::Notice(_) => "notice",
+        Order::Gap(_) => "gap",
         Order::Renewed { .. } => "renewed",
     });
     assert_eq!(names, Order::KINDS.into(), "every variant has a line");
@@ -118,4 +122,47 @@ fn an_agent_s_state_survives_being_written_anew() {
         state.records().iter().for_each(|record| again.apply(record));
         assert_eq!(again, state, "after {line}");
     }
+}
+
+/// Whether all that is in `old` is in `new`, under the same names.
+fn contains(new: &Value, old: &Value) -> bool {
+    match (new, old) {
+        (Value::Object(new), Value::Object(old)) => {
+            old.iter().all(|(key, old)| new.get(key).is_some_and(|new| contains(new, old)))
+        }
+        (Value::Array(new), Value::Array(old)) => {
+            new.len() == old.len() && new.iter().zip(old).all(|(new, old)| contains(new, old))
+        }
+        (new, old) => new == old,
+    }
+}
+
+/// A line for each form that a snapshot has had. More fields may come; none may go, or say something else.
+#[test]
+fn snapshots_that_were_taken_can_be_read() {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/golden/snapshot.jsonl");
+    for line in std::fs::read_to_string(path).unwrap().lines() {
+        let cluster = snapshot::decode(line.as_bytes()).unwrap();
+        assert_eq!(
+            cluster.spec.groups.len(),
+            cluster.spec_file.as_ref().unwrap().groups.len(),
+            "derived anew"
+        );
+        let again = snapshot::encode(&cluster);
+        assert_eq!(snapshot::decode(&again).unwrap(), cluster);
+        let (old, new): (Value, Value) =
+            (serde_json::from_str(line).unwrap(), serde_json::from_slice(&again).unwrap());
+        assert!(contains(&new, &old), "something is lost:\n{old}\n{new}");
+        let newer = line.replacen(r#""cluster":{"#, r#""cluster":{"a_new_field":{"deep":[1]},"#, 1);
+        assert_eq!(snapshot::decode(newer.as_bytes()).unwrap(), cluster, "a newer writer can be followed");
+    }
+}
+
+#[test]
+fn snapshots_of_a_later_format_are_refused_whatever_is_in_them() {
+    let later = snapshot::decode(br#"{"format":2,"groups":[]}"#);
+    assert!(matches!(later, Err(snapshot::Unreadable::Newer { found: 2 })), "{later:?}");
+    assert!(matches!(snapshot::decode(b"{}"), Err(snapshot::Unreadable::Malformed(_))));
+    let undeclared = br#"{"format":1,"cluster":{"spec_file":{"cluster":"c","groups":{"a":{"select":{},"lifecycle":"none"}}}}}"#;
+    assert!(matches!(snapshot::decode(undeclared), Err(snapshot::Unreadable::Spec(_))));
 }

@@ -163,7 +163,8 @@ fn a_thousand_members_are_moved() {
         let begun = Instant::now();
         for number in 0..HOSTS {
             let session = SessionId(number as u64);
-            engine.handle(now, Input::Report { session, report: Report::Renew { sent: now.time } });
+            engine
+                .handle(now, Input::Report { session, report: Report::Renew { sent: now.time, open: None } });
             while engine.poll_output().is_some() {}
             assert!(engine.next_deadline().is_some());
         }

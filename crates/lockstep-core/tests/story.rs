@@ -6,11 +6,13 @@
 
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
-use lockstep_core::id::{HostName, MemberId, TransitionId};
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::{HostName, Index, MemberId, TransitionId};
 use lockstep_core::message::{Report, Role};
 use lockstep_core::plan;
-use lockstep_core::record::Liveness;
+use lockstep_core::record::{Liveness, Record};
 use lockstep_core::request::{Request, Target};
+use lockstep_core::snapshot;
 use lockstep_core::vote::Answer;
 use lockstep_core::world::{Script, ServerId, Way, World, journal_lines};
 use std::collections::BTreeMap;
@@ -27,13 +29,26 @@ fn stories() {
     assert!(!paths.is_empty(), "the stories are where they should be");
     for path in paths {
         let text = std::fs::read_to_string(&path).unwrap();
-        let played = play(&text);
-        assert_eq!(played, play(&text), "the same story twice");
+        let (played, world) = play(&text);
+        assert_eq!(played, play(&text).0, "the same story twice");
+        snapshots_stand_in(world.journal());
         expect_test::expect_file![path].assert_eq(&played);
     }
 }
 
-fn play(text: &str) -> String {
+/// A snapshot taken after any record says what the records up to it say: whoever loads it goes on as they would.
+fn snapshots_stand_in(journal: &[Record]) {
+    let (mut told, mut loaded) = (Cluster::default(), Cluster::default());
+    for (record, index) in journal.iter().zip((1..).map(Index)) {
+        told.apply(index, record);
+        loaded.apply(index, record);
+        assert_eq!(loaded, told, "after {index}");
+        loaded = snapshot::decode(&snapshot::encode(&told)).unwrap();
+        assert_eq!(loaded, told, "a snapshot at {index}");
+    }
+}
+
+fn play(text: &str) -> (String, World) {
     let mut world = World::new();
     let mut played = String::new();
     let mut lines = text.lines().peekable();
@@ -53,7 +68,7 @@ fn play(text: &str) -> String {
             writeln!(played, "{line}").unwrap();
         }
     }
-    played
+    (played, world)
 }
 
 fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {

@@ -5,6 +5,7 @@ use crate::invariant::{Violation, i21_wall_clocks_decide_nothing, i26_same_bytes
 use crate::sim::{self, Options, Sim};
 use crate::tally::Tally;
 use lockstep_core::mutant::Mutant;
+use lockstep_core::record::Record;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -96,6 +97,11 @@ pub fn fault_kinds() -> usize {
 /// All that happened in a seed, or the end of it.
 pub fn lines(seed: u64) -> Vec<String> {
     play(seed, Options::default()).0.lines().cloned().collect()
+}
+
+/// What a seed leaves in the servers' journal.
+pub fn journal(seed: u64) -> Vec<Record> {
+    play(seed, Options::default()).0.world.journal().to_vec()
 }
 
 /// Runs one seed.

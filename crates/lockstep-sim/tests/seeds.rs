@@ -4,15 +4,20 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 #![cfg(not(lockstep_mutants))]
 
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::Index;
+use lockstep_core::snapshot;
 use lockstep_sim::run::{self, Plan};
 use std::process::Command;
 
 const SEEDS: u64 = 300;
+/// How many of them have a snapshot taken after every record.
+const SNAPSHOT_SEEDS: u64 = 5;
 
 /// Seeds that have found something, before it was mended.
-const FOUND: [u64; 28] = [
-    9, 17, 67, 76, 97, 112, 142, 143, 147, 157, 230, 241, 299, 325, 412, 531, 549, 558, 755, 759, 978, 1088,
-    2235, 5223, 20_052, 21_229, 109_131, 110_207,
+const FOUND: [u64; 29] = [
+    9, 17, 67, 76, 97, 112, 142, 143, 147, 157, 178, 230, 241, 299, 325, 412, 531, 549, 558, 755, 759, 978,
+    1088, 2235, 5223, 20_052, 21_229, 109_131, 110_207,
 ];
 
 #[test]
@@ -38,6 +43,24 @@ fn seeds_that_once_found_something_find_nothing() {
         let (_, found) = run::run_seed(seed);
         assert!(found.is_none(), "seed {seed}: {}", found.unwrap().violation);
     }
+}
+
+/// Whoever loads a snapshot, taken after whichever record, goes on as those do that have read every record.
+#[test]
+fn snapshots_stand_in_for_the_records_before_them() {
+    let mut count = 0;
+    for seed in 0..SNAPSHOT_SEEDS {
+        let (mut told, mut loaded) = (Cluster::default(), Cluster::default());
+        for (record, index) in run::journal(seed).iter().zip((1..).map(Index)) {
+            told.apply(index, record);
+            loaded.apply(index, record);
+            assert_eq!(loaded, told, "seed {seed}, after {index}");
+            loaded = snapshot::decode(&snapshot::encode(&told)).unwrap();
+            assert_eq!(loaded, told, "seed {seed}, a snapshot at {index}");
+            count += 1;
+        }
+    }
+    assert!(count > 500, "{count} records are too few to say anything");
 }
 
 #[test]

@@ -24,6 +24,7 @@ use axum::response::{IntoResponse, Response};
 use body::{EmptyBody, PlanBody, RunBody};
 use event::Event;
 use feed::Feed;
+use lockstep_core::backup;
 use lockstep_core::cluster;
 use lockstep_core::id::{HostName, TransitionId};
 use lockstep_core::message::PROTOCOL;
@@ -156,6 +157,10 @@ fn routes() -> Routes {
                 .answers::<Applied>(OK, "It is in force.")
                 .refuses(&[REJECTED, BUSY, AWAY])
         })
+        .get("/v1/backup", whole, "A backup of the whole cluster", |says| {
+            let schema = serde_json::json!({ "schema": { "type": "string" } });
+            says.answers_any(OK, "A backup file.", serde_json::json!({ "application/octet-stream": schema }))
+        })
         .get("/v1/events", events, "What happens, as server-sent events", |says| {
             says.query::<Since>()
                 .header("Last-Event-ID", "Like `since`, and before it: the `id` of the last event that was read.")
@@ -264,7 +269,7 @@ async fn run(State(shared): Shares, request: HttpRequest) -> Result<Response, Pr
     let Some(id) = shared.handle.run(request.clone()).await? else {
         return Ok(json(StatusCode::OK, &Transition::nothing(&request)));
     };
-    let view = wait_for(&shared.handle, |view| view.cluster.transitions.contains_key(&id)).await?;
+    let view = wait_for(&shared.handle, |view| view.cluster.transition(&id).is_some()).await?;
     let mut response = show(&view, id, StatusCode::ACCEPTED)?;
     let location = HeaderValue::try_from(format!("/v1/transitions/{id}")).expect("ids are plain text");
     response.headers_mut().insert(header::LOCATION, location);
@@ -285,7 +290,7 @@ async fn wait_for(handle: &Handle, is_there: impl FnMut(&View) -> bool) -> Resul
 }
 
 fn show(view: &View, id: TransitionId, status: StatusCode) -> Result<Response, Problem> {
-    let transition = view.cluster.transitions.get(&id).ok_or_else(|| unknown(id))?;
+    let transition = view.cluster.transition(&id).ok_or_else(|| unknown(id))?;
     let mut response = json(status, &Transition::of(view, id, transition));
     response.headers_mut().insert(header::ETAG, etag(view, id, transition));
     Ok(response)
@@ -347,7 +352,7 @@ async fn transition(
     let mut view = watch.borrow_and_update().clone();
     if wait.wait_ms > 0 {
         let tag_of = |view: &View| {
-            let transition = view.cluster.transitions.get(&id)?;
+            let transition = view.cluster.transition(&id)?;
             Some(etag(view, id, transition))
         };
         let is_patient = wait.until == Some(Until::Outcome);
@@ -359,7 +364,7 @@ async fn transition(
             (None, _) => now.clone(),
         };
         let has_ended =
-            |view: &View| view.cluster.transitions.get(&id).is_none_or(|known| known.outcome.is_some());
+            |view: &View| view.cluster.transition(&id).is_none_or(|known| known.outcome.is_some());
         let wait = Duration::from_millis(wait.wait_ms.min(WAIT_MAX_MS));
         let changed = async {
             let mut now = now;
@@ -381,13 +386,12 @@ async fn abort(
 ) -> Result<Response, Problem> {
     let id = transition_id(path)?;
     body::read_empty(request).await?;
-    if !shared.handle.view().cluster.transitions.contains_key(&id) {
+    if shared.handle.view().cluster.transition(&id).is_none() {
         return Err(unknown(id));
     }
     shared.handle.abort(id).await?;
-    let is_decided = |view: &View| {
-        view.cluster.transitions.get(&id).is_none_or(|transition| transition.decision.is_some())
-    };
+    let is_decided =
+        |view: &View| view.cluster.transition(&id).is_none_or(|transition| transition.decision.is_some());
     let view = wait_for(&shared.handle, is_decided).await?;
     show(&view, id, StatusCode::OK)
 }
@@ -424,6 +428,15 @@ async fn apply(State(shared): Shares, request: HttpRequest) -> Result<Response, 
     let revision = shared.handle.apply(spec, PRINCIPAL.to_owned()).await?;
     wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
     Ok(json(StatusCode::OK, &Applied { revision: revision.0 }))
+}
+
+/// All that is acknowledged, as one file: readers' cluster is of one revision, so the file is.
+async fn whole(State(shared): Shares) -> Response {
+    let cluster = shared.handle.view().cluster;
+    let work = tokio::task::spawn_blocking(move || backup::seal(&cluster));
+    let bytes = work.await.expect("it is neither cancelled nor does it panic");
+    let headers = [(header::CONTENT_TYPE, "application/octet-stream"), (header::CACHE_CONTROL, "no-store")];
+    (StatusCode::OK, headers, bytes).into_response()
 }
 
 /// Ready once this server's reign is recorded, and while the engine runs.

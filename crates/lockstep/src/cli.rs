@@ -1,6 +1,7 @@
 //! The command line: what an operator types, what is printed, and how it ends.
 
 pub mod apply;
+pub mod backup;
 pub mod client;
 pub mod conformance;
 pub mod events;
@@ -320,6 +321,10 @@ enum Command {
         #[command(subcommand)]
         verb: list::RelationVerb,
     },
+    /// Write the whole cluster to one file
+    Backup(backup::BackupArgs),
+    /// Make a server's directory from a backup; the server is started on it afterwards
+    Restore(backup::RestoreArgs),
     /// Print a script that completes this command's arguments
     Completions {
         /// Which shell
@@ -366,12 +371,15 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Dev(options) => staying("warn", async { dev::run(options).await }),
         Command::Plan(args) if args.is_offline() => plan::offline(&args, form),
         Command::Rehearse(args) if args.is_offline() => rehearse::offline(&args, form),
+        Command::Backup(args) if args.is_offline() => backup::offline(&args, form),
+        Command::Restore(args) => backup::restore(&args, form),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lockstep", &mut script);
             output::data(&String::from_utf8_lossy(&script)).map(|()| Exit::Done)
         }
         Command::Man { dir } => man(dir.as_deref()),
+        Command::Backup(args) => asking(addr, async |client| backup::online(client, &args, form).await),
         Command::Apply(args) => asking(addr, async |client| apply::apply(client, &args, form).await),
         Command::Plan(args) => asking(addr, async |client| plan::online(client, &args, form).await),
         Command::Rehearse(args) => asking(addr, async |client| rehearse::online(client, &args, form).await),

@@ -3,6 +3,7 @@
 
 mod driver;
 pub mod handle;
+mod saver;
 mod serve;
 mod session;
 
@@ -10,7 +11,7 @@ use crate::api::feed::Feed;
 use crate::api::guard::guarded;
 use crate::api::{self, ServerInfo};
 use crate::cli::option::ServerOptions;
-use crate::store::{self, Embedded, Store};
+use crate::store::{self, Embedded, Snapshot, Store};
 use axum::Router;
 use axum::routing::get;
 use driver::{COMMANDS_MAX, Driver};
@@ -19,7 +20,9 @@ use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::Engine;
 use lockstep_core::id::Index;
 use lockstep_core::record::Record;
+use lockstep_core::snapshot::{self, Unreadable};
 use lockstep_core::time::{Now, Time, WallTime};
+use saver::Saver;
 use serve::Limits;
 use session::Sessions;
 pub(crate) use session::read as read_report;
@@ -46,6 +49,14 @@ pub enum ServerError {
         index: Index,
         /// What is wrong with it.
         source: serde_json::Error,
+    },
+    /// A snapshot that this version cannot read.
+    #[error("the snapshot of revision {index} cannot be read")]
+    Snapshot {
+        /// Up to which record.
+        index: Index,
+        /// What is wrong with it.
+        source: Unreadable,
     },
     /// Another server has taken over.
     #[error("another server has become the active one; this one has stopped and may be started again")]
@@ -103,7 +114,7 @@ impl Server {
         let store = Embedded::open(data).await?;
         let name = options.name.as_ref().map_or("server", |name| name.as_str()).to_owned();
         let reign = store.campaign(&name, REIGN_TTL).await?;
-        let cluster = replay(&store).await?;
+        let Replayed { cluster, journal_bytes, snapshot_bytes } = replay(&store).await?;
         info!(revision = %cluster.revision, %reign, "journal replayed");
         let clock = Clock::start();
         let engine = Engine::new(cluster, &name, clock.now());
@@ -117,7 +128,8 @@ impl Server {
         let limits = Limits::of_process();
         let (sessions, said) = Sessions::new(limits.sessions);
         let feed = Feed::new(store.clone(), handle.watch());
-        let driver = Driver::new(engine, store, reign, clock, sessions.clone(), publish);
+        let saver = Saver::new(store.clone(), reign, journal_bytes, snapshot_bytes);
+        let driver = Driver::new(engine, store, reign, saver, clock, sessions.clone(), publish);
         let driver = tokio::spawn(driver.drive(asked, said));
         let info = ServerInfo { name, version: env!("CARGO_PKG_VERSION") };
         let agents = Router::new().route("/v1/agent", get(session::accept)).with_state(sessions);
@@ -148,14 +160,36 @@ pub async fn run(options: ServerOptions) -> Result<(), ServerError> {
     server.serve().await
 }
 
-async fn replay<S: Store>(store: &S) -> Result<Cluster, ServerError> {
-    let mut cluster = Cluster::default();
+/// What a store says.
+#[derive(Debug, Default)]
+pub(crate) struct Replayed {
+    /// The cluster.
+    pub(crate) cluster: Cluster,
+    /// How large its snapshot was; 0 when there is none.
+    snapshot_bytes: u64,
+    /// How many bytes of records followed it.
+    journal_bytes: u64,
+}
+
+/// Reads the snapshot, and the records after it.
+///
+/// # Errors
+/// If the store fails, or holds what this version cannot read.
+pub(crate) async fn replay<S: Store>(store: &S) -> Result<Replayed, ServerError> {
+    let mut replayed = Replayed::default();
+    if let Some(Snapshot { index, bytes, .. }) = store.load_snapshot().await? {
+        let cluster = snapshot::decode(&bytes).map_err(|source| ServerError::Snapshot { index, source })?;
+        assert_eq!(cluster.revision, index, "a snapshot is saved under its own revision");
+        replayed = Replayed { cluster, snapshot_bytes: bytes.len() as u64, journal_bytes: 0 };
+    }
+    let cluster = &mut replayed.cluster;
     loop {
         let entries = store.read(Index(cluster.revision.0 + 1)).await?;
         if entries.is_empty() {
-            return Ok(cluster);
+            return Ok(replayed);
         }
         for entry in entries {
+            replayed.journal_bytes += entry.payload.len() as u64;
             let index = entry.index;
             let record: Record = serde_json::from_slice(&entry.payload)
                 .map_err(|source| ServerError::Record { index, source })?;

@@ -77,6 +77,7 @@ impl Engine {
                     transition,
                     outcome: Outcome::Aborted,
                     left: BTreeMap::new(),
+                    untold: Default::default(),
                 });
                 self.publish();
                 let _ = reply.send(Ok(()));

@@ -8,7 +8,7 @@ use std::path::Path;
 /// Codes of features that do not exist yet; their pages come with them.
 const TO_COME: [Code; 4] = [Code::Excluded, Code::NoCandidate, Code::Frozen, Code::WindowClosed];
 
-const REJECTIONS: [Code; 21] = [
+const REJECTIONS: [Code; 22] = [
     Code::SpecInvalid,
     Code::Cycle,
     Code::UnknownGroup,
@@ -30,10 +30,11 @@ const REJECTIONS: [Code; 21] = [
     Code::TooLarge,
     Code::NotActive,
     Code::StoreUnavailable,
+    Code::ServerBehind,
 ];
 
-const ABORTS: [&str; 6] =
-    ["vote-no", "vote-missing", "plan-stale", "operator", "new-reign", "hold-too-short"];
+const ABORTS: [&str; 7] =
+    ["vote-no", "vote-missing", "plan-stale", "operator", "new-reign", "hold-too-short", "restored"];
 
 #[test]
 fn each_code_has_a_page_and_each_page_a_code() {

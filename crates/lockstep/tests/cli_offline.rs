@@ -98,7 +98,7 @@ fn what_a_group_requires_comes_up_first_and_goes_down_last() {
         &plan(SHOP, SHOP_DOWN, &["app=up", "db=up"]),
         &expect![[r#"
             exit 0
-            plan 734d2c60  app: a1 offline -> online, a2 offline -> online
+            plan 76d648ea  app: a1 offline -> online, a2 offline -> online
                            db: pg-a offline -> standby -> primary, pg-b offline -> standby
                            tells: mon (1) pool (1)
 
@@ -114,7 +114,7 @@ fn what_a_group_requires_comes_up_first_and_goes_down_last() {
         &plan(SHOP, SHOP_UP, &["app=down", "db=down"]),
         &expect![[r#"
             exit 0
-            plan 78f23bf0  app: a1 online -> offline, a2 online -> offline
+            plan f0d914c9  app: a1 online -> offline, a2 online -> offline
                            db: pg-a primary -> offline, pg-b standby -> offline
                            holds: pool@p1 pool@p2   asks: mon@m1
 
@@ -147,7 +147,7 @@ fn what_a_group_requires_comes_up_first_and_goes_down_last() {
         &plan(SHOP, SHOP_UP, &["app@a1=offline"]),
         &expect![[r#"
             exit 0
-            plan e4539faa  app: a1 online -> offline   asks: mon@m1   tells: app (1)
+            plan 5d73f9e2  app: a1 online -> offline   asks: mon@m1   tells: app (1)
 
             STEP  MEMBER  MOVE               AFTER
             0     app@a1  online -> offline
@@ -162,7 +162,7 @@ fn a_switchover_as_programs_read_it() {
         &expect![[r#"
             exit 0
             {
-              "hash": "3d3b41d22fe2f6f52c948c93547711e3",
+              "hash": "4aa931398f84c72d813133c21a85f300",
               "steps": [
                 {
                   "id": 0,
@@ -328,7 +328,7 @@ fn a_lifecycle_of_ones_own() {
         &plan(CACHE, up, &["c@c2=primary"]),
         &expect![[r#"
             exit 0
-            plan fe07b5c6  c: c1 primary -> replica, c2 replica -> primary   gap: c   tells: c (1) web (1)
+            plan 2e5bf4dd  c: c1 primary -> replica, c2 replica -> primary   gap: c   tells: c (1) web (1)
 
             STEP  MEMBER  MOVE                AFTER
             0     c@c1    primary -> replica
@@ -339,7 +339,7 @@ fn a_lifecycle_of_ones_own() {
         &plan(CACHE, up, &["c@c3=primary"]),
         &expect![[r#"
             exit 0
-            plan 75636c05  c: c1 primary -> replica, c3 offline -> replica -> primary   gap: c   tells: c (1) web (1)
+            plan 025906d3  c: c1 primary -> replica, c3 offline -> replica -> primary   gap: c   tells: c (1) web (1)
 
             STEP  MEMBER  MOVE                AFTER
             0     c@c1    primary -> replica
@@ -361,7 +361,7 @@ fn a_lifecycle_of_ones_own() {
         &plan(CACHE, up, &["c=down"]),
         &expect![[r#"
             exit 0
-            plan fab84074  c: c1 primary -> replica -> offline, c2 replica -> offline   tells: c (1) web (1)
+            plan ec56942d  c: c1 primary -> replica -> offline, c2 replica -> offline   tells: c (1) web (1)
 
             STEP  MEMBER  MOVE                AFTER
             0     c@c1    primary -> replica
@@ -374,7 +374,7 @@ fn a_lifecycle_of_ones_own() {
         &plan(CACHE, up, &["web=down", "c=down"]),
         &expect![[r#"
             exit 0
-            plan b03a37f3  c: c1 primary -> replica -> offline, c2 replica -> offline
+            plan 9dd3490e  c: c1 primary -> replica -> offline, c2 replica -> offline
                            web: w1 online -> offline
                            tells: c (1)
 
@@ -389,7 +389,7 @@ fn a_lifecycle_of_ones_own() {
         &plan(CACHE, "c c1 offline, web w1 offline", &["web=up"]),
         &expect![[r#"
             exit 0
-            plan d3b5bdbe  web: w1 offline -> online
+            plan 7d638339  web: w1 offline -> online
 
             STEP  MEMBER  MOVE               AFTER
             0     web@w1  offline -> online
@@ -403,7 +403,7 @@ fn who_is_promoted_is_chosen_by_score_then_by_name() {
         &plan(SHOP, "db pg-a offline 3, db pg-b offline 7, db pg-c offline 7", &["db=up"]),
         &expect![[r#"
             exit 0
-            plan 7c2a9307  db: pg-a offline -> standby, pg-b offline -> standby -> primary, pg-c offline -> standby
+            plan f7ae8a22  db: pg-a offline -> standby, pg-b offline -> standby -> primary, pg-c offline -> standby
 
             STEP  MEMBER   MOVE                AFTER
             0     db@pg-a  offline -> standby  2
@@ -417,7 +417,7 @@ fn who_is_promoted_is_chosen_by_score_then_by_name() {
         &plan(SHOP, "db pg-a primary 0, db pg-b standby 9, db pg-c offline 0", &["db=up"]),
         &expect![[r#"
             exit 0
-            plan 97d6ba9a  db: pg-c offline -> standby   tells: db (2)
+            plan c38b70c4  db: pg-c offline -> standby   tells: db (2)
 
             STEP  MEMBER   MOVE                AFTER
             0     db@pg-c  offline -> standby
@@ -463,7 +463,7 @@ fn limits_hold() {
         &plan(WEB, four, &["web=down"]),
         &expect![[r#"
             exit 0
-            plan 08c4ca56  web: w1 online -> offline, w2 online -> offline, w3 online -> offline   tells: web (1)
+            plan 2c4e253d  web: w1 online -> offline, w2 online -> offline, w3 online -> offline   tells: web (1)
 
             STEP  MEMBER  MOVE               AFTER
             0     web@w1  online -> offline
@@ -476,7 +476,7 @@ fn limits_hold() {
         &plan(WEB, four, &["web@w1=offline", "web@w4=online"]),
         &expect![[r#"
             exit 0
-            plan e054cbe6  web: w1 online -> offline, w4 offline -> online   gap: web   tells: web (2)
+            plan 4caa5aec  web: w1 online -> offline, w4 offline -> online   gap: web   tells: web (2)
 
             STEP  MEMBER  MOVE               AFTER
             0     web@w1  online -> offline
@@ -489,7 +489,7 @@ fn limits_hold() {
         &plan(WEB, two, &["web@w1=offline", "web@w3=online"]),
         &expect![[r#"
             exit 0
-            plan 777a4faf  web: w1 online -> offline, w3 offline -> online   tells: web (1)
+            plan 115ea39b  web: w1 online -> offline, w3 offline -> online   tells: web (1)
 
             STEP  MEMBER  MOVE               AFTER
             0     web@w1  online -> offline  1
@@ -501,7 +501,7 @@ fn limits_hold() {
         &plan(WEB, four, &["web@w4=online"]),
         &expect![[r#"
             exit 0
-            plan e9165e65  web: w3 online -> offline, w4 offline -> online   gap: web   tells: web (2)
+            plan 2ee69a75  web: w3 online -> offline, w4 offline -> online   gap: web   tells: web (2)
 
             STEP  MEMBER  MOVE               AFTER
             0     web@w3  online -> offline
@@ -543,7 +543,7 @@ fn what_is_lost_counts_where_it_may_be_and_cannot_be_moved() {
         &plan(SHOP, "db pg-a offline 0 suspect", &["db=up"]),
         &expect![[r#"
             exit 0
-            plan b9aa709d  db: pg-a offline -> standby -> primary
+            plan 260a388e  db: pg-a offline -> standby -> primary
 
             STEP  MEMBER   MOVE                AFTER
             0     db@pg-a  offline -> standby
@@ -604,7 +604,7 @@ fn targets_that_name_nothing() {
             "drain pg-a",
             expect![[r#"
                 exit 0
-                plan 45dd0cda  drains pg-a
+                plan 05085acb  drains pg-a
                                db: pg-a primary -> offline, pg-b standby -> primary
                                gap: db   holds: pool@p1 pool@p2   tells: app (2)
 

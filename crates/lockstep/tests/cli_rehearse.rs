@@ -67,7 +67,7 @@ fn a_switchover_as_people_read_it() {
         &["db@pg-b=primary"],
         &expect![[r#"
             exit 6
-            plan a85fd0c9  db: pg-a primary -> offline -> standby, pg-b standby -> primary   gap: db   holds: pool@p1
+            plan 54520e1d  db: pg-a primary -> offline -> standby, pg-b standby -> primary   gap: db   holds: pool@p1
             without a fault: committed
 
               FAULT                     AT                                                                                   OUTCOME                                         LEFT ELSEWHERE                                                       HELD            TAKES
@@ -236,7 +236,7 @@ fn a_large_plan_is_a_short_table() {
         &["web=offline"],
         &expect![[r#"
             exit 6
-            plan 773b5cfc  web: 20 members online -> offline
+            plan c03a865b  web: 20 members online -> offline
             without a fault: committed
 
               FAULT                     AT                                                                                 OUTCOME                 LEFT ELSEWHERE                        HELD  TAKES

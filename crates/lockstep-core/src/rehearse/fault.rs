@@ -152,7 +152,11 @@ pub(super) fn faults(trial: &Trial<'_>, choice: &Choice) -> Vec<Fault> {
             Some((host, Order::Notice(_))) => at(beside(host, "notice"), &[FaultKind::OrderLost]),
             Some((
                 _,
-                Order::Welcome { .. } | Order::Refused { .. } | Order::Assign { .. } | Order::Renewed { .. },
+                Order::Welcome { .. }
+                | Order::Refused { .. }
+                | Order::Assign { .. }
+                | Order::Gap(_)
+                | Order::Renewed { .. },
             ))
             | None => Vec::new(),
         },
@@ -225,6 +229,7 @@ fn kinds(records: &[Record]) -> Vec<&'static str> {
             Body::Turn { .. } => "turn",
             Body::Outcome { .. } => "outcome",
             Body::Report { .. } => "report",
+            Body::Acknowledged { .. } => "acknowledged",
         };
         if !kinds.contains(&kind) {
             kinds.push(kind);

@@ -93,6 +93,32 @@ impl Engine {
         }
     }
 
+    /// What a handler is told of its own and the related groups outside of any transition; nothing when there is none
+    /// to tell.
+    pub(super) fn context_of(&self, name: &GroupName) -> Option<Context> {
+        self.head.spec.groups.get(name).filter(|group| group.handler.as_str() != HANDLER_NONE)?;
+        // What it may be told of: the groups that relations lead to, however far.
+        let mut groups = BTreeSet::from([name]);
+        let mut next = vec![name];
+        while let Some(from) = next.pop() {
+            let related = self.head.relations.of(from).filter(|relation| relation.from == *from);
+            next.extend(related.flat_map(|relation| &relation.to).filter(|to| groups.insert(to)));
+        }
+        let members = groups.into_iter().flat_map(|group| self.head.members_of(group)).map(|id| {
+            let known = &self.head.members[id];
+            ContextMember {
+                member: id.clone(),
+                address: self.head.hosts[&id.host].address.clone(),
+                from: known.actual.clone(),
+                goal: known.goal.clone(),
+                actual: known.actual.clone(),
+            }
+        });
+        let settings = (*self.head.settings(name)).clone();
+        let members = Arc::new(members.collect());
+        Some(Context { was: settings.clone(), settings, members, out: BTreeMap::new() })
+    }
+
     /// The members of the groups that move, of `group`, and of those that are related to it.
     fn context_members(&self, id: TransitionId, plan: &Plan, group: &GroupName) -> Vec<ContextMember> {
         let transition = &self.head.transitions[&id];

@@ -7,6 +7,7 @@ use crate::message::{Hello, Order};
 use crate::mutant::{self, Mutant};
 use crate::record::Cause;
 use crate::vote::{Answer, Round, Vote};
+use std::collections::BTreeSet;
 
 impl Engine {
     /// A new run of an agent has introduced itself. What the old one had answered before the decision no
@@ -38,6 +39,23 @@ impl Engine {
         }
     }
 
+    /// A host has seen more than this server knows. What is not decided in its groups is not going to be.
+    pub(crate) fn fall_behind(&mut self, hello: &Hello) {
+        let host = &hello.host;
+        let of_labels = self.head.spec.groups.iter().filter(|(_, group)| group.selects(&hello.labels));
+        let of_members = self.head.members.keys().filter(|member| member.host == *host);
+        let groups: BTreeSet<_> =
+            of_labels.map(|(name, _)| name).chain(of_members.map(|member| &member.group)).cloned().collect();
+        self.ahead.extend(groups.into_iter().map(|group| (group, host.clone())));
+        let is_asked = |run: &Run| run.plan.asked().any(|who| self.ahead.contains_key(&who.member.group));
+        let undecided = self.runs.iter().filter(|(_, run)| run.is_undecided() && is_asked(run));
+        let undecided: Vec<_> = undecided.map(|(id, _)| *id).collect();
+        for id in undecided {
+            let message = format!("host {host} has seen a later server than this one");
+            self.abort(id, Cause { code: "server-behind".to_owned(), message, member: None });
+        }
+    }
+
     /// A host's lease has run out: its votes no longer count.
     pub(crate) fn host_lost(&mut self, host: &HostName) {
         if mutant::is(Mutant::LostHostCounts) {
@@ -66,7 +84,7 @@ impl Engine {
             self.send_open(host);
         }
         for &id in &hello.open {
-            match self.head.transitions.get(&id).cloned() {
+            match self.head.transition(&id).cloned() {
                 None => {
                     self.order(host, Order::Outcome { transition: id, outcome: None });
                 }
@@ -77,12 +95,11 @@ impl Engine {
                 Some(_) => {}
             }
         }
-        let notices = self.head.notices.get(host).map_or(0, Vec::len);
-        let from = self
-            .head
-            .notices
-            .get(host)
-            .map_or(0, |list| list.partition_point(|(index, _)| *index <= hello.noticed));
+        let known = self.head.notices_of(host, hello.noticed);
+        let (notices, from) = (known.kept.len(), known.after(hello.noticed));
+        if hello.noticed < known.dropped {
+            self.send_gap(host, known.dropped);
+        }
         let from = if mutant::is(Mutant::NoticeSkipped) { from.saturating_add(1).min(notices) } else { from };
         (from..notices).for_each(|place| self.send_notice(host, place));
         self.send_open(host);

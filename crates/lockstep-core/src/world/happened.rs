@@ -5,7 +5,7 @@ use crate::agent::{AgentRecord, CallId};
 use crate::engine::{Accepted, ReplyId};
 use crate::id::{Capability, Index, StateName};
 use crate::message::{Call, Order, Phase, Report};
-use crate::record::{Body, HostChange, Record, StepResult};
+use crate::record::{Acknowledged, Body, HostChange, Record, StepResult};
 use crate::request::{Rejection, Request};
 use crate::vote::Answer;
 use serde_json::Value;
@@ -163,9 +163,19 @@ fn describe_call(call: &Call) -> String {
 }
 
 fn describe_order(name: &str, order: &Order) -> Option<String> {
-    let Order::Outcome { transition, outcome } = order else { return None };
-    let outcome = outcome.map_or("unknown".to_owned(), |outcome| outcome.to_string());
-    Some(format!("{name} learns {transition} {outcome}"))
+    match order {
+        Order::Outcome { transition, outcome } => {
+            let outcome = outcome.map_or("unknown".to_owned(), |outcome| outcome.to_string());
+            Some(format!("{name} learns {transition} {outcome}"))
+        }
+        Order::Gap(gap) => Some(format!("{name} is not told what came up to {}", gap.index)),
+        Order::Welcome { .. }
+        | Order::Refused { .. }
+        | Order::Assign { .. }
+        | Order::Call(_)
+        | Order::Notice(_)
+        | Order::Renewed { .. } => None,
+    }
 }
 
 fn describe_report(name: &str, report: &Report) -> Option<String> {
@@ -222,7 +232,7 @@ fn describe(index: Index, record: &Record) -> String {
                 .replace("Undo", "undo")
                 .replace("Exclude", "exclude")
         }
-        Body::Outcome { transition, outcome, left } => {
+        Body::Outcome { transition, outcome, left, untold: _ } => {
             let mut line = format!("outcome {transition} {outcome}");
             for (member, left) in left {
                 let doubt = if left.in_doubt { "in doubt" } else { "failed" };
@@ -232,6 +242,15 @@ fn describe(index: Index, record: &Record) -> String {
         }
         Body::Report { member, actual } => {
             format!("report {member} {}", actual.as_ref().map_or("unknown", StateName::as_str))
+        }
+        Body::Acknowledged { hosts } => {
+            let hosts = hosts.iter().map(|(host, Acknowledged { noticed, outcomes })| {
+                let outcomes = outcomes.iter().map(ToString::to_string);
+                let notices = (noticed.0 > 0).then(|| format!("notices to {noticed}"));
+                let known: Vec<_> = notices.into_iter().chain(outcomes).collect();
+                format!("{host} {}", known.join(" "))
+            });
+            format!("acknowledged {}", hosts.collect::<Vec<_>>().join(", "))
         }
     };
     format!("{index} {text}")

@@ -52,6 +52,7 @@ impl Invariant for MissedOutcomesFirst {
             | Order::Refused { .. }
             | Order::Assign { .. }
             | Order::Notice(_)
+            | Order::Gap(_)
             | Order::Renewed { .. } => {}
         }
         Ok(())

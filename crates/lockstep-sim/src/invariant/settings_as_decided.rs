@@ -67,6 +67,7 @@ impl Invariant for SettingsAsDecided {
             | Body::Host { .. }
             | Body::Request { .. }
             | Body::Step { .. }
+            | Body::Acknowledged { .. }
             | Body::Report { .. } => {}
         }
         Ok(())

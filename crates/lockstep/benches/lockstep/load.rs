@@ -88,18 +88,69 @@ pub(crate) fn directory() -> PathBuf {
     dir
 }
 
+/// Lets the agents of a declared cluster join; counts the outcomes that they are told, and what goes over the wire.
+fn populate(http: &mut Http, address: &str, hosts: usize) -> (Arc<AtomicUsize>, Traffic) {
+    let traffic = Traffic::default();
+    let mut agents = Agents::new(address, hosts, traffic.clone());
+    let told = agents.told.clone();
+    std::thread::spawn(move || while agents.turn() {});
+    while adopted(http) < hosts {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    (told, traffic)
+}
+
+/// Runs so many transitions over three hosts, and shows ten times what they have come to.
+pub(crate) fn long(program: &Path, rounds: usize) {
+    const HOSTS: usize = 3;
+    let running = Server::start(program, &directory());
+    let data = running.data.as_path();
+    let mut http = Http::declare(&running.address);
+    let (told, _) = populate(&mut http, &running.address, HOSTS);
+    println!(
+        "{:>11} {:>10} {:>12} {:>10} {:>9} {:>9}",
+        "transitions", "journal KB", "directory KB", "memory KB", "median ms", "worst ms"
+    );
+    let mut times = Vec::new();
+    for round in 1..=rounds {
+        times.push(transition(&mut http, if round % 2 == 1 { "online" } else { "offline" }));
+        while told.load(Ordering::Relaxed) < HOSTS * round {
+            std::thread::sleep(Duration::from_micros(50));
+        }
+        if round % (rounds / 10).max(1) == 0 {
+            times.sort();
+            let ms = |time: &Duration| time.as_secs_f64() * 1000.0;
+            let directory: u64 = std::fs::read_dir(data)
+                .expect("the server's directory")
+                .flatten()
+                .filter_map(|file| Some(file.metadata().ok()?.len()))
+                .sum();
+            println!(
+                "{round:>11} {:>10} {:>12} {:>10} {:>9.2} {:>9.2}",
+                journal_bytes(data) / 1024,
+                directory / 1024,
+                memory_kb(running.pid()),
+                ms(&times[times.len() / 2]),
+                ms(&times[times.len() - 1]),
+            );
+            times.clear();
+        }
+    }
+}
+
+/// What a process has of the machine's memory.
+fn memory_kb(pid: u32) -> usize {
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a line of Linux");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
 pub(crate) fn run(program: &Path, hosts: usize, rounds: usize) -> Measured {
     let dir = directory();
     let running = Server::start(program, &dir);
     let (server, data) = (running.pid(), running.data.as_path());
     let mut http = Http::declare(&running.address);
-    let traffic = Traffic::default();
-    let mut agents = Agents::new(&running.address, hosts, traffic.clone());
-    let told = agents.told.clone();
-    std::thread::spawn(move || while agents.turn() {});
-    while adopted(&mut http) < hosts {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    let (told, traffic) = populate(&mut http, &running.address, hosts);
     let warm_up = 6;
     let (mut times, mut before, mut busy_before) = (Vec::new(), 0, [0.0; 2]);
     let clients = std::process::id();
@@ -436,6 +487,7 @@ impl Agent {
                 | Order::Refused { .. }
                 | Order::Assign { .. }
                 | Order::Notice(_)
+                | Order::Gap(_)
                 | Order::Renewed { .. } => {}
             }
             self.engine.handle(now, AgentInput::Order(order));

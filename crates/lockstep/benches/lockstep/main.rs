@@ -10,6 +10,8 @@
 //! - Planning 10,000 members. Its floor is naming and hashing the same steps.
 //! - Relations of 10,000 hosts, 1,000 groups and 20,000 derived edges, brought up to date after one change. Beside it:
 //!   the same derived anew.
+//!
+//! With `--long N` it runs N small transitions instead and shows what becomes of the server's directory and memory.
 
 mod floor;
 mod idle;
@@ -60,6 +62,9 @@ fn main() {
         .iter()
         .position(|arg| arg == "--server")
         .map_or(PathBuf::from(env!("CARGO_BIN_EXE_lockstep")), |at| PathBuf::from(&args[at + 1]));
+    if let Some(at) = args.iter().position(|arg| arg == "--long") {
+        return load::long(&program, args[at + 1].parse().expect("a number"));
+    }
     let only = args.iter().position(|arg| arg == "--only").map(|at| args[at + 1].clone());
     let is_wanted = |name: &str| only.as_ref().is_none_or(|only| only == name);
     let mut lines = Vec::new();

@@ -16,6 +16,9 @@ struct Input<'a> {
     settings: BTreeMap<String, Value>,
     was: BTreeMap<String, Value>,
     members: &'a [ContextMember],
+    /// Left out unless it is true.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    gap: bool,
     out: BTreeMap<String, &'a Map<String, Value>>,
 }
 
@@ -36,6 +39,9 @@ pub(super) fn of(order: &Call, timeout_ms: u64) -> handler::Call {
     if order.phase != Phase::Stop {
         order.transition.map(|id| set("TRANSITION", id.to_string()));
     }
+    if is_gap(order) {
+        set("GAP", "1".to_owned());
+    }
     order.step.map(|step| set("STEP", step.to_string()));
     order.token.map(|token| set("TOKEN", token.to_string()));
     order.from.as_ref().map(|state| set("FROM", state.to_string()));
@@ -50,6 +56,11 @@ pub(super) fn of(order: &Call, timeout_ms: u64) -> handler::Call {
         }
     }
     handler::Call { phase: order.phase, vars, context: input(order, context), timeout_ms }
+}
+
+/// Whether it tells, instead of one transition, that there were more than can be told.
+fn is_gap(order: &Call) -> bool {
+    order.phase == Phase::Notice && order.transition.is_none()
 }
 
 fn input(order: &Call, context: &Context) -> Vec<u8> {
@@ -67,6 +78,7 @@ fn input(order: &Call, context: &Context) -> Vec<u8> {
         settings: settings(&context.settings),
         was: settings(&context.was),
         members: &context.members,
+        gap: is_gap(order),
         out: context.out.iter().map(|(member, out)| (member.to_string(), out)).collect(),
     };
     serde_json::to_vec(&input).expect("a context is plain data")
@@ -99,6 +111,18 @@ mod tests {
             TRANSITION=t7"#]]
         .assert_eq(&vars.join("\n"));
         expect![[r#"{"me":"pool@p1","phase":"release","decision":"commit","settings":{"epoch":41,"live":"blue"},"was":{},"members":[{"member":"db@pg-b","address":"10.0.0.2","from":"standby","goal":"primary","actual":"primary"}],"out":{"db@pg-a":{"lsn":"0/3A0"}}}"#]]
+        .assert_eq(std::str::from_utf8(&call.context).unwrap());
+    }
+
+    #[test]
+    fn a_handler_is_told_that_notices_are_missing_and_how_things_are() {
+        let order = r#"{"member":"app@w","phase":"notice","role":"observer","attempt":1,"within_ms":60000,
+            "context":{"settings":{},"was":{},"members":[{"member":"db@a","address":null,"from":"primary",
+            "goal":"primary","actual":"primary"}],"out":{}}}"#;
+        let call = of(&serde_json::from_str(order).unwrap(), 4000);
+        assert_eq!(call.vars["GAP"], "1");
+        assert!(!call.vars.contains_key("TRANSITION") && !call.vars.contains_key("DECISION"));
+        expect![[r#"{"me":"app@w","phase":"notice","settings":{},"was":{},"members":[{"member":"db@a","address":null,"from":"primary","goal":"primary","actual":"primary"}],"gap":true,"out":{}}"#]]
         .assert_eq(std::str::from_utf8(&call.context).unwrap());
     }
 }

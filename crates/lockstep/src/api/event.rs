@@ -154,6 +154,13 @@ pub enum What {
         outcome: String,
         /// The members that were left elsewhere than planned.
         left: Vec<Left>,
+        /// The observers that had not acknowledged the intent.
+        untold: Vec<String>,
+    },
+    /// Some hosts have taken outcomes and notices, which need not be kept for them any longer.
+    Acknowledged {
+        /// Which.
+        hosts: Vec<String>,
     },
     /// The state of a member has changed outside a transition.
     Report {
@@ -292,12 +299,14 @@ impl What {
                 member: member.to_string(),
                 reason: reason.clone(),
             },
-            Body::Outcome { transition, outcome, left } => Self::Outcome {
+            Body::Outcome { transition, outcome, left, untold } => Self::Outcome {
                 transition: transition.to_string(),
                 groups: groups(view, *transition),
                 outcome: outcome.to_string(),
                 left: left.iter().map(Left::of).collect(),
+                untold: strings(untold),
             },
+            Body::Acknowledged { hosts } => Self::Acknowledged { hosts: strings(hosts.keys()) },
             Body::Report { member, actual } => {
                 Self::Report { member: member.to_string(), actual: actual.as_ref().map(ToString::to_string) }
             }
@@ -387,13 +396,15 @@ mod tests {
             {"revision":6,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"begin","transition":"t7","groups":["db","pool"],"token":6,"plan":"0123abcd","steps":1,"participants":2,"gaps":["db"]}
             {"revision":7,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"decision","transition":"t7","groups":[],"decision":"abort","cause":"vote-no","message":"db@a said no","member":"db@a"}
             {"revision":8,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"decision","transition":"t7","groups":[],"decision":"commit","cause":null,"message":null,"member":null}
-            {"revision":9,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"step","transition":"t7","groups":[],"results":[{"member":null,"step":0,"direction":"forward","to":null,"result":"confirmed","reason":null},{"member":null,"step":1,"direction":"back","to":null,"result":"failed","reason":"disk"},{"member":null,"step":2,"direction":"forward","to":null,"result":"unknown","reason":null},{"member":"db@a","step":null,"direction":null,"to":null,"result":"stopped","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"result":"released","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"result":"ended","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"result":"presumed","reason":null}]}
+            {"revision":9,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"step","transition":"t7","groups":[],"results":[{"member":null,"step":0,"direction":"forward","to":null,"set":{},"result":"confirmed","reason":null},{"member":null,"step":1,"direction":"back","to":null,"set":{},"result":"failed","reason":"disk"},{"member":null,"step":2,"direction":"forward","to":null,"set":{},"result":"unknown","reason":null},{"member":"db@a","step":null,"direction":null,"to":null,"set":{},"result":"stopped","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"released","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"ended","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"presumed","reason":null}]}
             {"revision":10,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"turn","transition":"t7","groups":[],"turn":"undo","member":"db@a","reason":"disk"}
             {"revision":11,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"turn","transition":"t7","groups":[],"turn":"exclude","member":"db@a","reason":"disk"}
-            {"revision":12,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"degraded","left":[{"member":"db@a","problem":"nobody knows","next":"look","in_doubt":true}]}
-            {"revision":13,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"committed","left":[]}
-            {"revision":14,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":"standby"}
-            {"revision":15,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":null}
+            {"revision":12,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"degraded","left":[{"member":"db@a","problem":"nobody knows","next":"look","in_doubt":true}],"untold":[]}
+            {"revision":13,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"committed","left":[],"untold":[]}
+            {"revision":14,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"committed","left":[],"untold":["app@w"]}
+            {"revision":15,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"acknowledged","hosts":["a","b","c"]}
+            {"revision":16,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":"standby"}
+            {"revision":17,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":null}
         "#]].assert_eq(&told);
     }
 }

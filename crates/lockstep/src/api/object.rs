@@ -522,6 +522,9 @@ pub struct Transition {
     pub excluded: Vec<Failure>,
     /// The members that were left elsewhere than planned.
     pub left: Vec<Left>,
+    /// The observers that had not acknowledged the intent when it ended; nobody waits for them.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub untold: Vec<String>,
     /// When it was asked for.
     pub requested_at: Option<String>,
     /// When it was decided.
@@ -647,6 +650,7 @@ impl Transition {
             undo: transition.undo.as_ref().map(|(member, reason)| failure((member, reason))),
             excluded: transition.excluded.iter().map(failure).collect(),
             left: transition.left.iter().map(Left::of).collect(),
+            untold: strings(&transition.untold),
             requested_at: Some(rfc3339(transition.requested_at)),
             decided_at: transition.decided_at.map(rfc3339),
             ended_at: transition.ended_at.map(rfc3339),

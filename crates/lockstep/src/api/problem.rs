@@ -180,7 +180,8 @@ pub(super) fn status(code: Code) -> StatusCode {
         | Code::WindowClosed
         | Code::PlanChanged
         | Code::NotAllowed
-        | Code::TooLarge => StatusCode::UNPROCESSABLE_ENTITY,
+        | Code::TooLarge
+        | Code::ServerBehind => StatusCode::UNPROCESSABLE_ENTITY,
     }
 }
 

@@ -15,6 +15,9 @@ const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// How long an answer may take, over what a long poll asks to wait.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
+/// How much longer a whole cluster may take.
+const DOWNLOAD_MAX: Duration = Duration::from_secs(300);
+
 /// A way to the servers.
 #[derive(Debug)]
 pub struct Client {
@@ -126,6 +129,28 @@ impl Client {
         wait: Duration,
     ) -> Result<Answer<T>, ClientError> {
         let body = body.map(|body| serde_json::to_vec(body).expect("what we send is plain data"));
+        self.ask(method, path, body, tag, wait, answer).await
+    }
+
+    /// Reads what is no object.
+    pub async fn download(&self, path: &str) -> Result<Vec<u8>, ClientError> {
+        let read = async |request: reqwest::RequestBuilder| {
+            let (status, _, bytes) = received(request).await?;
+            if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
+        };
+        self.ask(Method::GET, path, None, None, DOWNLOAD_MAX, read).await
+    }
+
+    /// Asks the servers one after the other until one answers.
+    async fn ask<T>(
+        &self,
+        method: Method,
+        path: &str,
+        body: Option<Vec<u8>>,
+        tag: Option<&str>,
+        wait: Duration,
+        answer: impl AsyncFn(reqwest::RequestBuilder) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
         let mut away = String::new();
         for place in 0..self.addresses.len() {
             let place = (self.last.get() + place) % self.addresses.len();
@@ -151,12 +176,19 @@ impl Client {
     }
 }
 
-async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<Answer<T>, ClientError> {
+/// An answer's status, its tag and its bytes.
+async fn received(
+    request: reqwest::RequestBuilder,
+) -> Result<(StatusCode, Option<String>, Vec<u8>), ClientError> {
     let away = |error: reqwest::Error| ClientError::Away(innermost(&error));
     let response = request.send().await.map_err(away)?;
     let status = response.status();
     let tag = response.headers().get(header::ETAG).and_then(|tag| tag.to_str().ok()).map(str::to_owned);
-    let bytes = response.bytes().await.map_err(away)?;
+    Ok((status, tag, response.bytes().await.map_err(away)?.into()))
+}
+
+async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result<Answer<T>, ClientError> {
+    let (status, tag, bytes) = received(request).await?;
     if status.is_success() {
         let body = serde_json::from_slice(&bytes);
         return body.map(|body| Answer { status, tag, body }).map_err(|error| {
@@ -166,8 +198,8 @@ async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result
     Err(refusal(status, &bytes))
 }
 
-fn refusal(status: StatusCode, body: &[u8]) -> ClientError {
-    match serde_json::from_slice::<Problem>(body) {
+fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
+    match serde_json::from_slice::<Problem>(bytes) {
         // Another server may be the active one.
         Ok(problem) if problem.status == 503 => ClientError::Away(problem.detail),
         Ok(problem) => ClientError::Refused(Box::new(problem)),

@@ -107,7 +107,7 @@ impl<'a> Concerned<'a> {
             ..Self::default()
         };
         match what {
-            What::Reign { .. } | What::Spec { .. } => Self::default(),
+            What::Reign { .. } | What::Spec { .. } | What::Acknowledged { .. } => Self::default(),
             What::HostJoined { host, .. }
             | What::HostLiveness { host, .. }
             | What::HostUndrained { host } => Self { host: Some(host), ..Self::default() },
@@ -207,6 +207,7 @@ fn told(what: &What) -> String {
             });
             format!("{transition} {outcome}{}", left.collect::<String>())
         }
+        What::Acknowledged { hosts } => format!("{} hosts have taken what they were told", hosts.len()),
         What::Report { member, actual } => format!("{member} is {}", actual.as_deref().unwrap_or("unknown")),
         What::Phase { transition, phase, .. } => format!("{transition} in {phase}"),
         What::Vote { transition, vote, .. } => {
@@ -286,8 +287,9 @@ mod tests {
                 "outcome",
                 json!({ "outcome": "degraded", "left": [
                     { "member": "db@b", "problem": "nobody knows", "next": "look", "in_doubt": true },
-                ] }),
+                ], "untold": ["app@c"] }),
             ),
+            of("acknowledged", json!({ "hosts": ["a", "b"] })),
             of("report", json!({ "member": "app@c", "actual": null })),
             of("phase", json!({ "revision": null, "at": null, "provisional": true, "phase": "check" })),
             of(
@@ -312,13 +314,16 @@ mod tests {
                    7  2026-01-01T00:00:00.000Z  ann declares shop
                    7  2026-01-01T00:00:00.000Z  a joined
                    7  2026-01-01T00:00:00.000Z  b lost
+                   7  2026-01-01T00:00:00.000Z  b takes members again
+                   7  2026-01-01T00:00:00.000Z  db@a provides sql, consumes nothing
                    7  2026-01-01T00:00:00.000Z  t7 requested by ann: db@a=primary: kernel\u{1b}[2J
                    7  2026-01-01T00:00:00.000Z  t7 begun: plan 01234567, 3 steps, token 7, gap: db
                    7  2026-01-01T00:00:00.000Z  t7 decided: commit
                    7  2026-01-01T00:00:00.000Z  t7 decided: abort, vote-no: db@b said no
-                   7  2026-01-01T00:00:00.000Z  t7 db@a to offline confirmed, step 1 failed: disk, app@c released
+                   7  2026-01-01T00:00:00.000Z  t7 db@a to offline confirmed, step 1 failed: disk, app@c released, db@a takes live="blue" confirmed
                    7  2026-01-01T00:00:00.000Z  t7 turns to undo: db@b: disk
                    7  2026-01-01T00:00:00.000Z  t7 degraded; db@b in doubt: nobody knows
+                   7  2026-01-01T00:00:00.000Z  2 hosts have taken what they were told
                    7  2026-01-01T00:00:00.000Z  app@c is unknown
                    -  provisional               t7 in check
                    -  provisional               t7 db@b says no to check: lag

@@ -277,6 +277,10 @@ fn remedy(cause: &str) -> &'static str {
         "plan-stale" => "something that the plan rests on has changed: run it again to plan anew",
         "operator" => "somebody aborted it: `lockstep transition show` says what was asked for",
         "new-reign" => "the server changed before it was decided: run it again",
+        "restored" => "the server was restored from a backup: look where members are, then run it again",
+        "server-behind" => {
+            "bring back the newest backup, or see that the host's agent dials the right cluster"
+        }
         "hold-too-short" => {
             "see why those it waited for were slow to prepare, or raise hold_ms of the holder's group"
         }

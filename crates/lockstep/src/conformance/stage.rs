@@ -518,7 +518,7 @@ impl Session {
                 Err(problem) => return failed("a report that can be read", format!("{problem}: {text}")),
             };
             match &report {
-                Report::Renew { sent } if self.is_welcome => self.renew(*sent)?,
+                Report::Renew { sent, .. } if self.is_welcome => self.renew(*sent)?,
                 Report::HoldEnded { transition, member } => {
                     self.holds_ended.push((*transition, member.clone()));
                 }

@@ -2,6 +2,7 @@
 //! and one alarm clock. It performs outputs and chooses nothing.
 
 use super::handle::{Command, Reported, View};
+use super::saver::Saver;
 use super::session::{Said, Sessions};
 use super::{Clock, ServerError};
 use crate::store::{Appended, Error, Fenced, Store};
@@ -67,6 +68,9 @@ pub(super) struct Driver<S> {
     replies: HashMap<ReplyId, Waiting>,
     next_reply: u64,
     append: Option<Append>,
+    /// How many bytes the batch in flight has.
+    append_bytes: u64,
+    saver: Saver<S>,
     /// What there is to publish once the batch in flight is durable.
     appended: News,
     publish: watch::Sender<View>,
@@ -88,6 +92,7 @@ impl<S: Store> Driver<S> {
         engine: Engine,
         store: S,
         reign: Reign,
+        saver: Saver<S>,
         clock: Clock,
         sessions: Sessions,
         publish: watch::Sender<View>,
@@ -95,6 +100,8 @@ impl<S: Store> Driver<S> {
         Self {
             engine,
             store,
+            saver,
+            append_bytes: 0,
             reign,
             clock,
             sessions,
@@ -139,6 +146,7 @@ impl<S: Store> Driver<S> {
                     self.append = None;
                     done?;
                     self.engine.handle(self.clock.now(), Input::Appended);
+                    self.saver.grown(self.append_bytes, self.engine.acknowledged());
                     self.news = self.news.max(self.appended);
                     // Before anybody is told of it: who then asks is shown it. And who waits to see it may go on
                     // before a thousand agents are told.
@@ -229,6 +237,7 @@ impl<S: Store> Driver<S> {
             .iter()
             .map(|record| serde_json::to_vec(record).expect("records are plain data"))
             .collect();
+        self.append_bytes = batch.iter().map(|record| record.len() as u64).sum();
         let (store, reign) = (self.store.clone(), self.reign);
         self.append = Some(Box::pin(async move {
             let mut first = first;
@@ -308,7 +317,9 @@ impl<S: Store> Driver<S> {
 /// Whether somebody is likely to wait for a record to be shown.
 fn awaited(body: &Body) -> News {
     match body {
-        Body::Step { .. } | Body::Report { .. } | Body::Turn { .. } => News::Small,
+        Body::Step { .. } | Body::Report { .. } | Body::Turn { .. } | Body::Acknowledged { .. } => {
+            News::Small
+        }
         Body::Reign { .. }
         | Body::Spec { .. }
         | Body::Host { .. }
@@ -434,7 +445,8 @@ mod tests {
         let (commands, asked) = mpsc::channel(COMMANDS_MAX);
         let (publish, view) = watch::channel(View::default());
         let (sessions, said) = Sessions::new(1);
-        let driver = Driver::new(engine, store, Reign(1), clock, sessions, publish);
+        let saver = Saver::new(store.clone(), Reign(1), 0, 0);
+        let driver = Driver::new(engine, store, Reign(1), saver, clock, sessions, publish);
         (Handle::new(commands, view), tokio::spawn(driver.drive(asked, said)))
     }
 
