@@ -4,7 +4,7 @@
 use super::client::Client;
 use super::output::{Form, clean};
 use super::{Exit, Failure, offline as files};
-use crate::api::object::{List, Relation, Transition};
+use crate::api::object::{List, Participant, Relation, Transition};
 use crate::spec_file;
 use clap::Args;
 use lockstep_core::id::{GroupName, TransitionId};
@@ -176,6 +176,13 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
     };
     let moves = |group: &str| plan.steps.iter().any(|step| step.group == group);
     for who in &plan.participants {
+        // Whoever is asked, or moves, is told by that.
+        let is_asked = |other: &Participant| {
+            other.role != "observer" && (&other.group, &other.host) == (&who.group, &who.host)
+        };
+        if who.role == "observer" && plan.participants.iter().any(is_asked) {
+            continue;
+        }
         let member = format!("{}@{}", who.group, who.host);
         let related = plan.relations.iter().filter(|known| known.from == who.group && moves(&known.to));
         let related: Vec<_> =
