@@ -164,7 +164,7 @@ fn a_day_at_the_terminal() {
             exit 0
             FROM  KIND      TO  ASK   ORIGIN      TERMS
             app   requires  db        capability
-            app   watches   db  hold  declared    ask hold
+            app   watches   db  hold  declared
         "#]],
     );
     check(
