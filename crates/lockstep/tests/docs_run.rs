@@ -238,7 +238,7 @@ impl Steady {
                 Some("HASH".to_owned())
             } else if matches!(before, "revision" | "token") && is_number(word) {
                 Some("NUMBER".to_owned())
-            } else if word.strip_prefix('t').is_some_and(|digits| is_number(digits)) {
+            } else if word.strip_prefix('t').is_some_and(is_number) {
                 let count = self.transitions.len() + 1;
                 Some(format!("TRANSITION-{}", self.transitions.entry(word.to_owned()).or_insert(count)))
             } else {
