@@ -114,6 +114,9 @@ pub struct Member {
     pub published: Arc<Published>,
 }
 
+/// The label that every host has without being given it: its name.
+const LABEL_HOST: &str = "host";
+
 /// A label and a value of it: where members of two groups are paired.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Place<'a> {
@@ -304,12 +307,14 @@ impl Cluster {
 
     /// Whether a member's host has that label with that value.
     pub fn is_at(&self, id: &MemberId, place: Place<'_>) -> bool {
-        self.hosts[&id.host].labels.get(place.label).is_some_and(|value| value == place.value)
+        self.place(id, place.label).is_some_and(|here| here.value == place.value)
     }
 
-    /// The value of a label on a member's host, as a place.
+    /// The value of a label on a member's host, as a place. `host` is the host itself, unless it is labelled otherwise.
     pub fn place<'a>(&'a self, id: &MemberId, label: &'a str) -> Option<Place<'a>> {
-        let value = self.hosts.get(&id.host)?.labels.get(label)?;
+        let (name, host) = self.hosts.get_key_value(&id.host)?;
+        let itself = || (label == LABEL_HOST).then_some(name.as_str());
+        let value = host.labels.get(label).map(String::as_str).or_else(itself)?;
         Some(Place { label, value })
     }
 

@@ -1055,7 +1055,10 @@ fn would_break(relation: &Relation, place: Option<Place<'_>>) -> Rejection {
         1 => format!("{from} requires {to}, which would stop serving while {from} serves{}", at_place(place)),
         _ => format!("{from} requires {} of {to}, and fewer would serve{}", relation.need, at_place(place)),
     };
-    let help = format!("take {from} down in the same request: {from}=down");
+    let help = match place {
+        None => format!("take {from} down in the same request: {from}=down"),
+        Some(_) => format!("take the members of {from} there down in the same request: {from}@HOST=STATE"),
+    };
     Rejection::new(Code::WouldBreakRequires, message, help)
 }
 
@@ -1066,7 +1069,12 @@ fn requirement_down(relation: &Relation, place: Option<Place<'_>>) -> Rejection 
         _ => format!("{from} requires {} of {to}, and fewer serve{}", relation.need, at_place(place)),
     };
     let first = to.iter().next().expect("a relation leads somewhere");
-    let help = format!("bring {to} up first, or in the same request: {first}=up");
+    let help = match place {
+        None => format!("bring {to} up first, or in the same request: {first}=up"),
+        Some(_) => {
+            format!("bring members of {to} up there first, or in the same request: {first}@HOST=STATE")
+        }
+    };
     Rejection::new(Code::RequirementDown, message, help)
 }
 

@@ -389,6 +389,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Abort { id } => asking(addr, async |client| run::abort(client, id, form).await),
         Command::Status { watch } => asking(addr, async |client| status::status(client, watch, form).await),
         Command::Events(args) => asking(addr, async |client| events::events(client, args, form).await),
+        Command::Explain(args) if args.is_offline() => explain::offline(&args, form),
         Command::Explain(args) => asking(addr, async |client| explain::explain(client, args, form).await),
         Command::Host { verb } => asking(addr, async |client| list::hosts(client, verb, form).await),
         Command::Group { verb } => asking(addr, async |client| list::groups(client, verb, form).await),

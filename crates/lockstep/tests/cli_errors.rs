@@ -6,9 +6,9 @@ use std::collections::BTreeSet;
 use std::path::Path;
 
 /// Codes of features that do not exist yet; their pages come with them.
-const TO_COME: [Code; 4] = [Code::Excluded, Code::NoCandidate, Code::Frozen, Code::WindowClosed];
+const TO_COME: [Code; 2] = [Code::Frozen, Code::WindowClosed];
 
-const REJECTIONS: [Code; 22] = [
+const REJECTIONS: [Code; 24] = [
     Code::SpecInvalid,
     Code::Cycle,
     Code::UnknownGroup,
@@ -20,6 +20,8 @@ const REJECTIONS: [Code; 22] = [
     Code::LimitBroken,
     Code::WouldBreakRequires,
     Code::RequirementDown,
+    Code::Excluded,
+    Code::NoCandidate,
     Code::ActualUnknown,
     Code::MemberInDoubt,
     Code::HostLost,

@@ -4,7 +4,7 @@
 
 use super::clock::rfc3339;
 use crate::server::handle::View;
-use lockstep_core::cluster::{self, Mark, StepState};
+use lockstep_core::cluster::{self, Cluster, Mark, StepState};
 use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
 use lockstep_core::lifecycle::Limit;
 use lockstep_core::message::Role;
@@ -309,10 +309,10 @@ pub struct Relation {
 
 impl Relation {
     /// The edges of one relation.
-    pub fn of(view: &View, relation: &relation::Relation) -> Vec<Self> {
+    pub fn of(cluster: &Cluster, relation: &relation::Relation) -> Vec<Self> {
         let is_choice = relation.to.count() > 1;
         let edge = |to: &GroupName| {
-            let since = view.cluster.relations.since(relation, to).unwrap_or_default();
+            let since = cluster.relations.since(relation, to).unwrap_or_default();
             Self {
                 from: relation.from.to_string(),
                 to: to.to_string(),
@@ -340,7 +340,12 @@ impl Relation {
 
     /// All relations.
     pub fn all(view: &View) -> Vec<Self> {
-        view.cluster.relations.iter().flat_map(|relation| Self::of(view, relation)).collect()
+        Self::all_of(&view.cluster)
+    }
+
+    /// All relations of a cluster, served or read from files.
+    pub fn all_of(cluster: &Cluster) -> Vec<Self> {
+        cluster.relations.iter().flat_map(|relation| Self::of(cluster, relation)).collect()
     }
 }
 

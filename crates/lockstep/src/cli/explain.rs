@@ -1,13 +1,16 @@
-//! `lockstep explain`: why groups are related, and why a transition went as it did.
+//! `lockstep explain`: why groups are related, and why a transition went as it did. How groups are related can be told
+//! from files too, for reviews.
 
 use super::client::Client;
 use super::output::{Form, clean};
-use super::{Exit, Failure};
-use crate::api::object::{List, Relation, Transition};
+use super::{Exit, Failure, offline as files};
+use crate::api::object::{List, Participant, Relation, Transition};
+use crate::spec_file;
 use clap::Args;
 use lockstep_core::id::{GroupName, TransitionId};
 use serde::Serialize;
 use serde_json::Value;
+use std::path::PathBuf;
 
 /// `lockstep explain`.
 #[derive(Debug, Args)]
@@ -18,6 +21,19 @@ pub struct ExplainArgs {
     /// The other group
     #[arg(value_name = "GROUP")]
     second: Option<GroupName>,
+    /// Ask no server: the cluster is declared in this file
+    #[arg(short, long, value_name = "FILE", requires = "state", requires = "second")]
+    file: Option<PathBuf>,
+    /// The state that it is in, without a server
+    #[arg(long, value_name = "FILE", requires = "file")]
+    state: Option<PathBuf>,
+}
+
+impl ExplainArgs {
+    /// Whether it is to be answered from files.
+    pub fn is_offline(&self) -> bool {
+        self.file.is_some()
+    }
 }
 
 /// Why something is as it is.
@@ -25,6 +41,17 @@ pub struct ExplainArgs {
 struct Explanation {
     /// A line each.
     because: Vec<String>,
+}
+
+/// Explains from files how two groups are related.
+pub fn offline(args: &ExplainArgs, form: Form) -> Result<Exit, Failure> {
+    let (Some(file), Some(state), Some(second)) = (&args.file, &args.state, &args.second) else {
+        return Err(Failure::error("without a server -f, --state and two groups are needed"));
+    };
+    let (written, spec) = spec_file::load(file)?;
+    let (cluster, _) = files::load(state, written, &spec)?;
+    let relations = Relation::all_of(&cluster);
+    show(between(&relations, &group(&args.first)?, second), form)
 }
 
 /// Explains.
@@ -43,6 +70,10 @@ pub async fn explain(client: &Client, args: ExplainArgs, form: Form) -> Result<E
             of_transition(&transition, &relations.items)
         }
     };
+    show(because, form)
+}
+
+fn show(because: Vec<String>, form: Form) -> Result<Exit, Failure> {
     let explanation = Explanation { because };
     form.print(&explanation, || {
         explanation.because.iter().map(|line| format!("{}\n", clean(line))).collect()
@@ -107,8 +138,9 @@ fn why(relation: &Relation) -> String {
     let asked = relation.ask.iter().map(|ask| format!("ask {ask}"));
     let terms: Vec<_> = asked.chain([terms(relation)]).filter(|terms| !terms.is_empty()).collect();
     let terms = if terms.is_empty() { String::new() } else { format!(" ({})", terms.join(", ")) };
-    let at = relation.since_at.as_ref().map(|at| format!(", {at}")).unwrap_or_default();
-    format!("{from} {kind} {to}{terms}: {rule}; since revision {since}{at}")
+    // What is read from files has no history.
+    let since = relation.since_at.as_ref().map(|at| format!("; since revision {since}, {at}"));
+    format!("{from} {kind} {to}{terms}: {rule}{}", since.unwrap_or_default())
 }
 
 /// What a relation says beside its kind, in one line.
@@ -144,6 +176,13 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
     };
     let moves = |group: &str| plan.steps.iter().any(|step| step.group == group);
     for who in &plan.participants {
+        // Whoever is asked, or moves, is told by that.
+        let is_asked = |other: &Participant| {
+            other.role != "observer" && (&other.group, &other.host) == (&who.group, &who.host)
+        };
+        if who.role == "observer" && plan.participants.iter().any(is_asked) {
+            continue;
+        }
         let member = format!("{}@{}", who.group, who.host);
         let related = plan.relations.iter().filter(|known| known.from == who.group && moves(&known.to));
         let related: Vec<_> =

@@ -116,7 +116,9 @@ pub async fn hosts(client: &Client, verb: HostVerb, form: Form) -> Result<Exit, 
             list(client, "/v1/hosts", &args, form, |hosts: &[Host]| {
                 let rows = hosts.iter().map(|host| {
                     let address = host.address.clone().unwrap_or_default();
-                    vec![host.name.clone(), host.liveness.clone(), address, labels(&host.labels)]
+                    let drained = if host.drained { ", drained" } else { "" };
+                    let liveness = format!("{}{drained}", host.liveness);
+                    vec![host.name.clone(), liveness, address, labels(&host.labels)]
                 });
                 table(&["HOST", "LIVENESS", "ADDRESS", "LABELS"], &rows.collect::<Vec<_>>())
             })

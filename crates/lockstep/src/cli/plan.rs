@@ -142,8 +142,8 @@ fn moves(plan: &Plan) -> Vec<String> {
     chains.iter().map(line).collect()
 }
 
-/// `takes live = green`.
-fn taken(set: &Map<String, Value>) -> String {
+/// The settings that a step takes: `takes live = green`.
+pub fn taken(set: &Map<String, Value>) -> String {
     let taken: Vec<_> =
         set.iter().map(|(key, value)| format!("{} = {}", clean(key), clean(&shown(value)))).collect();
     format!("takes {}", taken.join(", "))

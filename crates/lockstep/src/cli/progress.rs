@@ -2,7 +2,7 @@
 
 use super::option::shown;
 use super::output::clean;
-use super::plan::summary;
+use super::plan::{summary, taken};
 use crate::api::object::{StepResult, Transition, Vote};
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -112,9 +112,12 @@ impl Progress {
             let planned = transition.plan.iter().flat_map(|plan| &plan.steps).collect::<Vec<_>>();
             let texts = fresh.iter().map(|step| {
                 let planned = planned.get(step.step as usize);
-                let state =
-                    planned.map(|planned| if label == "commit" { &planned.to } else { &planned.from });
-                let state = state.map(|state| clean(state)).unwrap_or_default();
+                let state = planned.map(|planned| match label {
+                    "commit" if planned.from == planned.to => taken(&planned.set),
+                    "commit" => clean(&planned.to),
+                    _ => clean(&planned.from),
+                });
+                let state = state.unwrap_or_default();
                 let member = place(&step.member);
                 match (step.result.as_str(), &step.reason) {
                     ("confirmed", _) => format!("{member} {state}"),

@@ -52,9 +52,15 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
 fn screen(status: &Status) -> String {
     let mut liveness: BTreeMap<&str, usize> = BTreeMap::new();
     status.hosts.iter().for_each(|host| *liveness.entry(&host.liveness).or_default() += 1);
+    let drained = status.hosts.iter().filter(|host| host.drained).map(|host| clean(&host.name));
+    let drained: Vec<_> = drained.collect();
     let liveness: Vec<_> = liveness.iter().map(|(name, count)| format!("{count} {}", clean(name))).collect();
     let hosts = if liveness.is_empty() { "none".to_owned() } else { liveness.join(", ") };
     let mut text = format!("revision {}   hosts: {hosts}\n", status.revision);
+    if !drained.is_empty() {
+        // Somebody has meant it, and may have forgotten it.
+        text.push_str(&format!("drained: {} (lockstep undrain HOST)\n", drained.join(", ")));
+    }
     if status.groups.is_empty() {
         text.push_str("\nno groups: declare them with lockstep apply -f cluster.toml\n");
     } else {

@@ -5,7 +5,7 @@
 
 use std::collections::BTreeSet;
 
-use lockstep_core::id::{NAME_LEN_MAX, StateName};
+use lockstep_core::id::{Capability, NAME_LEN_MAX, StateName};
 use lockstep_core::message::{Expect, Findings};
 use serde_json::{Map, Value};
 
@@ -26,6 +26,9 @@ pub const PIDS_MAX: usize = 1_024;
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{0}")]
 pub struct AnswerError(String);
+
+/// Most capabilities that one member may provide, and most that it may consume. Each may relate its group to every other.
+pub const CAPABILITIES_MAX: usize = 100;
 
 /// Reads what a handler printed. Nothing but white space is an empty answer.
 ///
@@ -59,8 +62,10 @@ pub fn parse(stdout: &[u8]) -> Result<Findings, AnswerError> {
             "state" => answer.state = Some(state(value)?),
             "pids" => answer.pids = Some(pids(&value)?),
             "expect" => answer.expect = Some(expect(&value)?),
+            "provides" => answer.provides = capabilities("provides", value)?,
+            "consumes" => answer.consumes = capabilities("consumes", value)?,
             _ => {
-                let known = "out, score, facts, state, pids and expect";
+                let known = "out, score, facts, state, pids, expect, provides and consumes";
                 return Err(refuse(format!("unknown key {key:?} on stdout; known are {known}")));
             }
         }
@@ -124,6 +129,25 @@ fn expect(value: &Value) -> Result<Expect, AnswerError> {
     }
 }
 
+fn capabilities(key: &str, value: Value) -> Result<BTreeSet<Capability>, AnswerError> {
+    let Value::Array(items) = value else {
+        return Err(refuse(format!("{key:?} must be an array of capabilities, not {}", kind(&value))));
+    };
+    if items.len() > CAPABILITIES_MAX {
+        return Err(refuse(format!(
+            "{key:?} has {} entries; at most {CAPABILITIES_MAX} are kept",
+            items.len()
+        )));
+    }
+    let capability = |item: Value| match item {
+        Value::String(name) => Capability::new(&name).map_err(|_| {
+            refuse(format!("{key:?} holds a name that is none: 1 to {NAME_LEN_MAX} of A-Z a-z 0-9 _ - ."))
+        }),
+        other => Err(refuse(format!("{key:?} must hold names, not {}", kind_or_number(&other)))),
+    };
+    items.into_iter().map(capability).collect()
+}
+
 /// Whether `value` has more than `levels` levels of arrays and objects.
 fn depth_exceeds(value: &Value, levels: usize) -> bool {
     match value {
@@ -169,7 +193,7 @@ mod tests {
         }
         let full =
             br#"{"out":{"lsn":"0/3A0"},"score":-9223372036854775808,"facts":{"lag":{"ms":[1,2.5,null]}},
-            "state":"standby","pids":[4242,17,17],"expect":"gone"}"#;
+            "state":"standby","pids":[4242,17,17],"expect":"gone","provides":["sql","sql-15.4"],"consumes":["disk"]}"#;
         let answer = parse(full).unwrap();
         assert_eq!(answer.out["lsn"], "0/3A0");
         assert_eq!(answer.score, Some(i64::MIN));
@@ -177,6 +201,9 @@ mod tests {
         assert_eq!(answer.state.unwrap().as_str(), "standby");
         assert_eq!(answer.pids, Some(BTreeSet::from([17, 4242])));
         assert_eq!(answer.expect, Some(Expect::Gone));
+        let names = |set: BTreeSet<Capability>| set.iter().map(ToString::to_string).collect::<Vec<_>>();
+        assert_eq!(names(answer.provides), ["sql", "sql-15.4"]);
+        assert_eq!(names(answer.consumes), ["disk"]);
         assert_eq!(parse(br#"{"pids":[]}"#).unwrap().pids, Some(BTreeSet::new()));
     }
 
@@ -220,13 +247,13 @@ mod tests {
             (
                 b"{\"stat\":\"online\"}",
                 expect![[
-                    r#"unknown key "stat" on stdout; known are out, score, facts, state, pids and expect"#
+                    r#"unknown key "stat" on stdout; known are out, score, facts, state, pids, expect, provides and consumes"#
                 ]],
             ),
             (
                 b"{\"a\\u0000\\u202eb\":1}",
                 expect![[
-                    r#"unknown key "a\0\u{202e}b" on stdout; known are out, score, facts, state, pids and expect"#
+                    r#"unknown key "a\0\u{202e}b" on stdout; known are out, score, facts, state, pids, expect, provides and consumes"#
                 ]],
             ),
             (
@@ -242,6 +269,15 @@ mod tests {
             (b"{\"out\":[]}", expect![[r#""out" must be an object, not an array"#]]),
             (b"{\"out\":null}", expect![[r#""out" must be an object, not null"#]]),
             (b"{\"facts\":\"a\"}", expect![[r#""facts" must be an object, not a string"#]]),
+            (
+                b"{\"provides\":\"sql\"}",
+                expect![[r#""provides" must be an array of capabilities, not a string"#]],
+            ),
+            (b"{\"consumes\":[1]}", expect![[r#""consumes" must hold names, not 1"#]]),
+            (
+                b"{\"provides\":[\"a b\"]}",
+                expect![[r#""provides" holds a name that is none: 1 to 63 of A-Z a-z 0-9 _ - ."#]],
+            ),
             (b"{\"score\":NaN}", expect!["stdout is not a JSON object: expected value at line 1 column 10"]),
             (b"{\"score\":null}", expect![[r#""score" must be an integer of 64 bits with sign, not null"#]]),
             (
