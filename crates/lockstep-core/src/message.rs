@@ -1,7 +1,7 @@
 //! What server and agents say to each other. These types are the wire format; golden fixtures hold it still.
 
 use crate::id::{
-    AgentId, Capability, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, SettingKey,
+    AgentId, Capability, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, SettingId, SettingKey,
     StateName, StepId, Token, TransitionId,
 };
 use crate::relation::Published;
@@ -178,6 +178,17 @@ pub struct ContextMember {
     pub actual: Option<StateName>,
 }
 
+/// A setting that changes.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct SettingChange {
+    /// What it was; none: it had no value.
+    #[serde(default)]
+    pub from: Option<SettingValue>,
+    /// What it is to be.
+    #[serde(default)]
+    pub to: Option<SettingValue>,
+}
+
 /// What a handler learns of the transition it is part of.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Context {
@@ -187,6 +198,9 @@ pub struct Context {
     /// The settings as they were before; the same while no transition changes settings.
     #[serde(default)]
     pub was: BTreeMap<SettingKey, SettingValue>,
+    /// The settings that the transition changes, of any group: what a voter or a holder is asked about.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub changes: BTreeMap<SettingId, SettingChange>,
     /// The members of its own and of related groups.
     pub members: Arc<Vec<ContextMember>>,
     /// What earlier calls handed on.
@@ -327,8 +341,8 @@ pub enum Order {
 
 impl Order {
     /// The kinds of orders of this version. A later server may have others, which an agent leaves aside.
-    pub const KINDS: [&'static str; 7] =
-        ["welcome", "refused", "assign", "call", "outcome", "notice", "renewed"];
+    pub const KINDS: [&'static str; 8] =
+        ["welcome", "refused", "assign", "call", "outcome", "notice", "gap", "renewed"];
 }
 
 /// What a handler said on its standard output, or what is known without one.

@@ -3,8 +3,8 @@
 use super::{Run, Stage};
 use crate::cluster::Transition;
 use crate::engine::Engine;
-use crate::id::{GroupName, MemberId, TransitionId};
-use crate::message::{Call, Context, ContextMember, Decision, Phase, Role};
+use crate::id::{GroupName, MemberId, SettingId, TransitionId};
+use crate::message::{Call, Context, ContextMember, Decision, Phase, Role, SettingChange};
 use crate::plan::Plan;
 use crate::spec::{Ask, HANDLER_NONE, Settings};
 use crate::vote::Ballot;
@@ -74,7 +74,8 @@ impl Engine {
         let out =
             votes.filter(|vote| !vote.out.is_empty()).map(|vote| (vote.member.clone(), vote.out.clone()));
         let (settings, was) = self.context_settings(transition, &run.plan, member);
-        Some(Context { settings, was, members, out: out.collect() })
+        let changes = changes(transition, &run.plan);
+        Some(Context { settings, was, changes, members, out: out.collect() })
     }
 
     /// The settings of a member's group as they are to be and as they were, or as it has them itself: the other way
@@ -116,7 +117,7 @@ impl Engine {
         });
         let settings = (*self.head.settings(name)).clone();
         let members = Arc::new(members.collect());
-        Some(Context { was: settings.clone(), settings, members, out: BTreeMap::new() })
+        Some(Context { was: settings.clone(), settings, members, ..Context::default() })
     }
 
     /// The members of the groups that move, of `group`, and of those that are related to it.
@@ -148,4 +149,23 @@ impl Engine {
         });
         members.collect()
     }
+}
+
+/// The settings that a transition changes, the way that it takes now: nothing changes once it is decided that nothing
+/// does.
+fn changes(transition: &Transition, plan: &Plan) -> BTreeMap<SettingId, SettingChange> {
+    if transition.decision == Some(Decision::Abort) {
+        return BTreeMap::new();
+    }
+    let (to, from) = match transition.undo {
+        Some(_) => (&plan.settings_before, &plan.settings),
+        None => (&plan.settings, &plan.settings_before),
+    };
+    let keys = plan.settings.iter().flat_map(|(group, set)| set.keys().map(move |key| (group, key)));
+    let changes = keys.map(|(group, key)| {
+        let value = |set: &BTreeMap<GroupName, Settings>| set.get(group)?.get(key).cloned();
+        let id = SettingId { group: group.clone(), key: key.clone() };
+        (id, SettingChange { from: value(from), to: value(to) })
+    });
+    changes.collect()
 }

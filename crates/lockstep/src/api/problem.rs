@@ -120,7 +120,7 @@ impl Problem {
 }
 
 /// Every rejection code, for the description of the API.
-pub const REJECTIONS: [Code; 25] = [
+pub const REJECTIONS: [Code; 26] = [
     Code::SpecInvalid,
     Code::Cycle,
     Code::UnknownGroup,
@@ -146,6 +146,7 @@ pub const REJECTIONS: [Code; 25] = [
     Code::TooLarge,
     Code::NotActive,
     Code::StoreUnavailable,
+    Code::ServerBehind,
 ];
 
 impl From<Rejection> for Problem {

@@ -366,7 +366,7 @@ mod tests {
             format!("{}: {}\n", named.join(" "), chosen(group, host, transition))
         });
         expect![[r#"
-            : reign spec host-joined host-liveness request begin decision decision step turn outcome report phase vote gossip
+            : reign spec host-joined host-liveness request begin decision decision step turn outcome acknowledged report phase vote gossip
             db: request begin decision decision step turn outcome phase vote
             app: step report
             nothing: 
