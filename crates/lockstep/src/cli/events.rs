@@ -312,11 +312,13 @@ mod tests {
                    7  2026-01-01T00:00:00.000Z  ann declares shop
                    7  2026-01-01T00:00:00.000Z  a joined
                    7  2026-01-01T00:00:00.000Z  b lost
+                   7  2026-01-01T00:00:00.000Z  b takes members again
+                   7  2026-01-01T00:00:00.000Z  db@a provides sql, consumes nothing
                    7  2026-01-01T00:00:00.000Z  t7 requested by ann: db@a=primary: kernel\u{1b}[2J
                    7  2026-01-01T00:00:00.000Z  t7 begun: plan 01234567, 3 steps, token 7, gap: db
                    7  2026-01-01T00:00:00.000Z  t7 decided: commit
                    7  2026-01-01T00:00:00.000Z  t7 decided: abort, vote-no: db@b said no
-                   7  2026-01-01T00:00:00.000Z  t7 db@a to offline confirmed, step 1 failed: disk, app@c released
+                   7  2026-01-01T00:00:00.000Z  t7 db@a to offline confirmed, step 1 failed: disk, app@c released, db@a takes live="blue" confirmed
                    7  2026-01-01T00:00:00.000Z  t7 turns to undo: db@b: disk
                    7  2026-01-01T00:00:00.000Z  t7 degraded; db@b in doubt: nobody knows
                    7  2026-01-01T00:00:00.000Z  app@c is unknown
@@ -361,12 +363,12 @@ mod tests {
             format!("{}: {}\n", named.join(" "), chosen(group, host, transition))
         });
         expect![[r#"
-            : reign spec host-joined host-liveness request begin decision decision step turn outcome report phase vote gossip
-            db: request begin decision decision step turn outcome phase vote
+            : reign spec host-joined host-liveness host-undrained member-published request begin decision decision step turn outcome report phase vote gossip
+            db: member-published request begin decision decision step turn outcome phase vote
             app: step report
             nothing: 
-            a: host-joined request step
-            b: host-liveness decision turn outcome vote
+            a: host-joined member-published request step
+            b: host-liveness host-undrained decision turn outcome vote
             c: step report
             t7: request begin decision decision step turn outcome phase vote
             t8: 
