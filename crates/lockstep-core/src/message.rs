@@ -1,8 +1,8 @@
 //! What server and agents say to each other. These types are the wire format; golden fixtures hold it still.
 
 use crate::id::{
-    AgentId, Capability, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, SettingId, SettingKey,
-    StateName, StepId, Token, TransitionId,
+    AgentId, Capability, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, SettingId,
+    SettingKey, StateName, StepId, Token, TransitionId,
 };
 use crate::relation::Published;
 use crate::spec::SettingValue;

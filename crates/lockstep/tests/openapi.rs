@@ -158,7 +158,7 @@ fn what_a_server_answers_is_as_described() {
 
     let drain = json!({ "targets": ["drain c", "app=down"], "exclude_lost": true, "overrides": [] });
     let drain = described.ask(&cluster, "POST", "/v1/transitions", "/v1/transitions", &drain);
-    cluster.outcome(drain["id"].as_str().unwrap());
+    cluster.outcome(drain["id"].as_str().unwrap_or_else(|| panic!("{drain:#}")));
     described.ask(&cluster, "POST", "/v1/hosts/{name}/undrain", "/v1/hosts/c/undrain", &json!({}));
 
     let spec = get(&mut described, &cluster, "/v1/spec");

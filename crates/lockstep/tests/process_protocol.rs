@@ -369,12 +369,12 @@ fn sockets_that_say_nothing_are_closed_and_keep_nobody_out() {
     let mut cluster = Cluster::start();
     let idle: Vec<_> = (0..1000).map(|_| TcpStream::connect(cluster.address).unwrap()).collect();
     let mut slow = TcpStream::connect(cluster.address).unwrap();
-    slow.write_all(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\nx: ").unwrap();
+    slow.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\nx: ").unwrap();
     // An upgrade, and then nothing.
     let mut mute = Agent::dial(cluster.address);
     // A body that never comes: its time is longer, and it keeps nobody out either.
     let mut body = TcpStream::connect(cluster.address).unwrap();
-    body.write_all(b"POST /v1/plans HTTP/1.1\r\nhost: 127.0.0.1\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{")
+    body.write_all(b"POST /v1/plans HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: 99\r\n\r\n{")
         .unwrap();
     let began = Instant::now();
     assert_eq!(http(cluster.address, "GET", "/livez", None).unwrap().0, 200);
@@ -391,7 +391,7 @@ fn sockets_that_say_nothing_are_closed_and_keep_nobody_out() {
     // With requests one after the other, a connection lives on.
     let mut stream = TcpStream::connect(cluster.address).unwrap();
     for _ in 0..3 {
-        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\n\r\n").unwrap();
+        stream.write_all(b"GET /livez HTTP/1.1\r\nhost: localhost\r\n\r\n").unwrap();
         let mut answer = [0; 8 << 10];
         let length = stream.read(&mut answer).unwrap();
         assert!(answer[..length].starts_with(b"HTTP/1.1 200 OK"));
@@ -408,7 +408,8 @@ fn requests_that_are_not_http_are_refused() {
         let answer = read_all(&mut stream);
         answer.split("\r\n").next().unwrap().to_owned()
     };
-    let headers = |text: &str| format!("GET /livez HTTP/1.1\r\nhost: 127.0.0.1\r\nconnection: close\r\n{text}\r\n");
+    let headers =
+        |text: &str| format!("GET /livez HTTP/1.1\r\nhost: localhost\r\nconnection: close\r\n{text}\r\n");
     let many: String = (0..500).map(|header| format!("x{header}: y\r\n")).collect();
     for (what, text, status) in [
         ("all is well", headers(""), "200"),

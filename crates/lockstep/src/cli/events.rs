@@ -366,12 +366,12 @@ mod tests {
             format!("{}: {}\n", named.join(" "), chosen(group, host, transition))
         });
         expect![[r#"
-            : reign spec host-joined host-liveness request begin decision decision step turn outcome acknowledged report phase vote gossip
-            db: request begin decision decision step turn outcome phase vote
+            : reign spec host-joined host-liveness host-undrained member-published request begin decision decision step turn outcome acknowledged report phase vote gossip
+            db: member-published request begin decision decision step turn outcome phase vote
             app: step report
             nothing: 
-            a: host-joined request step
-            b: host-liveness decision turn outcome vote
+            a: host-joined member-published request step
+            b: host-liveness host-undrained decision turn outcome vote
             c: step report
             t7: request begin decision decision step turn outcome phase vote
             t8: 
