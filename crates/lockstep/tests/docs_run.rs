@@ -27,8 +27,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Pages that tell of things which no page can show by running them.
-const WITHOUT_COMMANDS: [&str; 5] =
-    ["guarantee.md", "handlers.md", "protocol.md", "rehearse.md", "relations/README.md"];
+const WITHOUT_COMMANDS: [&str; 7] = [
+    "api.md",
+    "backup.md",
+    "guarantee.md",
+    "handlers.md",
+    "protocol.md",
+    "rehearse.md",
+    "relations/README.md",
+];
 /// Directories of which the same is true: `cli_errors` looks after errors, and decisions are history.
 const DIRECTORIES_WITHOUT: [&str; 2] = ["adr", "errors"];
 /// The page that starts servers and agents, in a test of its own.
