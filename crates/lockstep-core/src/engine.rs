@@ -943,6 +943,7 @@ impl Engine {
     /// Records the reports that were held back and are due by then.
     fn record_reports(&mut self, by: Time) {
         if self.late.is_empty() {
+            self.late_due = None;
             return;
         }
         let now = self.now.time;
