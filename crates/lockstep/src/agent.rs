@@ -66,6 +66,7 @@ pub enum AgentError {
 }
 
 /// What the agent's one task hears.
+#[expect(clippy::large_enum_variant, reason = "what the engine hears is most of what comes, one at a time")]
 enum Heard {
     Engine(AgentInput),
     /// A connection stands; what is sent through it.
