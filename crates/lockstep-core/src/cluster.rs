@@ -73,8 +73,14 @@ pub struct Host {
     pub agent: AgentId,
     /// Where other hosts reach it.
     pub address: Option<String>,
-    /// Its labels.
+    /// Its labels: those of its configuration, and over them those that were set.
     pub labels: BTreeMap<String, String>,
+    /// The labels of its configuration, as its agent has told them.
+    #[serde(default)]
+    pub configured: BTreeMap<String, String>,
+    /// The labels that were set over them.
+    #[serde(default)]
+    pub set: BTreeMap<String, String>,
     /// How it is seen.
     pub liveness: Liveness,
     /// Whether it has been drained: nobody is planned onto it, unless by its name.
@@ -83,6 +89,19 @@ pub struct Host {
 }
 
 impl Host {
+    /// A host that has come, or come back: what was set of it before stays.
+    pub fn joined(
+        agent: AgentId,
+        address: Option<String>,
+        configured: BTreeMap<String, String>,
+        known: Option<&Self>,
+    ) -> Self {
+        let set = known.map(|known| known.set.clone()).unwrap_or_default();
+        let labels = overlaid(&configured, &set);
+        let is_drained = known.is_some_and(|known| known.is_drained);
+        Self { agent, address, labels, configured, set, liveness: Liveness::Alive, is_drained }
+    }
+
     /// Whether anything can be ordered there. A suspect host may answer yet.
     pub fn is_reachable(&self) -> bool {
         match self.liveness {
@@ -90,6 +109,10 @@ impl Host {
             Liveness::Lost | Liveness::Left | Liveness::Fenced => false,
         }
     }
+}
+
+fn overlaid(labels: &BTreeMap<String, String>, set: &BTreeMap<String, String>) -> BTreeMap<String, String> {
+    labels.iter().chain(set).map(|(label, value)| (label.clone(), value.clone())).collect()
 }
 
 /// A member.
@@ -523,6 +546,28 @@ impl Cluster {
 
     fn apply_host(&mut self, name: &HostName, change: &HostChange, since: Since) {
         match change {
+            HostChange::Labelled { labels } => {
+                let host = self.hosts.get_mut(name).expect("labels are set of hosts that have joined");
+                let host = Arc::make_mut(host);
+                for (label, value) in labels {
+                    match value {
+                        Some(value) => drop(host.set.insert(label.clone(), value.clone())),
+                        None => drop(host.set.remove(label)),
+                    }
+                }
+                host.labels = overlaid(&host.configured, &host.set);
+                self.select_members(Some(name));
+            }
+            HostChange::Forgotten => {
+                self.acknowledge_all_of(name);
+                let here: Vec<MemberId> =
+                    self.members.keys().filter(|id| id.host == *name).cloned().collect();
+                for id in here {
+                    self.publish(&id, &Arc::default(), since);
+                    self.members.remove(&id);
+                }
+                self.hosts.remove(name);
+            }
             HostChange::Undrained => {
                 if let Some(host) = self.hosts.get_mut(name) {
                     Arc::make_mut(host).is_drained = false;
@@ -532,13 +577,8 @@ impl Cluster {
                 self.publish(&MemberId::new(group, name), published, since);
             }
             HostChange::Joined { agent, address, labels } => {
-                let host = Host {
-                    agent: agent.clone(),
-                    address: address.clone(),
-                    labels: labels.clone(),
-                    liveness: Liveness::Alive,
-                    is_drained: self.hosts.get(name).is_some_and(|known| known.is_drained),
-                };
+                let known = self.hosts.get(name).map(|known| &**known);
+                let host = Host::joined(agent.clone(), address.clone(), labels.clone(), known);
                 self.hosts.insert(name.clone(), Arc::new(host));
                 self.select_members(Some(name));
             }

@@ -18,7 +18,7 @@ use crate::plan::{self, Plan, Scores};
 use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
 use crate::relation::{self, Published};
 use crate::request::{Code, Rejection, Request};
-use crate::spec::{LEASE_MS_DEFAULT, SpecFile};
+use crate::spec::{Kind, LEASE_MS_DEFAULT, SpecFile};
 use crate::time::{Now, Time};
 use crate::transition::Run;
 use crate::vote::Vote;
@@ -39,6 +39,9 @@ const ACKNOWLEDGE_MS: u64 = 60_000;
 const ACKNOWLEDGED_MAX: usize = 500;
 /// The most transitions without an outcome; more are refused with `busy`.
 pub const OPEN_MAX: usize = 1000;
+
+/// The most labels that may be set of one host.
+pub const LABELS_MAX: usize = 1000;
 
 /// An agent's connection, named by the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -79,12 +82,14 @@ pub enum Input {
         /// Which.
         transition: TransitionId,
     },
-    /// A host that was drained takes members again.
-    Undrain {
+    /// An operator wants something of a host.
+    Host {
         /// Where the answer goes.
         reply: ReplyId,
         /// Which.
         host: HostName,
+        /// What.
+        ask: HostAsk,
     },
     /// An operator declares the cluster.
     Apply {
@@ -103,6 +108,23 @@ pub enum Input {
         /// For how long, in milliseconds.
         after_ms: u64,
     },
+}
+
+/// What an operator may want of a host.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum HostAsk {
+    /// Labels are set over those of its configuration.
+    Label {
+        /// The labels; none: the one of its configuration counts again.
+        labels: BTreeMap<String, Option<String>>,
+    },
+    /// It is gone for good.
+    Forget {
+        /// Whether somebody has made sure that nothing of it runs.
+        is_stopped: bool,
+    },
+    /// It takes members again after it was drained.
+    Undrain,
 }
 
 /// What the engine wants done.
@@ -358,8 +380,12 @@ impl Engine {
                 let answer = self.abort_by_operator(transition);
                 self.reply(reply, answer);
             }
-            Input::Undrain { reply, host } => {
-                let answer = self.undrain(&host);
+            Input::Host { reply, host, ask } => {
+                let answer = match ask {
+                    HostAsk::Label { labels } => self.label(&host, labels),
+                    HostAsk::Forget { is_stopped } => self.forget(&host, is_stopped),
+                    HostAsk::Undrain => self.undrain(&host),
+                };
                 self.reply(reply, answer);
             }
             Input::Apply { reply, spec, principal } => {
@@ -529,12 +555,83 @@ impl Engine {
         Ok(Accepted::Aborted)
     }
 
-    fn undrain(&mut self, name: &HostName) -> Result<Accepted, Rejection> {
-        let Some(host) = self.head.hosts.get(name) else {
+    fn known_host(&self, name: &HostName) -> Result<&Host, Rejection> {
+        self.head.hosts.get(name).map(|host| &**host).ok_or_else(|| {
             let help = "`lockstep host list` shows those that have joined";
-            return Err(Rejection::new(Code::UnknownHost, format!("there is no host {name}"), help));
+            Rejection::new(Code::UnknownHost, format!("there is no host {name}"), help)
+        })
+    }
+
+    fn label(
+        &mut self,
+        name: &HostName,
+        labels: BTreeMap<String, Option<String>>,
+    ) -> Result<Accepted, Rejection> {
+        let host = self.known_host(name)?;
+        let is_set = |(label, value): &(&String, &Option<String>)| host.set.get(*label) == value.as_ref();
+        if labels.iter().all(|label| is_set(&label)) {
+            return Ok(Accepted::Host(self.head.revision));
+        }
+        if host.set.len() + labels.len() > LABELS_MAX {
+            let message = format!("more than {LABELS_MAX} labels set of one host");
+            return Err(Rejection::new(
+                Code::TooLarge,
+                message,
+                "take some away: lockstep host label HOST KEY-",
+            ));
+        }
+        let index = self.propose(Body::Host { host: name.clone(), change: HostChange::Labelled { labels } });
+        self.assign_all();
+        self.stir_all();
+        Ok(Accepted::Host(index))
+    }
+
+    /// Forgets a host that is gone for good. Places that only its members may hold are given away by that, so
+    /// somebody has to have made sure that they do not.
+    fn forget(&mut self, name: &HostName, is_stopped: bool) -> Result<Accepted, Rejection> {
+        let host = self.known_host(name)?;
+        if host.is_reachable() || self.sessions.contains_key(name) {
+            let message = format!("host {name} is {}", host.liveness);
+            let help = "stop its agent for good first; it would only come back";
+            return Err(Rejection::new(Code::NotAllowed, message, help));
+        }
+        let takes_part = |id: &&TransitionId| {
+            let plan = self.head.transitions[*id].plan.as_ref();
+            plan.is_some_and(|plan| plan.participants.iter().any(|who| who.member.host == *name))
         };
-        if host.is_drained {
+        if let Some(id) = self.head.open.iter().find(takes_part) {
+            let message = format!("host {name} takes part in {id}");
+            return Err(Rejection::new(Code::Busy, message, format!("forget it when {id} has ended")));
+        }
+        let holder = self.head.members.keys().find(|id| id.host == *name && self.may_hold_a_place(id));
+        if let Some(id) = holder.filter(|_| !is_stopped) {
+            let message = format!("{id} may still be where only so many may be, and nobody has seen it stop");
+            let help = "make sure that nothing of it runs, then say so: --stopped";
+            return Err(Rejection::new(Code::HostLost, message, help));
+        }
+        let index = self.propose(Body::Host { host: name.clone(), change: HostChange::Forgotten });
+        self.last_heard.remove(name);
+        self.last_run.remove(name);
+        self.scores.retain(|id, _| id.host != *name);
+        self.late.retain(|id, _| id.host != *name);
+        self.reported.retain(|id, _| id.host != *name);
+        self.stir_all();
+        Ok(Accepted::Host(index))
+    }
+
+    /// Whether a member may be in a state limited by `max`, or serve in a group that excludes another one.
+    fn may_hold_a_place(&self, id: &MemberId) -> bool {
+        let Some(group) = self.head.spec.groups.get(&id.group) else { return false };
+        let excludes = self.head.relations.of(&id.group).any(|relation| relation.kind == Kind::Excludes);
+        group.lifecycle.states.iter().any(|state| {
+            let has_max = group.limits.get(state).is_some_and(|limit| limit.max.is_some());
+            let is_limited = has_max || (excludes && group.lifecycle.serves(state));
+            is_limited && self.head.may_be_in(id, state)
+        })
+    }
+
+    fn undrain(&mut self, name: &HostName) -> Result<Accepted, Rejection> {
+        if self.known_host(name)?.is_drained {
             self.propose(Body::Host { host: name.clone(), change: HostChange::Undrained });
             self.stir_all();
         }
@@ -643,15 +740,14 @@ impl Engine {
             self.outbox.emit(Output::Close { session: older });
         }
         let Hello { agent, address, labels, .. } = hello.clone();
-        let is_drained = self.head.hosts.get(&host).is_some_and(|known| known.is_drained);
-        let joined = Host { agent, address, labels, liveness: Liveness::Alive, is_drained };
+        let joined = Host::joined(agent, address, labels, self.head.hosts.get(&host).map(|known| &**known));
         match self.head.hosts.get(&host) {
             Some(known) if **known == joined => {}
             Some(known) if (Host { liveness: Liveness::Alive, ..(**known).clone() }) == joined => {
                 self.set_liveness(&host, Liveness::Alive);
             }
             Some(_) | None => {
-                let Host { agent, address, labels, .. } = joined;
+                let Host { agent, address, configured: labels, .. } = joined;
                 let change = HostChange::Joined { agent, address, labels };
                 self.propose(Body::Host { host: host.clone(), change });
             }

@@ -724,7 +724,10 @@ impl<'a> Planner<'a> {
         };
         let (code, why) = stuck(self.cluster, id);
         let message = format!("{id} may still be {state}, where at most {max} may be: {why}");
-        let help = "bring it back: its next status settles where it is; see `lockstep status`";
+        let help = format!(
+            "bring it back: its next status settles where it is; if it is gone for good: lockstep host forget {} --stopped",
+            id.host
+        );
         Rejection::new(code, message, help)
     }
 

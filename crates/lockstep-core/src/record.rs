@@ -154,6 +154,14 @@ pub enum HostChange {
     },
     /// It takes members again after it was drained.
     Undrained,
+    /// An operator, or a program of its own, has set labels of it: over those of its configuration, until they are
+    /// taken away again.
+    Labelled {
+        /// The labels; none: the one of its configuration counts again.
+        labels: BTreeMap<String, Option<String>>,
+    },
+    /// It is gone for good, and its name is free.
+    Forgotten,
     /// It is seen differently.
     Liveness {
         /// How.

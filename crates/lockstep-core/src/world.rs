@@ -17,7 +17,7 @@ use crate::agent::{
     AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, HandlerRules, Identity,
 };
 use crate::cluster::Cluster;
-use crate::engine::{Accepted, Engine, Event, Input, Output, ReplyId, SessionId};
+use crate::engine::{Accepted, Engine, Event, HostAsk, Input, Output, ReplyId, SessionId};
 use crate::id::{AgentId, HandlerName, HostName, Index, MemberId, RunId, StateName, TransitionId};
 use crate::message::{Call, Findings, Order, Phase, Report};
 use crate::plan::Scores;
@@ -498,9 +498,9 @@ impl World {
         self.input(|reply| Input::Apply { reply, spec, principal: "operator".to_owned() })
     }
 
-    /// Lets a drained host take members again.
-    pub fn undrain(&mut self, host: HostName) -> ReplyId {
-        self.input(|reply| Input::Undrain { reply, host })
+    /// Wants something of a host.
+    pub fn ask_of_host(&mut self, host: HostName, ask: HostAsk) -> ReplyId {
+        self.input(|reply| Input::Host { reply, host, ask })
     }
 
     /// Asks for a transition.

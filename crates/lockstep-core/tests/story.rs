@@ -7,6 +7,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use lockstep_core::cluster::Cluster;
+use lockstep_core::engine::HostAsk;
 use lockstep_core::id::{HostName, Index, MemberId, TransitionId};
 use lockstep_core::message::{Report, Role};
 use lockstep_core::plan;
@@ -115,7 +116,19 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
         ["run", rest @ ..] => {
             world.run(request(rest));
         }
-        ["undrain", host] => drop(world.undrain(HostName::new(host).unwrap())),
+        ["set-labels", host, labels @ ..] => {
+            let labels = labels.iter().map(|word| match word.split_once('=') {
+                Some((label, value)) => (label.to_owned(), Some(value.to_owned())),
+                None => (word.trim_end_matches('-').to_owned(), None),
+            });
+            let ask = HostAsk::Label { labels: labels.collect() };
+            world.ask_of_host(HostName::new(host).unwrap(), ask);
+        }
+        ["forget", host, rest @ ..] => {
+            let ask = HostAsk::Forget { is_stopped: rest == ["stopped"] };
+            world.ask_of_host(HostName::new(host).unwrap(), ask);
+        }
+        ["undrain", host] => drop(world.ask_of_host(HostName::new(host).unwrap(), HostAsk::Undrain)),
         ["abort", id] => drop(world.abort(named(world, id))),
         ["deliver"] => world.deliver(),
         ["step", count, "messages"] => {

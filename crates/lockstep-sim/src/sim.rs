@@ -7,6 +7,7 @@ use crate::shape::Shape;
 use crate::tally::Tally;
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::engine::Accepted;
+use lockstep_core::engine::HostAsk;
 use lockstep_core::id::TransitionId;
 use lockstep_core::log::{Crash, MemDisk};
 use lockstep_core::message::Phase;
@@ -642,7 +643,13 @@ impl Sim {
         match self.rng.random_range(0..21) {
             20 => {
                 let host = self.shape.hosts.choose(&mut self.rng).expect("there are some").clone();
-                self.world.undrain(host);
+                let label = BTreeMap::from([("set".to_owned(), Some(self.asks.to_string()))]);
+                let ask = match self.rng.random_range(0..3) {
+                    0 => HostAsk::Label { labels: label },
+                    1 => HostAsk::Forget { is_stopped: false },
+                    _ => HostAsk::Undrain,
+                };
+                self.world.ask_of_host(host, ask);
                 self.asks += 1;
             }
             0 | 1 if !self.asked.is_empty() => {

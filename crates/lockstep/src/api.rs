@@ -21,11 +21,12 @@ use axum::extract::{Path, Query, Request as HttpRequest, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use body::{EmptyBody, PlanBody, RunBody};
+use body::{EmptyBody, ForgetBody, LabelBody, PlanBody, RunBody};
 use event::Event;
 use feed::Feed;
 use lockstep_core::backup;
 use lockstep_core::cluster;
+use lockstep_core::engine::HostAsk;
 use lockstep_core::id::{HostName, TransitionId};
 use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
@@ -99,6 +100,14 @@ fn routes() -> Routes {
         })
         .post("/v1/hosts/{name}/undrain", undrain, "Let a drained host take members again", |says| {
             says.takes::<EmptyBody>(false).answers::<Host>(OK, "It does.").refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .post("/v1/hosts/{name}/labels", label, "Set labels of a host, or take them away again", |says| {
+            says.takes::<LabelBody>(true).answers::<Host>(OK, "It has them.").refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .post("/v1/hosts/{name}/forget", forget, "Forget a host that is gone for good", |says| {
+            says.takes::<ForgetBody>(false).answers::<Applied>(OK, "Its name is free.").refuses(&[
+                REJECTED, BUSY, AWAY,
+            ])
         })
         .get("/v1/groups", async |State(shared): Shares| list(&shared, Group::all), "Groups", |says| {
             says.answers::<List<Group>>(OK, every)
@@ -401,12 +410,41 @@ async fn undrain(
     path: Result<Path<String>, PathRejection>,
     request: HttpRequest,
 ) -> Result<Response, Problem> {
+    let name = host_name(path)?;
+    body::read_empty(request).await?;
+    show_host(&shared, name, HostAsk::Undrain).await
+}
+
+async fn label(
+    State(shared): Shares,
+    path: Result<Path<String>, PathRejection>,
+    request: HttpRequest,
+) -> Result<Response, Problem> {
+    let name = host_name(path)?;
+    let body: LabelBody = body::read(request).await?;
+    show_host(&shared, name, HostAsk::Label { labels: body.checked()? }).await
+}
+
+async fn forget(
+    State(shared): Shares,
+    path: Result<Path<String>, PathRejection>,
+    request: HttpRequest,
+) -> Result<Response, Problem> {
+    let name = host_name(path)?;
+    let ForgetBody { stopped } = body::read_or_default(request).await?;
+    let revision = shared.handle.ask_of_host(name, HostAsk::Forget { is_stopped: stopped }).await?;
+    wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
+    Ok(json(StatusCode::OK, &Applied { revision: revision.0 }))
+}
+
+fn host_name(path: Result<Path<String>, PathRejection>) -> Result<HostName, Problem> {
     let bad = |detail| Problem::http(HttpCode::BadRequest, detail, "name a host: GET /v1/hosts lists them");
     let Path(text) = path.map_err(|rejection| bad(rejection.body_text()))?;
-    let name: HostName =
-        text.parse().map_err(|error: lockstep_core::id::NameError| bad(error.to_string()))?;
-    body::read_empty(request).await?;
-    let revision = shared.handle.undrain(name.clone()).await?;
+    text.parse().map_err(|error: lockstep_core::id::NameError| bad(error.to_string()))
+}
+
+async fn show_host(shared: &Shared, name: HostName, ask: HostAsk) -> Result<Response, Problem> {
+    let revision = shared.handle.ask_of_host(name.clone(), ask).await?;
     let view = wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
     let host = view.cluster.hosts.get(&name).map(|host| Host::of(&name, host));
     Ok(json(StatusCode::OK, &host))

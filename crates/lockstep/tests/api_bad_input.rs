@@ -13,6 +13,7 @@ use lockstep::api::{ServerInfo, router};
 use lockstep::server::handle::{Command, Handle, View};
 use lockstep::store::{self, Entry};
 use lockstep_core::cluster::Cluster;
+use lockstep_core::engine::HostAsk;
 use lockstep_core::id::{AgentId, HostName, Index, Reign, TransitionId};
 use lockstep_core::message::{Decision, Outcome};
 use lockstep_core::plan::plan;
@@ -82,8 +83,13 @@ impl Engine {
                 self.publish();
                 let _ = reply.send(Ok(()));
             }
-            Command::Undrain { host, reply } => {
-                let index = self.add(RecordBody::Host { host, change: HostChange::Undrained });
+            Command::Host { host, ask, reply } => {
+                let change = match ask {
+                    HostAsk::Label { labels } => HostChange::Labelled { labels },
+                    HostAsk::Forget { .. } => HostChange::Forgotten,
+                    HostAsk::Undrain => HostChange::Undrained,
+                };
+                let index = self.add(RecordBody::Host { host, change });
                 self.publish();
                 let _ = reply.send(Ok(index));
             }

@@ -160,6 +160,17 @@ fn what_a_server_answers_is_as_described() {
     let drain = described.ask(&cluster, "POST", "/v1/transitions", "/v1/transitions", &drain);
     cluster.outcome(drain["id"].as_str().unwrap_or_else(|| panic!("{drain:#}")));
     described.ask(&cluster, "POST", "/v1/hosts/{name}/undrain", "/v1/hosts/c/undrain", &json!({}));
+    let labels = json!({ "labels": { "zone": "a", "rack": null } });
+    let labelled = described.ask(&cluster, "POST", "/v1/hosts/{name}/labels", "/v1/hosts/c/labels", &labels);
+    assert_eq!(labelled["labels"]["zone"], "a");
+    // Forgotten it is only once its lease has run out.
+    described.ask(&cluster, "POST", "/v1/hosts/{name}/forget", "/v1/hosts/c/forget", &json!({}));
+    cluster.start_agent("z", "role=none");
+    wait_for("one more host", || cluster.joined("z") == 1);
+    cluster.agents.get_mut("z").unwrap().kill();
+    wait_for("its lease to end", || cluster.liveness("z") == "lost");
+    described.ask(&cluster, "POST", "/v1/hosts/{name}/forget", "/v1/hosts/z/forget", &json!({}));
+    assert!(cluster.items("/v1/hosts").iter().all(|host| host["name"] != "z"));
 
     let spec = get(&mut described, &cluster, "/v1/spec");
     described.ask(&cluster, "PUT", "/v1/spec", "/v1/spec", &spec);

@@ -207,6 +207,14 @@ fn describe(index: Index, record: &Record) -> String {
         Body::Host { host, change: HostChange::Joined { .. } } => format!("host {host} joined"),
         Body::Host { host, change: HostChange::Liveness { liveness } } => format!("host {host} {liveness}"),
         Body::Host { host, change: HostChange::Undrained } => format!("host {host} undrained"),
+        Body::Host { host, change: HostChange::Forgotten } => format!("host {host} forgotten"),
+        Body::Host { host, change: HostChange::Labelled { labels } } => {
+            let labels = labels.iter().map(|(label, value)| match value {
+                Some(value) => format!("{label}={value}"),
+                None => format!("{label}-"),
+            });
+            format!("host {host} labelled {}", labels.collect::<Vec<_>>().join(" "))
+        }
         Body::Host { host, change: HostChange::Published { group, published } } => {
             let words = |capabilities: &BTreeSet<Capability>| {
                 capabilities.iter().map(Capability::as_str).collect::<Vec<_>>().join(" ")

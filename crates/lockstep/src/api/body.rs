@@ -12,9 +12,10 @@ use lockstep_core::id::NAME_LEN_MAX;
 use lockstep_core::request::{
     Code, REASON_LEN_MAX, REQUEST_ID_LEN_MAX, Rejection, Request, TARGETS_MAX, Target,
 };
-use lockstep_core::spec::{DURATION_MAX_MS, OnFailure, SpecFile, text_problem};
+use lockstep_core::spec::{DURATION_MAX_MS, OnFailure, SpecFile, TEXT_LEN_MAX, text_problem};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The largest body, in bytes; a spec may have [`spec_file::FILE_BYTES_MAX`].
@@ -72,6 +73,39 @@ pub struct PlanBody {
     /// Members of lost hosts are left out rather than in the way.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exclude_lost: bool,
+}
+
+/// The body of `POST /v1/hosts/{name}/labels`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct LabelBody {
+    /// The labels to be set over those of the host's configuration; null takes one away again.
+    pub labels: BTreeMap<String, Option<String>>,
+}
+
+impl LabelBody {
+    /// The labels, once they are known to be plain text.
+    pub fn checked(self) -> Result<BTreeMap<String, Option<String>>, Problem> {
+        if self.labels.is_empty() {
+            return Err(bad("no labels", "name some, such as {\"labels\": {\"zone\": \"a\"}}"));
+        }
+        for (label, value) in &self.labels {
+            if label.is_empty() {
+                return Err(bad("a label without a name", "write \"NAME\": \"VALUE\""));
+            }
+            check_text("a label", label, TEXT_LEN_MAX)?;
+            value.iter().try_for_each(|value| check_text("a label", value, TEXT_LEN_MAX))?;
+        }
+        Ok(self.labels)
+    }
+}
+
+/// The body of `POST /v1/hosts/{name}/forget`; it may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ForgetBody {
+    /// Whether somebody has made sure that nothing of the host runs.
+    pub stopped: bool,
 }
 
 /// The body of a request that says nothing; it may be left out.
@@ -165,13 +199,21 @@ pub async fn read<T: serde::de::DeserializeOwned>(request: HttpRequest) -> Resul
 
 /// Reads a body that says nothing: empty, or an empty object.
 pub async fn read_empty(request: HttpRequest) -> Result<(), Problem> {
+    let EmptyBody {} = read_or_default(request).await?;
+    Ok(())
+}
+
+/// Reads a body that may be left out.
+pub async fn read_or_default<T: Default + serde::de::DeserializeOwned>(
+    request: HttpRequest,
+) -> Result<T, Problem> {
     let (head, body) = request.into_parts();
     let bytes = collect(body, BODY_BYTES_MAX).await?;
     if bytes.is_empty() {
-        return Ok(());
+        return Ok(T::default());
     }
     content_type(&head.headers, &["application/json"])?;
-    parse::<EmptyBody>(&bytes).map(|_| ())
+    parse(&bytes)
 }
 
 fn parse<T: serde::de::DeserializeOwned>(bytes: &[u8]) -> Result<T, Problem> {

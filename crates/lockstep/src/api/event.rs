@@ -70,6 +70,18 @@ pub enum What {
         /// Those that it consumes.
         consumes: Vec<String>,
     },
+    /// Labels of a host were set, or taken away again.
+    HostLabelled {
+        /// Which.
+        host: String,
+        /// The labels; null: the one of its configuration counts again.
+        labels: BTreeMap<String, Option<String>>,
+    },
+    /// A host is gone for good.
+    HostForgotten {
+        /// Which.
+        host: String,
+    },
     /// A host takes members again after it was drained.
     HostUndrained {
         /// Which.
@@ -251,6 +263,12 @@ impl What {
                 let (provides, consumes) = (strings(&published.provides), strings(&published.consumes));
                 let member = MemberId { group: group.clone(), host: host.clone() };
                 Self::MemberPublished { member: member.to_string(), provides, consumes }
+            }
+            Body::Host { host, change: HostChange::Labelled { labels } } => {
+                Self::HostLabelled { host: host.to_string(), labels: labels.clone() }
+            }
+            Body::Host { host, change: HostChange::Forgotten } => {
+                Self::HostForgotten { host: host.to_string() }
             }
             Body::Host { host, change: HostChange::Undrained } => {
                 Self::HostUndrained { host: host.to_string() }

@@ -110,6 +110,8 @@ impl<'a> Concerned<'a> {
             What::Reign { .. } | What::Spec { .. } | What::Acknowledged { .. } => Self::default(),
             What::HostJoined { host, .. }
             | What::HostLiveness { host, .. }
+            | What::HostLabelled { host, .. }
+            | What::HostForgotten { host }
             | What::HostUndrained { host } => Self { host: Some(host), ..Self::default() },
             What::Request { transition, groups, targets, .. } => {
                 Self { targets, ..of(transition, groups, Vec::new()) }
@@ -172,6 +174,14 @@ fn told(what: &What) -> String {
         What::Spec { cluster, principal } => format!("{principal} declares {cluster}"),
         What::HostJoined { host, .. } => format!("{host} joined"),
         What::HostLiveness { host, liveness } => format!("{host} {liveness}"),
+        What::HostLabelled { host, labels } => {
+            let labels = labels.iter().map(|(label, value)| match value {
+                Some(value) => format!("{label}={value}"),
+                None => format!("{label}-"),
+            });
+            format!("{host} labelled {}", labels.collect::<Vec<_>>().join(" "))
+        }
+        What::HostForgotten { host } => format!("{host} forgotten"),
         What::HostUndrained { host } => format!("{host} takes members again"),
         What::MemberPublished { member, provides, consumes } => {
             let some =
@@ -259,6 +269,8 @@ mod tests {
             of("host-joined", json!({ "host": "a", "address": null, "labels": {} })),
             of("host-liveness", json!({ "host": "b", "liveness": "lost" })),
             of("host-undrained", json!({ "host": "b" })),
+            of("host-labelled", json!({ "host": "b", "labels": { "zone": "a", "rack": null } })),
+            of("host-forgotten", json!({ "host": "c" })),
             of("member-published", json!({ "member": "db@a", "provides": ["sql"], "consumes": [] })),
             of(
                 "request",
@@ -315,6 +327,8 @@ mod tests {
                    7  2026-01-01T00:00:00.000Z  a joined
                    7  2026-01-01T00:00:00.000Z  b lost
                    7  2026-01-01T00:00:00.000Z  b takes members again
+                   7  2026-01-01T00:00:00.000Z  b labelled rack- zone=a
+                   7  2026-01-01T00:00:00.000Z  c forgotten
                    7  2026-01-01T00:00:00.000Z  db@a provides sql, consumes nothing
                    7  2026-01-01T00:00:00.000Z  t7 requested by ann: db@a=primary: kernel\u{1b}[2J
                    7  2026-01-01T00:00:00.000Z  t7 begun: plan 01234567, 3 steps, token 7, gap: db
@@ -363,7 +377,18 @@ mod tests {
         ];
         let told = table.map(|(group, host, transition)| {
             let named: Vec<_> = [group, host, transition].into_iter().flatten().collect();
-            format!("{}: {}\n", named.join(" "), chosen(group, host, transition))
+            format!([r#"
+                : reign spec host-joined host-liveness host-undrained host-labelled host-forgotten member-published request begin decision decision step turn outcome acknowledged report phase vote gossip
+                db: member-published request begin decision decision step turn outcome phase vote
+                app: step report
+                nothing: 
+                a: host-joined member-published request step
+                b: host-liveness host-undrained host-labelled decision turn outcome vote
+                c: host-forgotten step report
+                t7: request begin decision decision step turn outcome phase vote
+                t8: 
+                db b t7: decision turn outcome vote
+            "#], named.join(" "), chosen(group, host, transition))
         });
         expect![[r#"
             : reign spec host-joined host-liveness host-undrained member-published request begin decision decision step turn outcome acknowledged report phase vote gossip

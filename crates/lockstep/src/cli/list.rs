@@ -1,12 +1,13 @@
 //! `lockstep host|group|member|transition|relation list|show`.
 
-use super::client::Client;
+use super::client::{Answer, Client};
 use super::explain;
 use super::output::{Form, clean, table, yaml};
 use super::status::state;
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Group, Host, List, Member, Relation, Transition};
+use crate::api::body::{ForgetBody, LabelBody};
+use crate::api::object::{Applied, Group, Host, List, Member, Relation, Transition};
 use clap::{Args, Subcommand};
 use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
 use serde::Serialize;
@@ -31,6 +32,34 @@ pub enum HostVerb {
         /// Its name
         name: HostName,
     },
+    /// Set labels over those of its configuration
+    Label {
+        /// Its name
+        name: HostName,
+        /// KEY=VALUE sets one, KEY- takes one away again
+        #[arg(required = true, value_name = "KEY=VALUE|KEY-", value_parser = set_label)]
+        labels: Vec<(String, Option<String>)>,
+    },
+    /// Forget one that is gone for good; its name is free for another agent
+    Forget {
+        /// Its name
+        name: HostName,
+        /// You have made sure that nothing of it runs
+        #[arg(long)]
+        stopped: bool,
+    },
+}
+
+/// `KEY=VALUE`, or `KEY-`.
+fn set_label(text: &str) -> Result<(String, Option<String>), String> {
+    let (label, value) = match text.split_once('=') {
+        Some((label, value)) => (label, Some(value)),
+        None => (text.strip_suffix('-').ok_or("write KEY=VALUE, or KEY- to take one away")?, None),
+    };
+    if label.is_empty() {
+        return Err("the label has no name: write KEY=VALUE".to_owned());
+    }
+    Ok((label.to_owned(), value.map(str::to_owned)))
 }
 
 /// What may be done with groups.
@@ -129,6 +158,18 @@ pub async fn hosts(client: &Client, verb: HostVerb, form: Form) -> Result<Exit, 
             let host = hosts.items.iter().find(|host| host.name == name.as_str());
             let host = host.ok_or_else(|| missing("host", name.as_str()))?;
             show(client, host, |member| member.host == host.name, form).await
+        }
+        HostVerb::Label { name, labels: set } => {
+            let body = LabelBody { labels: set.into_iter().collect() };
+            let labelled: Answer<Host> = client.post(&format!("/v1/hosts/{name}/labels"), &body).await?;
+            form.print(&labelled.body, || format!("{name} has {}\n", labels(&labelled.body.labels)))?;
+            Ok(Exit::Done)
+        }
+        HostVerb::Forget { name, stopped } => {
+            let body = ForgetBody { stopped };
+            let forgotten: Answer<Applied> = client.post(&format!("/v1/hosts/{name}/forget"), &body).await?;
+            form.print(&forgotten.body, || format!("{name} is forgotten: its name is free\n"))?;
+            Ok(Exit::Done)
         }
     }
 }

@@ -207,9 +207,9 @@ impl<S: Store> Driver<S> {
                 self.replies.insert(reply, Waiting::Abort(waiting));
                 Input::Abort { reply, transition }
             }
-            Command::Undrain { host, reply: waiting } => {
+            Command::Host { host, ask, reply: waiting } => {
                 self.replies.insert(reply, Waiting::Revision(waiting));
-                Input::Undrain { reply, host }
+                Input::Host { reply, host, ask }
             }
             Command::Apply { spec, principal, reply: waiting } => {
                 self.replies.insert(reply, Waiting::Revision(waiting));

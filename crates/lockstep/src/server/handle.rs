@@ -1,6 +1,7 @@
 //! How the HTTP side talks to the one task that owns the engine: commands in, a snapshot out.
 
 use lockstep_core::cluster::Cluster;
+use lockstep_core::engine::HostAsk;
 use lockstep_core::id::{HostName, Index, MemberId, TransitionId};
 use lockstep_core::plan::Plan;
 use lockstep_core::request::{Rejection, Request, Target};
@@ -64,11 +65,13 @@ pub enum Command {
         /// The answer; `Ok` once the abort is recorded, or when it was aborted before.
         reply: oneshot::Sender<Result<(), Rejection>>,
     },
-    /// A host that was drained takes members again.
-    Undrain {
+    /// An operator wants something of a host.
+    Host {
         /// Which.
         host: HostName,
-        /// The answer: the revision from which on it does.
+        /// What.
+        ask: HostAsk,
+        /// The answer: the revision from which on it is so.
         reply: oneshot::Sender<Result<Index, Rejection>>,
     },
     /// Declare the cluster.
@@ -120,9 +123,9 @@ impl Handle {
         self.ask(|reply| Command::Abort { transition, reply }).await
     }
 
-    /// Lets a host that was drained take members again; answers with the revision from which on it does.
-    pub async fn undrain(&self, host: HostName) -> Result<Index, Rejection> {
-        self.ask(|reply| Command::Undrain { host, reply }).await
+    /// Wants something of a host; answers with the revision from which on it is so.
+    pub async fn ask_of_host(&self, host: HostName, ask: HostAsk) -> Result<Index, Rejection> {
+        self.ask(|reply| Command::Host { host, ask, reply }).await
     }
 
     /// Declares the cluster; answers with the revision at which it is in force.
