@@ -187,7 +187,8 @@ fn plan_without_lost(
         whole: BTreeSet::new(),
         set: BTreeMap::new(),
         takes: BTreeSet::new(),
-        drains: BTreeSet::new(),
+        // Known before any other target is looked at: it does not matter in which order they are written.
+        drains: targets.iter().filter_map(drained).cloned().collect(),
         come: Vec::new(),
         gone: BTreeSet::new(),
     };
@@ -205,6 +206,15 @@ fn plan_without_lost(
     planner.check_limits()?;
     planner.check_requires()?;
     planner.finish()
+}
+
+fn drained(target: &Target) -> Option<&HostName> {
+    match target {
+        Target::Drain(host) => Some(host),
+        Target::Group(..) | Target::Member(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) => {
+            None
+        }
+    }
 }
 
 struct Planner<'a> {
@@ -289,7 +299,6 @@ impl<'a> Planner<'a> {
             Target::Setting(group, key, value) => self.resolve_setting(group, key, value),
             Target::Drain(host) => {
                 self.known_host(host)?;
-                self.drains.insert(host.clone());
                 for (name, group) in &self.cluster.spec.groups {
                     let member = MemberId::new(name, host);
                     if self.cluster.members.contains_key(&member) {
@@ -351,7 +360,11 @@ impl<'a> Planner<'a> {
         for state in lifecycle.states.iter().rev() {
             // Those that cannot be moved keep the places that they may have.
             let others = self.cluster.members_of(name).filter(|id| !can_rise(id));
-            let taken = others.filter(|id| self.cluster.may_be_in(id, state)).count();
+            let stays_in = |id: &&MemberId| match self.drains.contains(&id.host) {
+                true => group.lifecycle.drained == *state,
+                false => self.cluster.may_be_in(id, state),
+            };
+            let taken = others.filter(stays_in).count();
             let room = group.max(state, count).map_or(usize::MAX, |max| max.saturating_sub(taken));
             fills.extend(members.by_ref().take(room).map(|member| (member, state)));
         }

@@ -10,6 +10,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 mod case;
+mod found;
 mod judge;
 mod model;
 mod refusal;

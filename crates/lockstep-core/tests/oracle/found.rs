@@ -1,0 +1,74 @@
+//! What the oracle found, in a few lines each.
+
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::Index;
+use lockstep_core::message::Role;
+use lockstep_core::plan::{self, Plan, Scores};
+use lockstep_core::record::{Body, HostChange, Liveness, Record};
+use lockstep_core::request::{Code, Request};
+use lockstep_core::time::WallTime;
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+/// Plans targets in a cluster of groups `a`, `b`, ...: each with these keys, on the hosts that its members are listed
+/// for. A member is written `a@h1 online`, a state that it never told `?`, and what follows is `lost` or its zone.
+fn planned(
+    groups: &[(&str, &str)],
+    relations: &str,
+    lifecycles: &str,
+    members: &[&str],
+    targets: &[&str],
+) -> Result<Plan, Code> {
+    let groups: Vec<String> = groups
+        .iter()
+        .map(|(name, keys)| format!(r#""{name}":{{"select":{{"{name}":"y"}}{keys}}}"#))
+        .collect();
+    let spec = format!(
+        r#"{{"cluster":"c","groups":{{{}}},"relations":[{relations}],"lifecycles":{{{lifecycles}}}}}"#,
+        groups.join(",")
+    );
+    let mut cluster = Cluster::default();
+    let mut apply = |body| {
+        let index = Index(cluster.revision.0 + 1);
+        cluster.apply(index, &Record { at: WallTime(0), body });
+    };
+    apply(Body::Spec { spec: Arc::new(serde_json::from_str(&spec).unwrap()), principal: "test".to_owned() });
+    let mut hosts: BTreeMap<&str, BTreeMap<String, String>> = BTreeMap::new();
+    let words: Vec<Vec<&str>> = members.iter().map(|member| member.split(' ').collect()).collect();
+    for word in &words {
+        let (group, host) = word[0].split_once('@').unwrap();
+        let labels = hosts.entry(host).or_default();
+        labels.insert(group.to_owned(), "y".to_owned());
+        let zone = word[2..].iter().find(|word| **word != "lost");
+        labels.extend(zone.map(|zone| ("zone".to_owned(), (*zone).to_owned())));
+    }
+    for (host, labels) in &hosts {
+        let change = HostChange::Joined { agent: "a".parse().unwrap(), address: None, labels: labels.clone() };
+        apply(Body::Host { host: host.parse().unwrap(), change });
+    }
+    for word in words.iter().filter(|word| word[1] != "?") {
+        apply(Body::Report { member: word[0].parse().unwrap(), actual: Some(word[1].parse().unwrap()) });
+    }
+    for word in words.iter().filter(|word| word.contains(&"lost")) {
+        let host = word[0].split_once('@').unwrap().1.parse().unwrap();
+        apply(Body::Host { host, change: HostChange::Liveness { liveness: Liveness::Lost } });
+    }
+    let targets = targets.iter().map(|target| target.parse().unwrap()).collect();
+    let request = Request { targets, ..Request::default() };
+    plan::plan_request(&cluster, &request, &Scores::new()).map_err(|rejection| rejection.code)
+}
+
+fn goals(plan: &Plan) -> String {
+    let goals: Vec<String> = plan.goals.iter().map(|(id, goal)| format!("{id}={goal}")).collect();
+    goals.join(" ")
+}
+
+#[test]
+fn targets_mean_the_same_in_any_order() {
+    let groups = [("a", r#","lifecycle":"primary-standby""#)];
+    let members = ["a@h1 primary", "a@h2 standby"];
+    for targets in [["a=up", "drain h1"], ["drain h1", "a=up"]] {
+        let plan = planned(&groups, "", "", &members, &targets).unwrap();
+        assert_eq!(goals(&plan), "a@h1=offline a@h2=primary");
+    }
+}
