@@ -599,6 +599,10 @@ impl<'a> Planner<'a> {
             // From the highest state down: who is displaced from one may fill up the next.
             for state in states.iter().rev() {
                 let Some(max) = group.max(state, count) else { continue };
+                // What was adopted beyond a limit is only shown: room is made for those who come, and for nobody else.
+                if !self.is_entered(&name, state) {
+                    continue;
+                }
                 let mut free: Vec<_> = self
                     .cluster
                     .members_of(&name)
@@ -630,6 +634,14 @@ impl<'a> Planner<'a> {
             }
         }
         Ok(())
+    }
+
+    /// Whether a member is to end in a state that it is not in now.
+    fn is_entered(&self, group: &GroupName, state: &StateName) -> bool {
+        let members = self.cluster.members_of(group);
+        members
+            .filter(|id| self.wanted.get(id) == Some(state))
+            .any(|id| self.cluster.members[id].actual.as_ref() != Some(state))
     }
 
     /// How many members may be in a state at the end, those counted that may be anywhere.
@@ -681,14 +693,9 @@ impl<'a> Planner<'a> {
                 let after = self.count_at_end(name, state);
                 // What is above its max already, because running software was adopted so, may stay so; nobody
                 // may join it.
-                let enters = |(id, wanted): (&MemberId, &StateName)| {
-                    id.group == *name
-                        && wanted == state
-                        && self.cluster.members[id].actual.as_ref() != Some(state)
-                };
                 if let Some(max) = group.max(state, count)
                     && after > max
-                    && self.wanted.iter().any(enters)
+                    && self.is_entered(name, state)
                 {
                     return Err(self.too_many(name, state, after, max));
                 }

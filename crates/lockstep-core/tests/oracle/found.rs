@@ -72,3 +72,11 @@ fn targets_mean_the_same_in_any_order() {
         assert_eq!(goals(&plan), "a@h1=offline a@h2=primary");
     }
 }
+
+#[test]
+fn what_was_adopted_beyond_a_limit_is_only_shown() {
+    let groups = [("a", r#","limits":{"online":{"max":1}}"#)];
+    let members = ["a@h1 online", "a@h2 online", "a@h3 online"];
+    let plan = planned(&groups, "", "", &members, &["a@h1=offline"]).unwrap();
+    assert_eq!(goals(&plan), "a@h1=offline");
+}
