@@ -661,7 +661,9 @@ impl<'a> Planner<'a> {
         for (id, state) in self.wanted.iter().map(|(id, state)| (id, Some(state))).chain(stays) {
             let member = &self.cluster.members[id];
             let host = &self.cluster.hosts[&id.host];
-            let moves = state.is_none() || member.actual.as_ref() != state;
+            // It may be where it should be, and have settings to take there.
+            let takes = || state.is_none_or(|state| !self.set_of(id, state).is_empty());
+            let moves = member.actual.as_ref() != state || takes();
             if moves && !host.is_reachable() {
                 let message = format!("{id} would have to move, and host {} is {}", id.host, host.liveness);
                 let help = "bring the host back, ask for less, or go on without lost hosts: --exclude-lost";

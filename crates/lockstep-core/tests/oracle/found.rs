@@ -80,3 +80,11 @@ fn what_was_adopted_beyond_a_limit_is_only_shown() {
     let plan = planned(&groups, "", "", &members, &["a@h1=offline"]).unwrap();
     assert_eq!(goals(&plan), "a@h1=offline");
 }
+
+#[test]
+fn a_lost_member_takes_no_settings() {
+    let groups = [("a", r#","settings":{"live":"blue"}"#)];
+    let members = ["a@h1 online", "a@h2 online lost"];
+    let refused = planned(&groups, "", "", &members, &["a.live=green", "a=online"]);
+    assert_eq!(refused, Err(Code::HostLost));
+}
