@@ -743,12 +743,7 @@ impl<'a> Planner<'a> {
     /// How many members are surely in a state, before or at the end.
     fn surely(&self, group: &GroupName, state: &StateName, at_end: bool) -> usize {
         let members = self.cluster.members_of(group);
-        members
-            .filter(|id| match self.wanted.get(id) {
-                Some(wanted) if at_end => wanted == state,
-                Some(_) | None => self.cluster.is_surely_in(id, state),
-            })
-            .count()
+        members.filter(|id| self.is_surely_in(id, state, at_end)).count()
     }
 
     /// Whether every serving state's `min` is met.
@@ -766,10 +761,16 @@ impl<'a> Planner<'a> {
         at_end: bool,
     ) -> bool {
         let group = &self.cluster.spec.groups[name];
-        group_serves(group, members, place.is_some(), |id, state| match self.wanted.get(id) {
-            Some(wanted) if at_end => wanted == state,
+        group_serves(group, members, place.is_some(), |id, state| self.is_surely_in(id, state, at_end))
+    }
+
+    /// Whether a member is surely in a state, before or at the end. That it should stay where it was last seen is no
+    /// evidence that it is there.
+    fn is_surely_in(&self, id: &MemberId, state: &StateName, at_end: bool) -> bool {
+        match self.wanted.get(id).filter(|_| at_end) {
+            Some(wanted) if self.cluster.members[id].actual.as_ref() != Some(wanted) => wanted == state,
             Some(_) | None => self.cluster.is_surely_in(id, state),
-        })
+        }
     }
 
     /// Whether the members of `from` serve that a relation pairs at a place.

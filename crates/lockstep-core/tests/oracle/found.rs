@@ -88,3 +88,13 @@ fn a_lost_member_takes_no_settings() {
     let refused = planned(&groups, "", "", &members, &["a.live=green", "a=online"]);
     assert_eq!(refused, Err(Code::HostLost));
 }
+
+#[test]
+fn a_lost_member_does_not_serve_because_it_should() {
+    let members = ["a@h1 online lost", "a@h2 online"];
+    let refused = planned(&[("a", r#","limits":{"online":{"min":1}}"#)], "", "", &members, &[
+        "a@h1=online",
+        "a@h2=offline",
+    ]);
+    assert_eq!(refused, Err(Code::LimitBroken));
+}
