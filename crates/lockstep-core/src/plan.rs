@@ -915,7 +915,10 @@ impl<'a> Planner<'a> {
 
     fn add_participants(&self, plan: &mut Plan) {
         let moving: BTreeSet<GroupName> = plan.moving().into_iter().cloned().collect();
-        let actors: BTreeSet<MemberId> = plan.goals.keys().cloned().collect();
+        // One that is where it should be, and whose goal was another, has nothing to do: if nobody answers there, nobody
+        // is asked.
+        let answers = |id: &&MemberId| self.cluster.hosts[&id.host].is_reachable();
+        let actors: BTreeSet<MemberId> = plan.goals.keys().filter(answers).cloned().collect();
         let mut roles: BTreeSet<Participant> = BTreeSet::new();
         let mut add = |member: &MemberId, role| roles.insert(Participant { member: member.clone(), role });
         for member in &actors {
