@@ -961,12 +961,6 @@ impl<'a> Planner<'a> {
         plan.exclusive = moving.clone();
         plan.exclusive.extend(holders.iter().map(|member| member.group.clone()));
         let beside = self.relations_of(&moving);
-        for relation in &beside {
-            // Their members must not be on their way at the same time, whoever moves them.
-            if relation.kind == Kind::Excludes && relation.moving {
-                plan.exclusive.extend(relation.groups().cloned());
-            }
-        }
         plan.relations.extend(beside.iter().map(|relation| (**relation).clone()));
         plan.relations.sort();
         plan.relations.dedup();

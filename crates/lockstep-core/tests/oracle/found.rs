@@ -98,3 +98,12 @@ fn a_lost_member_does_not_serve_because_it_should() {
     ]);
     assert_eq!(refused, Err(Code::LimitBroken));
 }
+
+#[test]
+fn groups_that_do_not_move_are_shared() {
+    let relation = r#"{"from":"a","to":"b","kind":"excludes","moving":true}"#;
+    let members = ["a@h1 offline", "b@h1 online"];
+    let plan = planned(&[("a", ""), ("b", "")], relation, "", &members, &["a=online"]).unwrap();
+    assert_eq!(plan.exclusive, ["a".parse().unwrap()].into());
+    assert_eq!(plan.shared, ["b".parse().unwrap()].into());
+}
