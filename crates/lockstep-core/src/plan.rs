@@ -460,6 +460,17 @@ impl<'a> Planner<'a> {
         relations
     }
 
+    /// The relations that a plan has to do with: those of the groups that move, and those that come and go with its
+    /// settings, whichever groups they relate.
+    fn relations_beside<'b>(
+        &self,
+        moved: impl IntoIterator<Item = &'b GroupName>,
+    ) -> BTreeSet<Arc<Relation>> {
+        let mut relations = self.relations_of(moved);
+        relations.extend(self.come.iter().chain(&self.gone).cloned());
+        relations
+    }
+
     /// The groups of which something moves or changes.
     fn moved(&self) -> BTreeSet<GroupName> {
         let members = self.wanted.keys().map(|member| &member.group);
@@ -518,7 +529,7 @@ impl<'a> Planner<'a> {
     fn cascade(&mut self) -> Result<bool, Rejection> {
         let mut has_pulled = false;
         loop {
-            let relations = self.relations_of(&self.moved());
+            let relations = self.relations_beside(&self.moved());
             let mut down: Vec<MemberId> = Vec::new();
             for relation in
                 relations.iter().filter(|relation| relation.cascade && self.exists(relation, true))
@@ -786,7 +797,7 @@ impl<'a> Planner<'a> {
     }
 
     fn check_requires(&self) -> Result<(), Rejection> {
-        let relations = self.relations_of(&self.moved());
+        let relations = self.relations_beside(&self.moved());
         // Many relations may lead to one large group.
         let mut known: BTreeMap<(&GroupName, bool), bool> = BTreeMap::new();
         let demands =
@@ -821,7 +832,7 @@ impl<'a> Planner<'a> {
         plan.drains =
             self.drains.iter().filter(|host| !self.cluster.hosts[*host].is_drained).cloned().collect();
         let mut relations = Vec::new();
-        for relation in self.relations_of(plan.moving()) {
+        for relation in self.relations_beside(plan.moving()) {
             let (now, at_end) = (self.exists(&relation, false), self.exists(&relation, true));
             relations.push(order::Bond { relation, now, at_end });
         }
@@ -960,7 +971,7 @@ impl<'a> Planner<'a> {
             .collect();
         plan.exclusive = moving.clone();
         plan.exclusive.extend(holders.iter().map(|member| member.group.clone()));
-        let beside = self.relations_of(&moving);
+        let beside = self.relations_beside(&moving);
         plan.relations.extend(beside.iter().map(|relation| (**relation).clone()));
         plan.relations.sort();
         plan.relations.dedup();

@@ -107,3 +107,20 @@ fn groups_that_do_not_move_are_shared() {
     assert_eq!(plan.exclusive, ["a".parse().unwrap()].into());
     assert_eq!(plan.shared, ["b".parse().unwrap()].into());
 }
+
+#[test]
+fn a_setting_brings_relations_between_other_groups() {
+    let groups = [("a", ""), ("b", ""), ("c", r#","settings":{"live":"blue"}"#)];
+    for (relation, b, code) in [
+        (r#"{"from":"a","to":"b","kind":"requires","when":{"c.live":"green"}}"#, "offline", Code::RequirementDown),
+        (r#"{"from":"a","to":"b","kind":"excludes","when":{"c.live":"green"}}"#, "online", Code::Excluded),
+    ] {
+        let b = format!("b@h2 {b}");
+        let members = ["a@h1 online", b.as_str(), "c@h3 online"];
+        assert_eq!(planned(&groups, relation, "", &members, &["c.live=green"]), Err(code));
+        let other = if code == Code::Excluded { "b=down" } else { "b=up" };
+        let plan = planned(&groups, relation, "", &members, &["c.live=green", other]).unwrap();
+        assert_eq!(plan.steps[1].after, [plan.steps[0].id], "{other} comes before the setting is taken");
+        assert!(plan.shared.contains(&"a".parse().unwrap()));
+    }
+}
