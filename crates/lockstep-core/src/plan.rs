@@ -942,7 +942,7 @@ impl<'a> Planner<'a> {
             }
         }
         let told = self.told(&moving);
-        let mut touched = rule::Touched::new(self.cluster, plan);
+        let mut touched = rule::Touched::new(self.cluster, plan, &told);
         for relation in &told {
             for member in self.cluster.members_of(&relation.from) {
                 if !touched.concerns(relation, member) {

@@ -124,3 +124,24 @@ fn a_setting_brings_relations_between_other_groups() {
         assert!(plan.shared.contains(&"a".parse().unwrap()));
     }
 }
+
+#[test]
+fn whoever_is_asked_for_a_setting_is_asked_where_nobody_takes_it() {
+    let relation = r#"{"from":"a","to":"b","ask":"vote","on":["live"],"scope":"zone"}"#;
+    let groups = [("a", ""), ("b", r#","settings":{"live":"blue"}"#)];
+    let members = ["a@h1 online n", "a@h2 online s", "b@h3 offline n"];
+    let plan = planned(&groups, relation, "", &members, &["b.live=green"]).unwrap();
+    let voters: Vec<String> = plan.with_role(Role::Voter).map(ToString::to_string).collect();
+    assert_eq!(voters, ["a@h1"]);
+}
+
+#[test]
+fn notices_follow_requires_also_where_another_group_of_the_list_moves() {
+    let relations = r#"{"from":"c","to":"a","kind":"requires"},
+        {"from":"d","to":["a","b","c"],"kind":"requires","need":1,"scope":"zone"}"#;
+    let groups = [("a", ""), ("b", ""), ("c", ""), ("d", "")];
+    let members = ["a@h1 offline n", "c@h2 offline s", "d@h3 offline s"];
+    let plan = planned(&groups, relations, "", &members, &["a=up"]).unwrap();
+    let told: Vec<String> = plan.with_role(Role::Observer).map(ToString::to_string).collect();
+    assert_eq!(told, ["c@h2", "d@h3"]);
+}
