@@ -550,13 +550,19 @@ impl<'a> Planner<'a> {
     }
 
     /// The members that a relation with `cascade` takes down.
-    fn pulled_along(&self, relation: &Relation) -> Vec<MemberId> {
+    fn pulled_along(&self, relation: &Arc<Relation>) -> Vec<MemberId> {
         let mut down: Vec<&MemberId> = Vec::new();
         for pair in rule::pairs(self.cluster, relation) {
             let to = &pair.to[0];
             match relation.kind {
                 Kind::Requires => {
-                    if self.pair_serves(relation, &pair, true) && !self.is_pair_met(relation, &pair, true) {
+                    let is_new = !self.exists(relation, false);
+                    let now =
+                        (self.pair_serves(relation, &pair, false), self.is_pair_met(relation, &pair, false));
+                    let at_end =
+                        (self.pair_serves(relation, &pair, true), self.is_pair_met(relation, &pair, true));
+                    // Who would not be refused without it is not pulled along either; nor is who begins to serve.
+                    if now.0 && check_pair(relation, pair.place, is_new, now, at_end).is_err() {
                         down.extend(&pair.from);
                     }
                 }

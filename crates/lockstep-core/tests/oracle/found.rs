@@ -145,3 +145,15 @@ fn notices_follow_requires_also_where_another_group_of_the_list_moves() {
     let told: Vec<String> = plan.with_role(Role::Observer).map(ToString::to_string).collect();
     assert_eq!(told, ["c@h2", "d@h3"]);
 }
+
+#[test]
+fn nobody_is_pulled_along_for_what_was_broken_before() {
+    let relation = r#"{"from":"a","to":"b","kind":"requires","cascade":true}"#;
+    let groups = [("a", r#","limits":{"online":{"min":2}}"#), ("b", "")];
+    let members = ["a@h1 online", "a@h2 offline", "b@h3 offline"];
+    let refused = planned(&groups, relation, "", &members, &["a@h2=online"]);
+    assert_eq!(refused, Err(Code::RequirementDown), "who is to come up takes nobody down");
+    let members = ["a@h1 online", "a@h2 online", "b@h3 offline", "b@h4 offline"];
+    let plan = planned(&groups, relation, "", &members, &["b@h4=offline", "a@h2=online"]).unwrap();
+    assert!(plan.is_empty(), "{}", goals(&plan));
+}
