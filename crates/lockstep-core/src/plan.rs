@@ -500,29 +500,39 @@ impl<'a> Planner<'a> {
             let count = self.cluster.members_of(&name).count();
             for state in group.lifecycle.states.iter().rev().filter(|state| group.lifecycle.serves(state)) {
                 let missing = group.min(state, count).saturating_sub(self.surely(&name, state, true));
-                let mut others: Vec<_> = self
-                    .cluster
-                    .members_of(&name)
-                    .filter(|id| !self.wanted.contains_key(id) && self.cluster.can_act(id))
-                    .filter(|id| !self.cluster.members[*id].leaving && !self.is_drained(&id.host))
-                    .filter(|id| {
-                        // Not one that would be missed where it is.
-                        let actual = self.cluster.members[*id].actual.as_ref();
-                        actual.is_none_or(|actual| !group.lifecycle.serves(actual))
-                    })
-                    .cloned()
-                    .collect();
-                others.sort_by_key(|id| (std::cmp::Reverse(self.score(id)), id.clone()));
-                if others.len() < missing {
-                    let message =
-                        format!("draining would leave {name} without {state}, and nobody can take over");
-                    let help = format!("add a member of {name} elsewhere, or name it too: {name}=down");
-                    return Err(Rejection::new(Code::NoCandidate, message, help));
+                for _ in 0..missing {
+                    let Some(best) = self.best_for(&name, state) else {
+                        let message =
+                            format!("draining would leave {name} without {state}, and nobody can take over");
+                        let help = format!("add a member of {name} elsewhere, or name it too: {name}=down");
+                        return Err(Rejection::new(Code::NoCandidate, message, help));
+                    };
+                    self.want(&best, state)?;
                 }
-                others.into_iter().take(missing).try_for_each(|id| self.want(&id, state))?;
             }
         }
         Ok(())
+    }
+
+    /// Who takes a place in a serving state over: the best score, then the name, among those that are not missed where
+    /// they are.
+    fn best_for(&self, name: &GroupName, state: &StateName) -> Option<MemberId> {
+        let group = &self.cluster.spec.groups[name];
+        let count = self.cluster.members_of(name).count();
+        let is_missed = |actual: &StateName| {
+            group.lifecycle.serves(actual) && self.surely(name, actual, true) <= group.min(actual, count)
+        };
+        let missed: BTreeSet<&StateName> = group.lifecycle.states.iter().filter(|at| is_missed(at)).collect();
+        self.cluster
+            .members_of(name)
+            .filter(|id| !self.wanted.contains_key(id) && self.cluster.can_act(id))
+            .filter(|id| !self.cluster.members[*id].leaving && !self.is_drained(&id.host))
+            .filter(|id| {
+                let actual = self.cluster.members[*id].actual.as_ref();
+                actual.is_some_and(|actual| actual != state && !missed.contains(actual))
+            })
+            .min_by_key(|id| (std::cmp::Reverse(self.score(id)), (*id).clone()))
+            .cloned()
     }
 
     /// Pulls along, where a relation says `cascade`, whoever could not stay as it is. Tells whether anybody was.

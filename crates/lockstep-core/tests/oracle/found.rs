@@ -157,3 +157,16 @@ fn nobody_is_pulled_along_for_what_was_broken_before() {
     let plan = planned(&groups, relation, "", &members, &["b@h4=offline", "a@h2=online"]).unwrap();
     assert!(plan.is_empty(), "{}", goals(&plan));
 }
+
+#[test]
+fn a_role_moves_to_a_member_that_serves_in_another_state() {
+    let cache = r#""cache":{"states":["off","replica","primary"],"serving":["replica","primary"],
+        "limits":{"primary":{"max":1}},
+        "edges":[["off","replica"],["replica","primary"],["primary","replica"],["replica","off"]]}"#;
+    let groups = [("a", r#","lifecycle":"cache""#)];
+    let members = ["a@h1 primary", "a@h2 replica", "a@h3 replica"];
+    let plan = planned(&groups, "", cache, &members, &["drain h1"]).unwrap();
+    assert_eq!(goals(&plan), "a@h1=off a@h2=primary");
+    let last = ["a@h1 primary", "a@h2 replica"];
+    assert_eq!(planned(&groups, "", cache, &last, &["drain h1"]), Err(Code::NoCandidate));
+}
