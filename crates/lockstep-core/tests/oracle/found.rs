@@ -170,3 +170,12 @@ fn a_role_moves_to_a_member_that_serves_in_another_state() {
     let last = ["a@h1 primary", "a@h2 replica"];
     assert_eq!(planned(&groups, "", cache, &last, &["drain h1"]), Err(Code::NoCandidate));
 }
+
+#[test]
+fn who_goes_to_the_highest_state_passes_first() {
+    let sync = r#""sync":{"states":["off","sync","on","top"],"serving":["on","top"],"limits":{"sync":{"max":1},
+        "top":{"max":1}},"edges":[["off","sync"],["sync","on"],["sync","top"],["on","off"],["top","off"]]}"#;
+    let groups = [("a", r#","lifecycle":"sync""#)];
+    let plan = planned(&groups, "", sync, &["a@h1 off", "a@h2 off"], &["a@h1=on", "a@h2=top"]).unwrap();
+    assert!(plan.steps[0].after.contains(&plan.steps[3].id), "h1 waits until h2 is in the highest state");
+}
