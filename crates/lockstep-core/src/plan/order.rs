@@ -166,12 +166,17 @@ fn lanes(
     let mut turns = vec![0; graph.before.len()];
     graph.turns().into_iter().enumerate().for_each(|(turn, node)| turns[node] = turn);
     let mut members: Vec<(usize, usize)> = members.into_values().collect();
-    members.sort_by_key(|(first, last)| (turns[*last], *first));
-    for ((_, last), (first, _)) in members.iter().zip(&members[lanes..]) {
-        graph.add(&hard(vec![*last], vec![*first]));
-    }
-    if graph.is_acyclic() {
-        return Ok(());
+    // Who can end early goes first; where that cannot be, who can begin early.
+    for ends_early in [true, false] {
+        members.sort_by_key(|(first, last)| (turns[if ends_early { *last } else { *first }], *first));
+        let before = graph.clone();
+        for ((_, last), (first, _)) in members.iter().zip(&members[lanes..]) {
+            graph.add(&hard(vec![*last], vec![*first]));
+        }
+        if graph.is_acyclic() {
+            return Ok(());
+        }
+        *graph = before;
     }
     let message =
         format!("parallel = {} of {name} leaves no order in which limits and relations hold", group.parallel);

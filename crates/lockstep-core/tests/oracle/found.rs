@@ -179,3 +179,12 @@ fn who_goes_to_the_highest_state_passes_first() {
     let plan = planned(&groups, "", sync, &["a@h1 off", "a@h2 off"], &["a@h1=on", "a@h2=top"]).unwrap();
     assert!(plan.steps[0].after.contains(&plan.steps[3].id), "h1 waits until h2 is in the highest state");
 }
+
+const RING: &str = r#""ring":{"states":["a","b","c"],"serving":["c"],"edges":[["a","b"],["b","c"],["c","a"]]}"#;
+
+#[test]
+fn lanes_follow_the_order_that_keeps_a_group_serving() {
+    let groups = [("a", r#","lifecycle":"ring","parallel":1"#)];
+    let plan = planned(&groups, "", RING, &["a@h1 c", "a@h2 b"], &["a=a"]).unwrap();
+    assert_eq!(plan.steps[0].after, [plan.steps[1].id, plan.steps[2].id], "h2 enters c before h1 leaves it");
+}
