@@ -188,3 +188,11 @@ fn lanes_follow_the_order_that_keeps_a_group_serving() {
     let plan = planned(&groups, "", RING, &["a@h1 c", "a@h2 b"], &["a=a"]).unwrap();
     assert_eq!(plan.steps[0].after, [plan.steps[1].id, plan.steps[2].id], "h2 enters c before h1 leaves it");
 }
+
+#[test]
+fn whoever_passes_through_makes_no_gap() {
+    let groups = [("a", r#","lifecycle":"ring","limits":{"c":{"max":2}}"#)];
+    let members = ["a@h1 c", "a@h2 c", "a@h3 b", "a@h4 c"];
+    let plan = planned(&groups, "", RING, &members, &["a@h3=a", "a@h2=a", "a@h4=a"]).unwrap();
+    assert!(plan.gaps.is_empty(), "h1 serves on");
+}
