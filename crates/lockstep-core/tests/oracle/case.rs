@@ -175,8 +175,13 @@ impl Case {
             spec.groups.insert(name("both"), file);
             ends.push(name("both"));
         }
-        for _ in 0..dice.below(5) {
+        for _ in 0..dice.below(7) {
             let relation = relation_file(dice, &ends, &names, &spec);
+            // Most lead one way, so that few go in a circle.
+            let is_back = relation.to.iter().all(|to| *to < relation.from);
+            if is_back && dice.percent(85) && !matches!(relation.kind, Kind::Excludes | Kind::Watches) {
+                continue;
+            }
             spec.relations.push(relation);
         }
         let hosts = hosts(dice, &names);
@@ -205,9 +210,11 @@ impl Case {
                 settings.insert(group.clone(), Settings::from([(name("live"), value("green"))]));
             }
         }
+        let with_settings: Vec<GroupName> =
+            names.iter().filter(|group| !spec.groups[*group].settings.is_empty()).cloned().collect();
         let mut targets = Vec::new();
-        for _ in 0..1 + dice.below(3) {
-            targets.push(target(dice, &ends, &kinds, &hosts, has_settings));
+        for _ in 0..1 + dice.below(4) {
+            targets.push(target(dice, &ends, &kinds, &hosts, &with_settings));
         }
         let request = Request { targets, exclude_lost: dice.percent(20), ..Request::default() };
         Self { spec, hosts, members, settings, request }
@@ -319,6 +326,9 @@ impl Case {
                 case.members.remove(id);
             });
         }
+        for name in self.spec.lifecycles.keys() {
+            add(&|case| drop(case.spec.lifecycles.remove(name)));
+        }
         add(&|case| case.settings.clear());
         add(&|case| case.request.exclude_lost = false);
         smaller
@@ -360,7 +370,8 @@ fn group_file(dice: &mut Dice, group: &GroupName, kind: &str, has_settings: bool
         file.consumes.push(dice.pick(&capability).clone());
     }
     if dice.percent(20) {
-        file.parallel = *dice.pick(&[Amount::Count(1), Amount::Count(2), Amount::Percent(50), Amount::Majority]);
+        file.parallel =
+            *dice.pick(&[Amount::Count(1), Amount::Count(2), Amount::Percent(50), Amount::Majority]);
     }
     file
 }
@@ -431,7 +442,7 @@ impl WithMoving for RelationFile {
 }
 
 fn hosts(dice: &mut Dice, groups: &[GroupName]) -> Vec<HostCase> {
-    let sizes: Vec<usize> = groups.iter().map(|_| *dice.pick(&[0, 1, 1, 2, 2, 2, 3, 3, 4])).collect();
+    let sizes: Vec<usize> = groups.iter().map(|_| *dice.pick(&[0, 1, 2, 2, 2, 3, 3, 3, 4, 4])).collect();
     let is_shared = dice.percent(60);
     let mut hosts: Vec<HostCase> = Vec::new();
     for (group, size) in groups.iter().zip(sizes) {
@@ -443,7 +454,7 @@ fn hosts(dice: &mut Dice, groups: &[GroupName]) -> Vec<HostCase> {
                 if dice.percent(90) {
                     labels.insert("zone".to_owned(), (*dice.pick(&["n", "s"])).to_owned());
                 }
-                let liveness = match dice.below(40) {
+                let liveness = match dice.below(60) {
                     0 | 1 => Liveness::Lost,
                     2 => Liveness::Left,
                     3 => Liveness::Suspect,
@@ -471,7 +482,7 @@ fn hosts(dice: &mut Dice, groups: &[GroupName]) -> Vec<HostCase> {
 
 fn member(dice: &mut Dice, states: &[StateName], at: usize) -> MemberCase {
     let mut member = MemberCase { first: Some(states[at].clone()), ..MemberCase::default() };
-    match dice.below(50) {
+    match dice.below(90) {
         0 => member.first = None,
         1 => member.later = Some(None),
         2 | 3 => member.later = Some(Some(dice.pick(states).clone())),
@@ -492,7 +503,7 @@ fn target(
     ends: &[GroupName],
     kinds: &BTreeMap<GroupName, &str>,
     hosts: &[HostCase],
-    has_settings: bool,
+    with_settings: &[GroupName],
 ) -> Target {
     let group = dice.pick(ends).clone();
     let states = kinds.get(&group).map_or_else(|| states("service"), |kind| states(kind));
@@ -509,21 +520,24 @@ fn target(
     if hosts.is_empty() {
         return Target::Down(group);
     }
-    let here: Vec<&HostCase> =
-        hosts.iter().filter(|host| host.labels.contains_key(group.as_str())).collect();
-    match dice.below(if has_settings { 14 } else { 11 }) {
-        0 | 1 => Target::Up(group),
-        2 => Target::Down(group),
-        3 | 4 => Target::Group(group, dice.pick(&states).clone()),
+    let here: Vec<&HostCase> = hosts.iter().filter(|host| host.labels.contains_key(group.as_str())).collect();
+    match dice.below(if with_settings.is_empty() { 11 } else { 16 }) {
+        0..=2 => Target::Up(group),
+        3 => Target::Down(group),
+        4 => Target::Group(group, dice.pick(&states).clone()),
         5 => Target::Drain(dice.pick(hosts).name.clone()),
         6..=10 => {
-            let host = if here.is_empty() || dice.percent(2) { dice.pick(hosts) } else { *dice.pick(&here) };
+            if here.is_empty() {
+                return Target::Up(group);
+            }
+            let host = if dice.percent(1) { dice.pick(hosts) } else { *dice.pick(&here) };
             Target::Member(MemberId::new(&group, &host.name), dice.pick(&states).clone())
         }
         _ => {
-            let group = dice.pick(ends).clone();
+            let set: Vec<_> = ends.iter().filter(|group| with_settings.contains(group)).collect();
+            let group = if set.is_empty() || dice.percent(2) { dice.pick(ends) } else { *dice.pick(&set) };
             let value = dice.pick::<&str>(&["blue", "green"]);
-            Target::Setting(group, name("live"), (*value).to_owned())
+            Target::Setting(group.clone(), name("live"), (*value).to_owned())
         }
     }
 }

@@ -43,7 +43,8 @@ fn planned(
         labels.extend(zone.map(|zone| ("zone".to_owned(), (*zone).to_owned())));
     }
     for (host, labels) in &hosts {
-        let change = HostChange::Joined { agent: "a".parse().unwrap(), address: None, labels: labels.clone() };
+        let change =
+            HostChange::Joined { agent: "a".parse().unwrap(), address: None, labels: labels.clone() };
         apply(Body::Host { host: host.parse().unwrap(), change });
     }
     for word in words.iter().filter(|word| word[1] != "?") {
@@ -92,10 +93,13 @@ fn a_lost_member_takes_no_settings() {
 #[test]
 fn a_lost_member_does_not_serve_because_it_should() {
     let members = ["a@h1 online lost", "a@h2 online"];
-    let refused = planned(&[("a", r#","limits":{"online":{"min":1}}"#)], "", "", &members, &[
-        "a@h1=online",
-        "a@h2=offline",
-    ]);
+    let refused = planned(
+        &[("a", r#","limits":{"online":{"min":1}}"#)],
+        "",
+        "",
+        &members,
+        &["a@h1=online", "a@h2=offline"],
+    );
     assert_eq!(refused, Err(Code::LimitBroken));
 }
 
@@ -112,7 +116,11 @@ fn groups_that_do_not_move_are_shared() {
 fn a_setting_brings_relations_between_other_groups() {
     let groups = [("a", ""), ("b", ""), ("c", r#","settings":{"live":"blue"}"#)];
     for (relation, b, code) in [
-        (r#"{"from":"a","to":"b","kind":"requires","when":{"c.live":"green"}}"#, "offline", Code::RequirementDown),
+        (
+            r#"{"from":"a","to":"b","kind":"requires","when":{"c.live":"green"}}"#,
+            "offline",
+            Code::RequirementDown,
+        ),
         (r#"{"from":"a","to":"b","kind":"excludes","when":{"c.live":"green"}}"#, "online", Code::Excluded),
     ] {
         let b = format!("b@h2 {b}");
@@ -180,7 +188,8 @@ fn who_goes_to_the_highest_state_passes_first() {
     assert!(plan.steps[0].after.contains(&plan.steps[3].id), "h1 waits until h2 is in the highest state");
 }
 
-const RING: &str = r#""ring":{"states":["a","b","c"],"serving":["c"],"edges":[["a","b"],["b","c"],["c","a"]]}"#;
+const RING: &str =
+    r#""ring":{"states":["a","b","c"],"serving":["c"],"edges":[["a","b"],["b","c"],["c","a"]]}"#;
 
 #[test]
 fn lanes_follow_the_order_that_keeps_a_group_serving() {

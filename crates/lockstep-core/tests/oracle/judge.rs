@@ -1,9 +1,10 @@
 //! Whether a plan is valid, and no stricter than it needs to be.
 
 use crate::model::{AFTER, BEFORE, Link, Model};
+use crate::refusal::{cascades, deserted, is_filled, is_nearest, pulled, sets};
 use crate::rule::{Move, Moves, Steps, Why, wrong_at_end};
 use lockstep_core::cluster::Cluster;
-use lockstep_core::id::{GroupName, StepId};
+use lockstep_core::id::{GroupName, StateName, StepId};
 use lockstep_core::message::Role;
 use lockstep_core::plan::Plan;
 use lockstep_core::request::{Request, Target};
@@ -34,46 +35,62 @@ pub(crate) struct Asked {
     pub(crate) named: BTreeMap<usize, Option<usize>>,
     /// A member is asked to be in two states.
     pub(crate) is_torn: bool,
+    /// A member is named beside its group's `up`.
+    pub(crate) is_named_twice: bool,
     /// The groups that are named whole.
     pub(crate) whole: BTreeSet<usize>,
     pub(crate) has_drain: bool,
+    /// Members whose host is drained.
+    pub(crate) drained: BTreeSet<usize>,
 }
 
 pub(crate) fn asked(model: &Model, request: &Request) -> Asked {
     let mut asked = Asked {
         named: BTreeMap::new(),
         is_torn: false,
+        is_named_twice: false,
         whole: BTreeSet::new(),
         has_drain: false,
+        drained: BTreeSet::new(),
     };
     let mut explicit: BTreeMap<usize, BTreeSet<usize>> = BTreeMap::new();
+    let is_host = |target: &Target, member: usize| matches!(target, Target::Drain(host) if *host == model.members[member].id.host);
+    let is_drained = |member: usize| {
+        model.members[member].is_drained || request.targets.iter().any(|target| is_host(target, member))
+    };
     let mut chosen = BTreeSet::new();
     for target in &request.targets {
-        let place = |group: usize, state: &lockstep_core::id::StateName| {
+        let place = |group: usize, state: &StateName| {
             model.groups[group].states.iter().position(|known| known == state)
+        };
+        // A group's name does not bring up a member that is on its way out, or whose host is drained.
+        let members = |group: usize, state: usize, is_up: bool| {
+            let all = model.groups[group].members.iter().copied();
+            all.filter(move |&member| state == 0 || !(model.members[member].is_leaving || is_drained(member)))
+                .filter(move |&member| {
+                    state > 0 && is_up || !request.exclude_lost || model.members[member].is_reachable
+                })
         };
         match target {
             Target::Group(name, state) => {
                 for group in leaves(model, name) {
                     asked.whole.insert(group);
                     let Some(state) = place(group, state) else { continue };
-                    for &member in &model.groups[group].members {
-                        explicit.entry(member).or_default().insert(state);
-                    }
+                    members(group, state, false)
+                        .for_each(|member| _ = explicit.entry(member).or_default().insert(state));
                 }
             }
             Target::Down(name) => {
                 for group in leaves(model, name) {
                     asked.whole.insert(group);
-                    for &member in &model.groups[group].members {
-                        explicit.entry(member).or_default().insert(0);
-                    }
+                    members(group, 0, false)
+                        .for_each(|member| _ = explicit.entry(member).or_default().insert(0));
                 }
             }
             Target::Up(name) => {
                 for group in leaves(model, name) {
                     asked.whole.insert(group);
-                    chosen.extend(model.groups[group].members.iter().copied());
+                    chosen.extend(members(group, 1, true));
                 }
             }
             Target::Member(id, state) => {
@@ -85,14 +102,19 @@ pub(crate) fn asked(model: &Model, request: &Request) -> Asked {
             }
             Target::Drain(host) => {
                 asked.has_drain = true;
-                for (number, member) in model.members.iter().enumerate().filter(|(_, one)| one.id.host == *host) {
+                for (number, member) in
+                    model.members.iter().enumerate().filter(|(_, one)| one.id.host == *host)
+                {
                     explicit.entry(number).or_default().insert(model.groups[member.group].drained);
+                    asked.drained.insert(number);
                 }
             }
             Target::Setting(_, _, _) => {}
         }
     }
     asked.is_torn = explicit.values().any(|states| states.len() > 1);
+    let groups: BTreeSet<usize> = chosen.iter().map(|&member: &usize| model.members[member].group).collect();
+    asked.is_named_twice = explicit.keys().any(|&member| groups.contains(&model.members[member].group));
     chosen.into_iter().for_each(|member| drop(asked.named.insert(member, None)));
     for (member, states) in explicit {
         asked.named.insert(member, states.first().copied());
@@ -132,7 +154,9 @@ fn read<'a>(model: &'a Model, plan: &Plan) -> Result<(Moves<'a>, Vec<Steps>), Fa
                 before[step] |= 1 << id.0;
                 open.extend(&plan.steps[id.0 as usize].after);
             } else {
-                let Some(barrier) = barrier(id) else { return Err(fault("barriers", format!("no barrier {id}"))) };
+                let Some(barrier) = barrier(id) else {
+                    return Err(fault("barriers", format!("no barrier {id}")));
+                };
                 open.extend(&barrier.after);
             }
         }
@@ -173,11 +197,17 @@ fn ready(before: &[Steps], done: Steps) -> Steps {
 pub(crate) struct Looked {
     pub(crate) points: usize,
     pub(crate) edges: usize,
+    pub(crate) lanes: usize,
     pub(crate) is_capped: bool,
 }
 
 /// What is wrong with a plan.
-pub(crate) fn judge(model: &Model, cluster: &Cluster, request: &Request, plan: &Plan) -> (Vec<Fault>, Looked) {
+pub(crate) fn judge(
+    model: &Model,
+    cluster: &Cluster,
+    request: &Request,
+    plan: &Plan,
+) -> (Vec<Fault>, Looked) {
     let mut faults = Vec::new();
     let mut looked = Looked::default();
     let (moves, before) = match read(model, plan) {
@@ -185,7 +215,7 @@ pub(crate) fn judge(model: &Model, cluster: &Cluster, request: &Request, plan: &
         Err(fault) => return (vec![fault], looked),
     };
     let asked = asked(model, request);
-    faults.extend(steps(&moves, plan, cluster));
+    faults.extend(steps(&moves, plan, cluster, &sets(model, request)));
     faults.extend(goals(model, &moves, &asked, request, plan, cluster));
     for (second, needs) in before.iter().enumerate() {
         for first in 0..before.len() {
@@ -200,7 +230,9 @@ pub(crate) fn judge(model: &Model, cluster: &Cluster, request: &Request, plan: &
         None => looked.is_capped = true,
         Some(cuts) => {
             looked.points = cuts.len();
-            if let Some((rule, text)) = cuts.iter().find_map(|&done| moves.wrong_at(done, ready(&before, done))) {
+            if let Some((rule, text)) =
+                cuts.iter().find_map(|&done| moves.wrong_at(done, ready(&before, done)))
+            {
                 faults.push(fault(rule, text));
             }
             faults.extend(gaps(&moves, plan, &before, &cuts));
@@ -210,19 +242,19 @@ pub(crate) fn judge(model: &Model, cluster: &Cluster, request: &Request, plan: &
         }
     }
     faults.extend(soft(&moves, &before, plan));
-    faults.extend(participants(model, &moves, plan));
-    faults.extend(footprint(model, &moves, plan));
+    faults.extend(participants(model, &moves, request, plan));
+    faults.extend(footprint(model, plan));
     (faults, looked)
 }
 
 /// Each step an edge of the lifecycle, each member's steps a chain from where it is to its goal.
-fn steps(moves: &Moves<'_>, plan: &Plan, cluster: &Cluster) -> Vec<Fault> {
+fn steps(moves: &Moves<'_>, plan: &Plan, cluster: &Cluster, sets: &BTreeSet<usize>) -> Vec<Fault> {
     let model = moves.model;
     let mut faults = Vec::new();
     for (member, known) in model.members.iter().enumerate() {
         let steps = &moves.of[member];
         let group = &model.groups[known.group];
-        let set = plan.settings.get(&group.name);
+        let missing = model.missing(member);
         let mut at = known.surely;
         for &number in steps {
             let (step, written) = (moves.steps[number], &plan.steps[number]);
@@ -235,15 +267,21 @@ fn steps(moves: &Moves<'_>, plan: &Plan, cluster: &Cluster) -> Vec<Fault> {
             if step.moves() && !written.set.is_empty() {
                 faults.push(fault("set", format!("step {number} moves and sets")));
             }
-            if !step.moves() && (steps.len() > 1 || set != Some(&written.set)) {
+            if !step.moves() && (steps.len() > 1 || missing != written.set) {
                 faults.push(fault("set", format!("step {number} takes {:?}", written.set)));
             }
             at = Some(step.to);
         }
         let goal = plan.goals.get(&known.id);
         let ends = moves.goal(member).map(|goal| &group.states[goal]);
-        if goal.is_some() && goal != ends && known.surely.map(|at| &group.states[at]) != goal {
+        let stays =
+            known.actual.filter(|_| !known.is_in_doubt && steps.is_empty()).map(|at| &group.states[at]);
+        if goal.is_some() && goal != ends && stays != goal {
             faults.push(fault("goal", format!("{} ends {ends:?}, goal {goal:?}", known.id)));
+        }
+        let is_changed = cluster.members[&known.id].goal.as_ref() != goal;
+        if goal.is_some() && steps.is_empty() && !is_changed {
+            faults.push(fault("goal", format!("{} has its goal already", known.id)));
         }
         if goal.is_none() && !steps.is_empty() {
             faults.push(fault("goal", format!("{} moves and has no goal", known.id)));
@@ -253,7 +291,8 @@ fn steps(moves: &Moves<'_>, plan: &Plan, cluster: &Cluster) -> Vec<Fault> {
             faults.push(fault("goals-before", format!("{} had {goal_before:?}", known.id)));
         }
         // Members that serve take the new values, those that move take them with a step that they take anyway.
-        let takes = known.surely.is_some_and(|at| model.serves_in(member, at)) && set.is_some();
+        let serves = known.surely.is_some_and(|at| model.serves_in(member, at));
+        let takes = serves && sets.contains(&known.group) && !missing.is_empty();
         if takes && steps.is_empty() {
             faults.push(fault("set", format!("{} serves and does not take the settings", known.id)));
         }
@@ -295,27 +334,35 @@ fn goals(
     for (&member, wanted) in &asked.named {
         let known = &model.members[member];
         let Some(wanted) = *wanted else { continue };
-        let is_excused = (request.exclude_lost && !known.is_reachable) || (known.is_leaving && wanted != 0);
+        let is_excused = request.exclude_lost && !known.is_reachable;
         let end = ends.get(&member).copied().or(known.actual.filter(|_| !known.is_in_doubt));
         if !is_excused && end != Some(wanted) {
             faults.push(fault("named", format!("{} does not end where it was asked to be", name(member))));
         }
     }
-    let mut whole = asked.whole.clone();
-    // A cascade takes down what it pulls along.
-    let cascades = |group: usize| {
-        let links = model.links.iter().flatten().filter(|link| link.cascade);
-        links.filter(|link| link.ends().any(|end| end == group)).count() > 0
-    };
-    whole.extend((0..model.groups.len()).filter(|&group| cascades(group)));
+    let whole = pulled(model, asked, &ends);
     let wrong = wrong_at_end(model, &ends, &whole, false);
     faults.extend(wrong.into_iter().map(|(_, text)| fault("end", text)));
+    if !asked.is_named_twice && !is_filled(model, asked, request, &ends) {
+        faults.push(fault("up", "states are not filled from the highest"));
+    }
+    if deserted(model, asked, &ends) && whole == asked.whole {
+        faults.push(fault("deserted", "a drain stops a group"));
+    }
     for &member in ends.keys() {
         if asked.named.contains_key(&member) {
             continue;
         }
         let mut without = ends.clone();
         without.remove(&member);
+        // A cascade takes down all of a group.
+        if cascades(model, model.members[member].group) && ends[&member] == 0 {
+            without.retain(|other, goal| {
+                model.members[*other].group != model.members[member].group
+                    || *goal != 0
+                    || asked.named.contains_key(other)
+            });
+        }
         let mut known: BTreeSet<String> =
             wrong_at_end(model, &ends, &BTreeSet::new(), true).into_iter().map(|(_, text)| text).collect();
         known.retain(|_| !asked.has_drain);
@@ -328,6 +375,9 @@ fn goals(
         let is_a_role = asked.has_drain
             && model.serves(group, &None, &|member| at(&ends, member))
             && !model.serves(group, &None, &|member| at(&without, member));
+        if !is_a_role && !is_for_nothing && !is_nearest(model, &ends, member) {
+            faults.push(fault("nearest", format!("{} does not go to the nearest state", name(member))));
+        }
         if is_for_nothing && !is_a_role {
             faults.push(fault("needless-move", format!("{} moves, and need not", name(member))));
         }
@@ -364,14 +414,22 @@ fn gaps(moves: &Moves<'_>, plan: &Plan, before: &[Steps], cuts: &[Steps]) -> Opt
 
 /// Edges without which every rule would be kept.
 fn needless(moves: &Moves<'_>, before: &[Steps], looked: &mut Looked) -> Option<Fault> {
+    let model = moves.model;
     for second in 0..before.len() {
         for first in 0..before.len() {
-            let is_between =
-                |between: &usize| before[second] & (1 << between) != 0 && before[*between] & (1 << first) != 0;
+            let is_between = |between: &usize| {
+                before[second] & (1 << between) != 0 && before[*between] & (1 << first) != 0
+            };
             if before[second] & (1 << first) == 0 || (0..before.len()).any(|between| is_between(&between)) {
                 continue;
             }
             looked.edges += 1;
+            // Lanes are drawn without regard to what else keeps members apart.
+            let group = &model.groups[moves.group(second)];
+            if moves.group(first) == moves.group(second) && group.parallel < group.members.len() {
+                looked.lanes += 1;
+                continue;
+            }
             if moves.hard(first, second).is_some() || moves.soft(first, second).is_some() {
                 continue;
             }
@@ -400,8 +458,12 @@ fn soft(moves: &Moves<'_>, before: &[Steps], plan: &Plan) -> Option<Fault> {
     {
         return Some(fault("soft", format!("{first} before {second}: {why:?}, and all such could be kept")));
     }
-    if !plan.gaps.is_empty() {
-        let model = moves.model;
+    // Lanes come before the order that would keep a group serving.
+    let model = moves.model;
+    let has_lanes = |name: &GroupName| {
+        model.groups.iter().any(|group| group.name == *name && group.parallel < group.members.len())
+    };
+    if !plan.gaps.is_empty() && !plan.gaps.iter().any(has_lanes) {
         let kept: Vec<usize> = (0..model.groups.len())
             .filter(|&group| model.serves(group, &None, &|member| moves.surely(member, 0, 0)))
             .filter(|&group| plan.gaps.contains(&model.groups[group].name))
@@ -422,12 +484,15 @@ fn links<'a>(model: &'a Model) -> impl Iterator<Item = &'a Link> {
 }
 
 /// Who takes part, and as what.
-fn participants(model: &Model, moves: &Moves<'_>, plan: &Plan) -> Vec<Fault> {
+fn participants(model: &Model, moves: &Moves<'_>, request: &Request, plan: &Plan) -> Vec<Fault> {
     let mut faults = Vec::new();
-    let role = |role: Role| -> BTreeSet<usize> {
-        plan.with_role(role).filter_map(|id| model.member(id)).collect()
-    };
+    let role =
+        |role: Role| -> BTreeSet<usize> { plan.with_role(role).filter_map(|id| model.member(id)).collect() };
     let is_moved = |member: &usize| !moves.of[*member].is_empty();
+    // One that is where it should be, and whose goal was another, has nothing to do and is asked all the same.
+    let has_goal = |member: &usize| plan.goals.contains_key(&model.members[*member].id);
+    let is_actor =
+        |member: &usize| is_moved(member) || (has_goal(member) && model.members[*member].is_reachable);
     let all = 0..model.members.len();
     let names = |of: &BTreeSet<usize>| {
         of.iter().map(|&member| model.members[member].id.to_string()).collect::<Vec<_>>().join(" ")
@@ -439,8 +504,9 @@ fn participants(model: &Model, moves: &Moves<'_>, plan: &Plan) -> Vec<Fault> {
             faults.push(fault(what, format!("too many: {}; too few: {}", names(&more), names(&less))));
         }
     };
-    let count: usize = [Role::Actor, Role::Voter, Role::Holder, Role::Observer].map(|of| role(of).len()).iter().sum();
-    compare("actors", role(Role::Actor), all.clone().filter(is_moved).collect());
+    let count: usize =
+        [Role::Actor, Role::Voter, Role::Holder, Role::Observer].map(|of| role(of).len()).iter().sum();
+    compare("actors", role(Role::Actor), all.clone().filter(is_actor).collect());
     let stops = |member: usize| {
         moves.of[member].iter().any(|&step| {
             let step = moves.steps[step];
@@ -455,7 +521,12 @@ fn participants(model: &Model, moves: &Moves<'_>, plan: &Plan) -> Vec<Fault> {
             let is_set = sets.is_some_and(|set| set.keys().any(|key| link.relation.on.contains(key)));
             for &a in &model.groups[link.from].members {
                 let concerns = |b: &usize| model.is_paired(link, a, *b) && (stops(*b) || is_set);
-                if model.groups[to].members.iter().any(concerns) && !is_moved(&a) {
+                let is_left_out = request.exclude_lost && !model.members[a].is_reachable;
+                let is_whole = is_set && link.scope.is_none();
+                if (is_whole || model.groups[to].members.iter().any(concerns))
+                    && !is_actor(&a)
+                    && !is_left_out
+                {
                     asked[usize::from(ask == Ask::Hold)].insert(a);
                 }
             }
@@ -464,29 +535,16 @@ fn participants(model: &Model, moves: &Moves<'_>, plan: &Plan) -> Vec<Fault> {
     let [voters, holders] = asked;
     compare("voters", role(Role::Voter), voters.difference(&holders).copied().collect());
     compare("holders", role(Role::Holder), holders);
-    // Told: by a relation to one that moves, and on through who requires whom.
-    let mut told: BTreeSet<usize> = BTreeSet::new();
-    let mut reached: BTreeSet<usize> = all.clone().filter(is_moved).collect();
-    loop {
-        let sources = reached.clone();
-        for link in links(model) {
-            for &a in &model.groups[link.from].members {
-                let is_source = |b: &usize| sources.contains(b) && model.is_paired(link, a, *b);
-                if link.to.iter().any(|&to| model.groups[to].members.iter().any(|b| is_source(b))) {
-                    told.insert(a);
-                    if link.kind == Kind::Requires {
-                        reached.insert(a);
-                    }
-                }
-            }
-        }
-        if reached == sources {
-            break;
-        }
-    }
-    let moving: BTreeSet<usize> = all.clone().filter(is_moved).map(|member| model.members[member].group).collect();
-    told.extend(all.filter(|member| !is_moved(member) && moving.contains(&model.members[*member].group)));
-    compare("observers", role(Role::Observer), told);
+    let mut moving: BTreeSet<usize> =
+        all.clone().filter(has_goal).map(|member| model.members[member].group).collect();
+    moving.extend(plan.settings.keys().filter_map(|group| model.group(group)));
+    let beside: BTreeSet<usize> =
+        all.filter(|member| !is_actor(member) && moving.contains(&model.members[*member].group)).collect();
+    let found = role(Role::Observer);
+    // At least those that a chain of pairs leads to, at most those that a chain of groups does.
+    let least: BTreeSet<usize> = told(model, plan, &moving, true).union(&beside).copied().collect();
+    let most: BTreeSet<usize> = told(model, plan, &moving, false).union(&beside).copied().collect();
+    compare("observers", &found - &(&most - &least), least);
     if count != plan.participants.len() {
         faults.push(fault("participants", "somebody is listed twice in a role, or is no member"));
     }
@@ -513,8 +571,46 @@ fn participants(model: &Model, moves: &Moves<'_>, plan: &Plan) -> Vec<Fault> {
     faults
 }
 
+/// Who is told: by any relation to one that moves, or to a group whose settings change; further on, by who requires whom.
+fn told(model: &Model, plan: &Plan, moving: &BTreeSet<usize>, is_precise: bool) -> BTreeSet<usize> {
+    let mut told = BTreeSet::new();
+    let goal = |member: &usize| plan.goals.contains_key(&model.members[*member].id);
+    let set = |group: usize| plan.settings.contains_key(&model.groups[group].name);
+    let mut sources: BTreeSet<usize> =
+        (0..model.members.len()).filter(|member| goal(member) || set(model.members[*member].group)).collect();
+    let mut groups = moving.clone();
+    let mut is_direct = true;
+    loop {
+        let known = (sources.clone(), groups.clone());
+        for link in links(model).filter(|link| is_direct || link.kind == Kind::Requires) {
+            if !link.to.iter().any(|to| known.1.contains(to)) {
+                continue;
+            }
+            for &a in &model.groups[link.from].members {
+                let counts = |b: &usize| !is_precise || known.0.contains(b);
+                let is_met = |to: &usize| {
+                    model.groups[*to].members.iter().any(|b| counts(b) && model.is_paired(link, a, *b))
+                };
+                if link.scope.is_none() || link.to.iter().any(is_met) {
+                    told.insert(a);
+                    if link.kind == Kind::Requires {
+                        sources.insert(a);
+                    }
+                }
+            }
+            if link.kind == Kind::Requires {
+                groups.insert(link.from);
+            }
+        }
+        is_direct = false;
+        if (&sources, &groups) == (&known.0, &known.1) {
+            return told;
+        }
+    }
+}
+
 /// Which groups nobody else may touch, and which nobody else may move.
-fn footprint(model: &Model, moves: &Moves<'_>, plan: &Plan) -> Vec<Fault> {
+fn footprint(model: &Model, plan: &Plan) -> Vec<Fault> {
     let mut faults = Vec::new();
     let groups = |role: Role| plan.with_role(role).map(|id| id.group.clone());
     let mut exclusive: BTreeSet<GroupName> = groups(Role::Actor).chain(groups(Role::Holder)).collect();
@@ -524,19 +620,18 @@ fn footprint(model: &Model, moves: &Moves<'_>, plan: &Plan) -> Vec<Fault> {
     if !missing.is_empty() {
         faults.push(fault("exclusive", format!("without {missing:?}")));
     }
-    let mut extra: BTreeSet<GroupName> = plan.exclusive.difference(&exclusive).cloned().collect();
-    // Draining a host claims the groups on it, also those of which nobody has to move.
-    extra.retain(|group| {
-        let on_it = |member: &crate::model::Member| member.id.group == *group && plan.drains.contains(&member.id.host);
-        !model.members.iter().any(on_it)
-    });
+    let extra: BTreeSet<GroupName> = plan.exclusive.difference(&exclusive).cloned().collect();
     if !extra.is_empty() {
         faults.push(fault("exclusive", format!("with {extra:?}")));
     }
     let mut shared: BTreeSet<GroupName> = groups(Role::Voter).collect();
-    let moving: BTreeSet<usize> = (0..moves.steps.len()).map(|step| moves.group(step)).collect();
+    let moving: BTreeSet<usize> = plan.moving().into_iter().filter_map(|group| model.group(group)).collect();
     let binds = |link: &&Link| link.kind != Kind::Watches;
-    for link in links(model).filter(binds).filter(|link| link.ends().any(|end| moving.contains(&end))) {
+    let is_switched = |link: &Link| {
+        model.links.iter().any(|side| !side.iter().any(|other| other.relation == link.relation))
+    };
+    let rests = |link: &&Link| is_switched(link) || link.ends().any(|end| moving.contains(&end));
+    for link in links(model).filter(binds).filter(rests) {
         shared.extend(link.ends().map(|end| model.groups[end].name.clone()));
     }
     let missing: Vec<_> = shared.iter().filter(|group| !plan.exclusive.contains(*group)).collect();

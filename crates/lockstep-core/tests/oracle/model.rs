@@ -4,8 +4,10 @@
 use lockstep_core::cluster::{Cluster, Mark};
 use lockstep_core::id::{GroupName, MemberId, StateName};
 use lockstep_core::lifecycle::Amount;
+use lockstep_core::plan::Scores;
 use lockstep_core::record::Liveness;
 use lockstep_core::relation::{Origin, Relation};
+use lockstep_core::request::Code;
 use lockstep_core::spec::{Ask, Kind, SettingValue, Settings};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -41,6 +43,20 @@ pub(crate) struct Member {
     /// On a drained host.
     pub(crate) is_drained: bool,
     pub(crate) labels: BTreeMap<String, String>,
+    pub(crate) score: i64,
+    /// The settings that it has taken.
+    has: Settings,
+}
+
+impl Member {
+    /// Why it cannot be ordered to move.
+    pub(crate) fn unsure(&self) -> Vec<Code> {
+        let mut codes = Vec::new();
+        codes.extend(self.is_in_doubt.then_some(Code::MemberInDoubt));
+        codes.extend((!self.is_reachable).then_some(Code::HostLost));
+        codes.extend(self.actual.is_none().then_some(Code::ActualUnknown));
+        codes
+    }
 }
 
 /// A relation, with groups by number.
@@ -86,7 +102,7 @@ fn bit(state: usize) -> States {
 }
 
 impl Model {
-    pub(crate) fn new(cluster: &Cluster, changes: &BTreeMap<GroupName, Settings>) -> Self {
+    pub(crate) fn new(cluster: &Cluster, scores: &Scores, changes: &BTreeMap<GroupName, Settings>) -> Self {
         let spec = &cluster.spec;
         let number: BTreeMap<&GroupName, usize> = spec.groups.keys().zip(0..).collect();
         let mut groups: Vec<Group> = spec
@@ -138,6 +154,8 @@ impl Model {
                 is_leaving: member.leaving,
                 is_drained: host.is_drained,
                 labels: host.labels.clone(),
+                score: scores.get(id).copied().unwrap_or(0),
+                has: member.settings.as_deref().cloned().unwrap_or_default(),
             });
         }
         for group in &mut groups {
@@ -147,7 +165,9 @@ impl Model {
             group.max = group
                 .states
                 .iter()
-                .map(|state| declared.limits.get(state).and_then(|limit| limit.max).map(|max| at_most(max, count)))
+                .map(|state| {
+                    declared.limits.get(state).and_then(|limit| limit.max).map(|max| at_most(max, count))
+                })
                 .collect();
             group.parallel = at_most(declared.parallel, count).max(1);
         }
@@ -191,6 +211,13 @@ impl Model {
 
     pub(crate) fn serves_in(&self, member: usize, state: usize) -> bool {
         self.groups[self.members[member].group].serving & bit(state) != 0
+    }
+
+    /// The settings that a member has not taken, as they are to be.
+    pub(crate) fn missing(&self, member: usize) -> Settings {
+        let known = &self.members[member];
+        let wanted = self.settings[AFTER].get(&known.id.group).cloned().unwrap_or_default();
+        wanted.into_iter().filter(|(key, value)| known.has.get(key) != Some(value)).collect()
     }
 
     /// Whether a relation concerns these two members with each other.

@@ -1,7 +1,7 @@
 //! The rules that an order of steps has to keep, each on its own: of every point on the way, of two steps, of the end.
 
 use crate::model::{AFTER, BEFORE, Link, Model, States};
-use lockstep_core::id::GroupName;
+use lockstep_core::id::{GroupName, SettingId};
 use lockstep_core::request::Code;
 use lockstep_core::spec::{Kind, Settings};
 use std::collections::{BTreeMap, BTreeSet, HashSet};
@@ -60,6 +60,7 @@ impl<'a> Moves<'a> {
         model: &'a Model,
         goals: &BTreeMap<usize, usize>,
         set: &BTreeMap<GroupName, Settings>,
+        sets: &BTreeSet<usize>,
     ) -> Option<Self> {
         let mut steps = Vec::new();
         for (member, known) in model.members.iter().enumerate() {
@@ -70,7 +71,8 @@ impl<'a> Moves<'a> {
                     steps.push(Move { member, from, to });
                     from = to;
                 }
-            } else if set.contains_key(&model.groups[known.group].name)
+            } else if sets.contains(&known.group)
+                && !model.missing(member).is_empty()
                 && let Some(at) = known.surely.filter(|&at| model.serves_in(member, at))
             {
                 steps.push(Move { member, from: at, to: at });
@@ -89,12 +91,6 @@ impl<'a> Moves<'a> {
 
     pub(crate) fn start(&self, member: usize) -> Option<usize> {
         self.of[member].first().map(|&step| self.steps[step].from)
-    }
-
-    /// Whether a member moves up, or down; a member that only takes settings does neither.
-    fn way(&self, member: usize) -> Option<bool> {
-        let (start, goal) = (self.start(member)?, self.goal(member)?);
-        (start != goal).then_some(goal > start)
     }
 
     fn finished(&self, member: usize, done: Steps) -> usize {
@@ -140,6 +136,12 @@ impl<'a> Moves<'a> {
         begun && self.finished(member, done) < steps.len()
     }
 
+    /// Whether a group, or its part, is in transition: from when the first begins until the last has ended.
+    fn group_moves(&self, members: &[usize], done: Steps, flight: Steps) -> bool {
+        let all: Steps = members.iter().flat_map(|&member| &self.of[member]).map(|&step| 1 << step).sum();
+        (done | flight) & all != 0 && all & !done != 0
+    }
+
     /// What is wrong at a point.
     pub(crate) fn wrong_at(&self, done: Steps, flight: Steps) -> Option<(&'static str, String)> {
         let model = self.model;
@@ -151,17 +153,31 @@ impl<'a> Moves<'a> {
         for group in &model.groups {
             for (state, max) in group.max.iter().enumerate() {
                 let Some(max) = max else { continue };
-                let here = group.members.iter().filter(|&&member| states[member].0 & (1 << state) != 0).count();
+                let here =
+                    group.members.iter().filter(|&&member| states[member].0 & (1 << state) != 0).count();
                 let entered = group.members.iter().any(|&member| states[member].1 & (1 << state) != 0);
                 if here > *max && entered {
-                    let problem = format!("{here} of {} may be {}, at most {max}", group.name, group.states[state]);
+                    let problem =
+                        format!("{here} of {} may be {}, at most {max}", group.name, group.states[state]);
                     return Some(("max", problem));
                 }
             }
-            let moving = group.members.iter().filter(|&&member| on_its_way[member] && self.way(member).is_some());
-            let moving = moving.count();
+            let moving = group.members.iter().filter(|&&member| on_its_way[member]).count();
             if moving > group.parallel {
                 return Some(("parallel", format!("{moving} of {} are on their way", group.name)));
+            }
+        }
+        // One that ends with the settings is kept until all have taken them.
+        for link in model.links.iter().flatten().filter(|link| link.kind == Kind::Excludes && link.moving) {
+            for (&to, part) in
+                link.to.iter().flat_map(|to| model.parts(link).into_iter().map(move |part| (to, part)))
+            {
+                let moves = |group: usize| self.group_moves(&model.members_in(group, &part), done, flight);
+                if moves(link.from) && moves(to) {
+                    let problem =
+                        format!("{} and {} are in transition together", link.relation.from, link.relation.to);
+                    return Some(("moving", problem));
+                }
             }
         }
         for link in model.links[AFTER].iter().filter(|link| link.kind == Kind::Excludes) {
@@ -172,10 +188,6 @@ impl<'a> Moves<'a> {
                             continue;
                         }
                         if link.moving {
-                            if on_its_way[a] && on_its_way[b] && self.way(a).is_some() && self.way(b).is_some() {
-                                let problem = format!("{} and {} are in transition together", named(a), named(b));
-                                return Some(("moving", problem));
-                            }
                             continue;
                         }
                         let serve = |member: usize| {
@@ -184,7 +196,10 @@ impl<'a> Moves<'a> {
                         };
                         let ((a_may, a_entered), (b_may, b_entered)) = (serve(a), serve(b));
                         if a_may && b_may && (self.starts(a, a_entered) || self.starts(b, b_entered)) {
-                            return Some(("excludes", format!("{} and {} may serve together", named(a), named(b))));
+                            return Some((
+                                "excludes",
+                                format!("{} and {} may serve together", named(a), named(b)),
+                            ));
                         }
                     }
                 }
@@ -210,47 +225,56 @@ impl<'a> Moves<'a> {
             let place = |step: usize| self.of[a.member].iter().position(|&known| known == step);
             return (place(first) < place(second)).then_some(Why::Path);
         }
-        for link in model.links[AFTER].iter().filter(|link| link.orders()) {
-            if self.is_ordered_by(link, a, b) {
-                return Some(if link.kind == Kind::Requires { Why::Requires } else { Why::After });
-            }
+        let group = |step: Move| model.members[step.member].group;
+        let kind = |link: &Link| if link.kind == Kind::Requires { Why::Requires } else { Why::After };
+        let is_paired = |link: &Link| link.orders() && model.is_paired(link, a.member, b.member);
+        // Up: what is required first, by what is required at the end. Down: who requires first, by what was.
+        let up = model.links[AFTER].iter().filter(|_| a.to > a.from && b.to > b.from);
+        let up = up.filter(|link| link.from == group(b) && link.to.contains(&group(a)));
+        let down = model.links[BEFORE].iter().filter(|_| a.to < a.from && b.to < b.from);
+        let down = down.filter(|link| link.from == group(a) && link.to.contains(&group(b)));
+        if let Some(link) = up.chain(down).find(|link| is_paired(link)) {
+            return Some(kind(link));
         }
         self.is_switched(a, b).then_some(Why::Switch)
     }
 
-    /// What is required comes up first, and goes down last.
-    pub(crate) fn is_ordered_by(&self, link: &Link, first: Move, second: Move) -> bool {
-        let group = |step: Move| self.model.members[step.member].group;
-        let (is_up, is_down) = match (self.way(first.member), self.way(second.member)) {
-            (Some(true), Some(true)) => (true, false),
-            (Some(false), Some(false)) => (false, true),
-            (Some(_) | None, Some(_) | None) => return false,
-        };
-        self.model.is_paired(link, first.member, second.member)
-            && ((is_up && link.from == group(second) && link.to.contains(&group(first)))
-                || (is_down && link.from == group(first) && link.to.contains(&group(second))))
-    }
-
-    /// Members of A that take the settings which bring a `requires` come after those of B that begin to serve; and
-    /// before those that cease to, when the settings end it.
+    /// Whoever takes a setting that brings a relation waits until it is kept: what is required has come up, one of
+    /// those that exclude each other has left. Where the setting ends a relation, it is kept until all have taken it.
     fn is_switched(&self, first: Move, second: Move) -> bool {
         let model = self.model;
-        let known = |side: usize, link: &Link| model.links[side].iter().any(|other| other.relation == link.relation);
+        let known =
+            |side: usize, link: &Link| model.links[side].iter().any(|other| other.relation == link.relation);
         let come = model.links[AFTER].iter().filter(|link| !known(BEFORE, link)).map(|link| (link, true));
         let gone = model.links[BEFORE].iter().filter(|link| !known(AFTER, link)).map(|link| (link, false));
         let group = |step: Move| model.members[step.member].group;
-        let switches = |link: &Link, step: Move| {
-            !step.moves()
-                && group(step) == link.from
-                && link.relation.when.keys().any(|id| id.group == model.groups[link.from].name)
-        };
-        come.chain(gone).filter(|(link, _)| link.kind == Kind::Requires).any(|(link, comes)| {
-            let (dependant, other) = if comes { (second, first) } else { (first, second) };
-            switches(link, dependant)
-                && other.moves()
-                && link.to.contains(&group(other))
-                && model.is_paired(link, dependant.member, other.member)
-                && self.way(other.member) == Some(comes)
+        come.chain(gone).any(|(link, comes)| {
+            let (switch, other) = if comes { (second, first) } else { (first, second) };
+            let of = &model.groups[group(switch)].name;
+            let takes = |id: &SettingId| {
+                id.group == *of && self.set.get(of).is_some_and(|set| set.contains_key(&id.key))
+            };
+            let begins =
+                !model.serves_in(other.member, other.from) && model.serves_in(other.member, other.to);
+            let ceases =
+                model.serves_in(other.member, other.from) && !model.serves_in(other.member, other.to);
+            let is_meant = match link.kind {
+                Kind::Requires | Kind::After => {
+                    link.to.contains(&group(other))
+                        && if comes { other.to > other.from } else { other.to < other.from }
+                }
+                Kind::Excludes if !link.moving => {
+                    link.ends().any(|end| end == group(other)) && if comes { ceases } else { begins }
+                }
+                Kind::Excludes | Kind::Watches => false,
+            };
+            // A label pairs members of both ends. Somebody else's setting concerns them all.
+            let is_there = link.scope.is_none()
+                || model.parts(link).iter().any(|part| {
+                    let here = |member: usize| model.members_in(group(other), part).contains(&member);
+                    here(other.member)
+                });
+            is_meant && is_there && !switch.moves() && link.relation.when.keys().any(takes)
         })
     }
 
@@ -265,7 +289,7 @@ impl<'a> Moves<'a> {
         }
         let is_last = self.goal(a.member) == Some(a.to);
         let climbs = |step: Move| step.to > step.from;
-        if is_last && climbs(a) && climbs(b) && a.to > b.to && self.goal(b.member).is_some_and(|goal| goal < a.to) {
+        if is_last && self.goal(b.member) == Some(b.to) && climbs(a) && climbs(b) && a.to > b.to {
             return Some(Why::HighestFirst);
         }
         None
@@ -337,8 +361,14 @@ pub(crate) fn wrong_at_end(
                     .iter()
                     .any(|member| goals.get(member) == Some(&state) && start(*member) != Some(state));
                 if here > max && enters {
+                    let unsure = group
+                        .members
+                        .iter()
+                        .filter(|&&member| !goals.contains_key(&member) && may(member) & (1 << state) != 0);
+                    let mut codes = vec![Code::LimitBroken];
+                    codes.extend(unsure.flat_map(|&member| model.members[member].unsure()));
                     wrong.push((
-                        vec![Code::LimitBroken],
+                        codes,
                         format!("{here} of {} in {}, at most {max}", group.name, group.states[state]),
                     ));
                 }
@@ -350,7 +380,12 @@ pub(crate) fn wrong_at_end(
                 if count(&start) >= min && count(&end) < min {
                     wrong.push((
                         vec![Code::LimitBroken],
-                        format!("{} of {} in {}, at least {min}", count(&end), group.name, group.states[state]),
+                        format!(
+                            "{} of {} in {}, at least {min}",
+                            count(&end),
+                            group.name,
+                            group.states[state]
+                        ),
                     ));
                 }
             }
@@ -365,7 +400,8 @@ pub(crate) fn wrong_at_end(
                     model.groups[link.from].members.iter().flat_map(|&a| others.iter().map(move |&b| (a, b)))
                 });
                 for (a, b) in pairs.filter(|&(a, b)| model.is_paired(link, a, b)) {
-                    let serves = |member: usize| may(member) & model.groups[model.members[member].group].serving != 0;
+                    let serves =
+                        |member: usize| may(member) & model.groups[model.members[member].group].serving != 0;
                     let starts = |member: usize| {
                         goals.get(&member).is_some_and(|&goal| model.serves_in(member, goal))
                             && !start(member).is_some_and(|at| model.serves_in(member, at))
