@@ -233,14 +233,7 @@ pub(crate) fn is_nearest(model: &Model, goals: &BTreeMap<usize, usize>, member: 
     let known = &model.members[member];
     let group = &model.groups[known.group];
     let (Some(at), goal) = (known.surely, goals[&member]) else { return false };
-    // Of those that exclude each other, who serves gives way; of those that require, all do.
-    let is_dependant = model
-        .links
-        .iter()
-        .flatten()
-        .any(|link| link.cascade && link.kind == Kind::Requires && link.from == known.group);
-    let gives_way = is_dependant || (cascades(model, known.group) && model.serves_in(member, at));
-    if goal == 0 && (gives_way || known.is_leaving || known.is_drained) {
+    if goal == 0 && (cascades(model, known.group) || known.is_leaving || known.is_drained) {
         return true;
     }
     let is_full = |state: usize| {
@@ -253,6 +246,24 @@ pub(crate) fn is_nearest(model: &Model, goals: &BTreeMap<usize, usize>, member: 
     let far = |state: usize| (state.abs_diff(at), Reverse(state));
     let nearer = (0..group.states.len()).filter(|&state| state != at && far(state) < far(goal));
     !known.is_leaving && !known.is_drained && nearer.into_iter().all(is_full)
+}
+
+/// Whether somebody comes to where a member is, and too many would be there if it stayed.
+fn is_crowded(model: &Model, without: &BTreeMap<usize, usize>, member: usize) -> bool {
+    let known = &model.members[member];
+    let group = &model.groups[known.group];
+    known.surely.is_some_and(|at| {
+        let here = group.members.iter().filter(|&&other| match without.get(&other) {
+            Some(&goal) => goal == at,
+            None => model.members[other].places & (1 << at) != 0,
+        });
+        // What was adopted so may stay.
+        let is_entered = group
+            .members
+            .iter()
+            .any(|other| without.get(other) == Some(&at) && model.members[*other].surely != Some(at));
+        is_entered && group.max[at].is_some_and(|max| here.count() > max)
+    })
 }
 
 /// Whether a choice is one that the request allows: nobody moves for nothing, up fills from the highest.
@@ -269,10 +280,20 @@ fn is_allowed(model: &Model, request: &Request, choice: &BTreeMap<usize, usize>)
         let group = model.members[*member].group;
         // A role is moved where a group would stop serving.
         let start = |member: usize| model.members[member].surely;
-        let end = |member: usize| without.get(&member).copied().or(model.members[member].surely);
+        let is_named = |member: &usize| asked.named.contains_key(member);
+        let end = |member: usize| {
+            let goal = without.get(&member).filter(|_| is_named(&member));
+            goal.copied().or(model.members[member].surely)
+        };
         let is_missed = model.serves(group, &None, &start) && !model.serves(group, &None, &end);
         let is_left = asked.drained.iter().any(|&other| model.members[other].group == group);
-        if is_left { is_missed } else { is_wrong(&without) && is_nearest(model, choice, *member) }
+        let gives_way = choice[member] == 0 && cascades(model, group);
+        let makes_room = is_wrong(&without)
+            && is_nearest(model, choice, *member)
+            && (gives_way || is_crowded(model, &without, *member));
+        let known = &model.members[*member];
+        let may_take_over = !known.is_leaving && !known.is_drained;
+        makes_room || (is_left && is_missed && may_take_over)
     })
 }
 
@@ -347,6 +368,11 @@ const SEARCHES_MAX: usize = 200;
 fn is_simply_pulled(model: &Model, asked: &Asked, choice: &BTreeMap<usize, usize>) -> bool {
     let unnamed = choice.keys().filter(|member| !asked.named.contains_key(member));
     let groups: BTreeSet<usize> = unnamed.map(|&member| model.members[member].group).collect();
+    // Where some are named, others may also have to make room, and that comes first.
+    let named: BTreeSet<usize> = asked.named.keys().map(|&member| model.members[member].group).collect();
+    if groups.intersection(&named).any(|&group| cascades(model, group)) {
+        return false;
+    }
     // Of two that begin to exclude each other none was asked for.
     let comes =
         |link: &Link| model.links.iter().any(|side| side.iter().all(|other| other.relation != link.relation));
