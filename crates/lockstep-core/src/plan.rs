@@ -204,7 +204,8 @@ fn plan_without_lost(
         whole: BTreeSet::new(),
         set: BTreeMap::new(),
         takes: BTreeSet::new(),
-        drains: BTreeSet::new(),
+        // Known before any other target is looked at: it does not matter in which order they are written.
+        drains: targets.iter().filter_map(drained).cloned().collect(),
         come: Vec::new(),
         gone: BTreeSet::new(),
     };
@@ -222,6 +223,15 @@ fn plan_without_lost(
     planner.check_limits()?;
     planner.check_requires()?;
     planner.finish()
+}
+
+fn drained(target: &Target) -> Option<&HostName> {
+    match target {
+        Target::Drain(host) => Some(host),
+        Target::Group(..) | Target::Member(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) => {
+            None
+        }
+    }
 }
 
 struct Planner<'a> {
@@ -306,7 +316,6 @@ impl<'a> Planner<'a> {
             Target::Setting(group, key, value) => self.resolve_setting(group, key, value),
             Target::Drain(host) => {
                 self.known_host(host)?;
-                self.drains.insert(host.clone());
                 for (name, group) in &self.cluster.spec.groups {
                     let member = MemberId::new(name, host);
                     if self.cluster.members.contains_key(&member) {
@@ -368,7 +377,11 @@ impl<'a> Planner<'a> {
         for state in lifecycle.states.iter().rev() {
             // Those that cannot be moved keep the places that they may have.
             let others = self.cluster.members_of(name).filter(|id| !can_rise(id));
-            let taken = others.filter(|id| self.cluster.may_be_in(id, state)).count();
+            let stays_in = |id: &&MemberId| match self.drains.contains(&id.host) {
+                true => group.lifecycle.drained == *state,
+                false => self.cluster.may_be_in(id, state),
+            };
+            let taken = others.filter(stays_in).count();
             let room = group.max(state, count).map_or(usize::MAX, |max| max.saturating_sub(taken));
             fills.extend(members.by_ref().take(room).map(|member| (member, state)));
         }
@@ -464,6 +477,17 @@ impl<'a> Planner<'a> {
         relations
     }
 
+    /// The relations that a plan has to do with: those of the groups that move, and those that come and go with its
+    /// settings, whichever groups they relate.
+    fn relations_beside<'b>(
+        &self,
+        moved: impl IntoIterator<Item = &'b GroupName>,
+    ) -> BTreeSet<Arc<Relation>> {
+        let mut relations = self.relations_of(moved);
+        relations.extend(self.come.iter().chain(&self.gone).cloned());
+        relations
+    }
+
     /// The groups of which something moves or changes.
     fn moved(&self) -> BTreeSet<GroupName> {
         let members = self.wanted.keys().map(|member| &member.group);
@@ -493,36 +517,46 @@ impl<'a> Planner<'a> {
             let count = self.cluster.members_of(&name).count();
             for state in group.lifecycle.states.iter().rev().filter(|state| group.lifecycle.serves(state)) {
                 let missing = group.min(state, count).saturating_sub(self.surely(&name, state, true));
-                let mut others: Vec<_> = self
-                    .cluster
-                    .members_of(&name)
-                    .filter(|id| !self.wanted.contains_key(id) && self.cluster.can_act(id))
-                    .filter(|id| !self.cluster.members[*id].leaving && !self.is_drained(&id.host))
-                    .filter(|id| {
-                        // Not one that would be missed where it is.
-                        let actual = self.cluster.members[*id].actual.as_ref();
-                        actual.is_none_or(|actual| !group.lifecycle.serves(actual))
-                    })
-                    .cloned()
-                    .collect();
-                others.sort_by_key(|id| (std::cmp::Reverse(self.score(id)), id.clone()));
-                if others.len() < missing {
-                    let message =
-                        format!("draining would leave {name} without {state}, and nobody can take over");
-                    let help = format!("add a member of {name} elsewhere, or name it too: {name}=down");
-                    return Err(Rejection::new(Code::NoCandidate, message, help));
+                for _ in 0..missing {
+                    let Some(best) = self.best_for(&name, state) else {
+                        let message =
+                            format!("draining would leave {name} without {state}, and nobody can take over");
+                        let help = format!("add a member of {name} elsewhere, or name it too: {name}=down");
+                        return Err(Rejection::new(Code::NoCandidate, message, help));
+                    };
+                    self.want(&best, state)?;
                 }
-                others.into_iter().take(missing).try_for_each(|id| self.want(&id, state))?;
             }
         }
         Ok(())
+    }
+
+    /// Who takes a place in a serving state over: the best score, then the name, among those that are not missed where
+    /// they are.
+    fn best_for(&self, name: &GroupName, state: &StateName) -> Option<MemberId> {
+        let group = &self.cluster.spec.groups[name];
+        let count = self.cluster.members_of(name).count();
+        let is_missed = |actual: &StateName| {
+            group.lifecycle.serves(actual) && self.surely(name, actual, true) <= group.min(actual, count)
+        };
+        let missed: BTreeSet<&StateName> = group.lifecycle.states.iter().filter(|at| is_missed(at)).collect();
+        self.cluster
+            .members_of(name)
+            .filter(|id| !self.wanted.contains_key(id) && self.cluster.can_act(id))
+            .filter(|id| !self.cluster.members[*id].leaving && !self.is_drained(&id.host))
+            .filter(|id| {
+                let actual = self.cluster.members[*id].actual.as_ref();
+                actual.is_some_and(|actual| actual != state && !missed.contains(actual))
+            })
+            .min_by_key(|id| (std::cmp::Reverse(self.score(id)), (*id).clone()))
+            .cloned()
     }
 
     /// Pulls along, where a relation says `cascade`, whoever could not stay as it is. Tells whether anybody was.
     fn cascade(&mut self) -> Result<bool, Rejection> {
         let mut has_pulled = false;
         loop {
-            let relations = self.relations_of(&self.moved());
+            let relations = self.relations_beside(&self.moved());
             let mut down: Vec<MemberId> = Vec::new();
             for relation in
                 relations.iter().filter(|relation| relation.cascade && self.exists(relation, true))
@@ -543,13 +577,19 @@ impl<'a> Planner<'a> {
     }
 
     /// The members that a relation with `cascade` takes down.
-    fn pulled_along(&self, relation: &Relation) -> Vec<MemberId> {
+    fn pulled_along(&self, relation: &Arc<Relation>) -> Vec<MemberId> {
         let mut down: Vec<&MemberId> = Vec::new();
         for pair in rule::pairs(self.cluster, relation) {
             let to = &pair.to[0];
             match relation.kind {
                 Kind::Requires => {
-                    if self.pair_serves(relation, &pair, true) && !self.is_pair_met(relation, &pair, true) {
+                    let is_new = !self.exists(relation, false);
+                    let now =
+                        (self.pair_serves(relation, &pair, false), self.is_pair_met(relation, &pair, false));
+                    let at_end =
+                        (self.pair_serves(relation, &pair, true), self.is_pair_met(relation, &pair, true));
+                    // Who would not be refused without it is not pulled along either; nor is who begins to serve.
+                    if now.0 && check_pair(relation, pair.place, is_new, now, at_end).is_err() {
                         down.extend(&pair.from);
                     }
                 }
@@ -603,6 +643,10 @@ impl<'a> Planner<'a> {
             // From the highest state down: who is displaced from one may fill up the next.
             for state in states.iter().rev() {
                 let Some(max) = group.max(state, count) else { continue };
+                // What was adopted beyond a limit is only shown: room is made for those who come, and for nobody else.
+                if !self.is_entered(&name, state) {
+                    continue;
+                }
                 let mut free: Vec<_> = self
                     .cluster
                     .members_of(&name)
@@ -636,6 +680,14 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
+    /// Whether a member is to end in a state that it is not in now.
+    fn is_entered(&self, group: &GroupName, state: &StateName) -> bool {
+        let members = self.cluster.members_of(group);
+        members
+            .filter(|id| self.wanted.get(id) == Some(state))
+            .any(|id| self.cluster.members[id].actual.as_ref() != Some(state))
+    }
+
     /// How many members may be in a state at the end, those counted that may be anywhere.
     fn count_at_end(&self, group: &GroupName, state: &StateName) -> usize {
         let members = self.cluster.members_of(group);
@@ -653,7 +705,9 @@ impl<'a> Planner<'a> {
         for (id, state) in self.wanted.iter().map(|(id, state)| (id, Some(state))).chain(stays) {
             let member = &self.cluster.members[id];
             let host = &self.cluster.hosts[&id.host];
-            let moves = state.is_none() || member.actual.as_ref() != state;
+            // It may be where it should be, and have settings to take there.
+            let takes = || state.is_none_or(|state| !self.set_of(id, state).is_empty());
+            let moves = member.actual.as_ref() != state || takes();
             if moves && !host.is_reachable() {
                 let message = format!("{id} would have to move, and host {} is {}", id.host, host.liveness);
                 let help = "bring the host back, ask for less, or go on without lost hosts: --exclude-lost";
@@ -685,14 +739,9 @@ impl<'a> Planner<'a> {
                 let after = self.count_at_end(name, state);
                 // What is above its max already, because running software was adopted so, may stay so; nobody
                 // may join it.
-                let enters = |(id, wanted): (&MemberId, &StateName)| {
-                    id.group == *name
-                        && wanted == state
-                        && self.cluster.members[id].actual.as_ref() != Some(state)
-                };
                 if let Some(max) = group.max(state, count)
                     && after > max
-                    && self.wanted.iter().any(enters)
+                    && self.is_entered(name, state)
                 {
                     return Err(self.too_many(name, state, after, max));
                 }
@@ -734,12 +783,7 @@ impl<'a> Planner<'a> {
     /// How many members are surely in a state, before or at the end.
     fn surely(&self, group: &GroupName, state: &StateName, at_end: bool) -> usize {
         let members = self.cluster.members_of(group);
-        members
-            .filter(|id| match self.wanted.get(id) {
-                Some(wanted) if at_end => wanted == state,
-                Some(_) | None => self.cluster.is_surely_in(id, state),
-            })
-            .count()
+        members.filter(|id| self.is_surely_in(id, state, at_end)).count()
     }
 
     /// Whether every serving state's `min` is met.
@@ -757,10 +801,16 @@ impl<'a> Planner<'a> {
         at_end: bool,
     ) -> bool {
         let group = &self.cluster.spec.groups[name];
-        group_serves(group, members, place.is_some(), |id, state| match self.wanted.get(id) {
-            Some(wanted) if at_end => wanted == state,
+        group_serves(group, members, place.is_some(), |id, state| self.is_surely_in(id, state, at_end))
+    }
+
+    /// Whether a member is surely in a state, before or at the end. That it should stay where it was last seen is no
+    /// evidence that it is there.
+    fn is_surely_in(&self, id: &MemberId, state: &StateName, at_end: bool) -> bool {
+        match self.wanted.get(id).filter(|_| at_end) {
+            Some(wanted) if self.cluster.members[id].actual.as_ref() != Some(wanted) => wanted == state,
             Some(_) | None => self.cluster.is_surely_in(id, state),
-        })
+        }
     }
 
     /// Whether the members of `from` serve that a relation pairs at a place.
@@ -776,7 +826,7 @@ impl<'a> Planner<'a> {
     }
 
     fn check_requires(&self) -> Result<(), Rejection> {
-        let relations = self.relations_of(&self.moved());
+        let relations = self.relations_beside(&self.moved());
         // Many relations may lead to one large group.
         let mut known: BTreeMap<(&GroupName, bool), bool> = BTreeMap::new();
         let demands =
@@ -811,7 +861,7 @@ impl<'a> Planner<'a> {
         plan.drains =
             self.drains.iter().filter(|host| !self.cluster.hosts[*host].is_drained).cloned().collect();
         let mut relations = Vec::new();
-        for relation in self.relations_of(plan.moving()) {
+        for relation in self.relations_beside(plan.moving()) {
             let (now, at_end) = (self.exists(&relation, false), self.exists(&relation, true));
             relations.push(order::Bond { relation, now, at_end });
         }
@@ -912,7 +962,10 @@ impl<'a> Planner<'a> {
 
     fn add_participants(&self, plan: &mut Plan) {
         let moving: BTreeSet<GroupName> = plan.moving().into_iter().cloned().collect();
-        let actors: BTreeSet<MemberId> = plan.goals.keys().cloned().collect();
+        // One that is where it should be, and whose goal was another, has nothing to do: if nobody answers there, nobody
+        // is asked.
+        let answers = |id: &&MemberId| self.cluster.hosts[&id.host].is_reachable();
+        let actors: BTreeSet<MemberId> = plan.goals.keys().filter(answers).cloned().collect();
         let mut roles: BTreeSet<Participant> = BTreeSet::new();
         let mut add = |member: &MemberId, role| roles.insert(Participant { member: member.clone(), role });
         for member in &actors {
@@ -925,7 +978,7 @@ impl<'a> Planner<'a> {
             }
         }
         let told = self.told(&moving);
-        let mut touched = rule::Touched::new(self.cluster, plan);
+        let mut touched = rule::Touched::new(self.cluster, plan, &told);
         for relation in &told {
             for member in self.cluster.members_of(&relation.from) {
                 if !touched.concerns(relation, member) {
@@ -954,13 +1007,7 @@ impl<'a> Planner<'a> {
             .collect();
         plan.exclusive = moving.clone();
         plan.exclusive.extend(holders.iter().map(|member| member.group.clone()));
-        let beside = self.relations_of(&moving);
-        for relation in &beside {
-            // Their members must not be on their way at the same time, whoever moves them.
-            if relation.kind == Kind::Excludes && relation.moving {
-                plan.exclusive.extend(relation.groups().cloned());
-            }
-        }
+        let beside = self.relations_beside(&moving);
         plan.relations.extend(beside.iter().map(|relation| (**relation).clone()));
         plan.relations.sort();
         plan.relations.dedup();

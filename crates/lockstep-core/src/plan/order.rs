@@ -166,12 +166,17 @@ fn lanes(
     let mut turns = vec![0; graph.before.len()];
     graph.turns().into_iter().enumerate().for_each(|(turn, node)| turns[node] = turn);
     let mut members: Vec<(usize, usize)> = members.into_values().collect();
-    members.sort_by_key(|(first, last)| (turns[*last], *first));
-    for ((_, last), (first, _)) in members.iter().zip(&members[lanes..]) {
-        graph.add(&hard(vec![*last], vec![*first]));
-    }
-    if graph.is_acyclic() {
-        return Ok(());
+    // Who can end early goes first; where that cannot be, who can begin early.
+    for ends_early in [true, false] {
+        members.sort_by_key(|(first, last)| (turns[if ends_early { *last } else { *first }], *first));
+        let before = graph.clone();
+        for ((_, last), (first, _)) in members.iter().zip(&members[lanes..]) {
+            graph.add(&hard(vec![*last], vec![*first]));
+        }
+        if graph.is_acyclic() {
+            return Ok(());
+        }
+        *graph = before;
     }
     let message =
         format!("parallel = {} of {name} leaves no order in which limits and relations hold", group.parallel);
@@ -213,7 +218,8 @@ fn states(
 ) {
     let group = &cluster.spec.groups[name];
     let count = cluster.members_of(name).count();
-    for state in &group.lifecycle.states {
+    // Where not all soft rules can be kept, those of the highest states are tried first.
+    for state in group.lifecycle.states.iter().rev() {
         let moves = || places.iter().copied().filter(|&place| plan.steps[place].moves());
         let mut entries: Vec<usize> = moves().filter(|&place| plan.steps[place].to == *state).collect();
         let mut leaves: Vec<usize> = moves().filter(|&place| plan.steps[place].from == *state).collect();
@@ -224,8 +230,18 @@ fn states(
         };
         if group.limits.contains_key(state) || group.lifecycle.serves(state) {
             let (enter, leave) = (members(&entries), members(&leaves));
-            entries.sort_by_key(|&place| (!leave.contains(&plan.steps[place].member), place));
-            leaves.sort_by_key(|&place| (enter.contains(&plan.steps[place].member), place));
+            // Of those that pass through, who goes on to the highest state is first.
+            let order = |place: usize, others: &BTreeSet<&MemberId>| {
+                let member = &plan.steps[place].member;
+                let passes = others.contains(member);
+                let goal = plan.goals.get(member).filter(|_| passes);
+                (passes, std::cmp::Reverse(goal.and_then(|goal| group.lifecycle.rank(goal))), place)
+            };
+            entries.sort_by_key(|&place| {
+                let (passes, goal, place) = order(place, &leave);
+                (!passes, goal, place)
+            });
+            leaves.sort_by_key(|&place| order(place, &enter));
         }
         let now = cluster.members_of(name).filter(|id| cluster.may_be_in(id, state)).count();
         let max = group.max(state, count).unwrap_or(usize::MAX);
@@ -246,7 +262,10 @@ fn states(
             (name.clone(), state.clone()),
             (left.saturating_sub(entered)).max(1_usize.saturating_sub(fitting)),
         );
-        let keeps = Some((name.clone(), state.clone(), left));
+        // Whoever passes through leaves after it has entered, and is not missed.
+        let entering = members(&entries);
+        let standing = leaves.iter().filter(|&&place| !entering.contains(&plan.steps[place].member)).count();
+        let keeps = Some((name.clone(), state.clone(), standing));
         // The first leave waits for all that fit; with no bound, every leave does.
         let first = if room >= entered { &leaves[..] } else { &leaves[..1] };
         rules.push(Rule {

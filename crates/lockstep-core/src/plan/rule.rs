@@ -10,6 +10,7 @@ use crate::relation::Relation;
 use crate::request::{Code, Rejection};
 use crate::spec::Kind;
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// The members that a relation pairs: all of both ends, or those at one place.
 pub(super) struct Pair<'a> {
@@ -50,6 +51,8 @@ pub(super) fn pairs<'a>(cluster: &'a Cluster, relation: &'a Relation) -> Vec<Pai
 /// What a plan touches, for those who are told and asked.
 pub(super) struct Touched<'a> {
     cluster: &'a Cluster,
+    /// The groups whose members are told because of what they require.
+    reached: BTreeSet<GroupName>,
     plan_settings: BTreeMap<GroupName, BTreeSet<crate::id::SettingKey>>,
     /// The members that move or take settings, those that stop serving, and those that take settings, by group.
     moved: BTreeMap<GroupName, Vec<MemberId>>,
@@ -58,7 +61,9 @@ pub(super) struct Touched<'a> {
 }
 
 impl<'a> Touched<'a> {
-    pub(super) fn new(cluster: &'a Cluster, plan: &Plan) -> Self {
+    pub(super) fn new(cluster: &'a Cluster, plan: &Plan, told: &BTreeSet<Arc<Relation>>) -> Self {
+        let along = told.iter().filter(|relation| relation.kind == Kind::Requires);
+        let reached = along.map(|relation| relation.from.clone()).collect();
         let mut moved: BTreeMap<GroupName, Vec<MemberId>> = BTreeMap::new();
         for member in plan.goals.keys() {
             moved.entry(member.group.clone()).or_default().push(member.clone());
@@ -71,7 +76,7 @@ impl<'a> Touched<'a> {
             }
         }
         let keys = plan.settings.iter().map(|(group, set)| (group.clone(), set.keys().cloned().collect()));
-        Self { cluster, plan_settings: keys.collect(), moved, stopped, places: BTreeMap::new() }
+        Self { cluster, reached, plan_settings: keys.collect(), moved, stopped, places: BTreeMap::new() }
     }
 
     /// Whether a member of `from` is told: with a scope, when somebody moves where it is. Where nobody of the other end
@@ -81,12 +86,13 @@ impl<'a> Touched<'a> {
         let Some(place) = self.cluster.place(member, label).map(|place| place.value.to_owned()) else {
             return false;
         };
-        let is_indirect = relation.to.iter().all(|to| !self.moved.contains_key(to));
-        if is_indirect {
-            let mut others = relation.to.iter().flat_map(|to| self.cluster.members_of(to));
-            return others.any(|id| self.cluster.place(id, label).is_some_and(|there| there.value == place));
-        }
-        relation.to.iter().any(|to| self.places(to, label, false).contains(&place))
+        let is_there =
+            |id: &MemberId| self.cluster.place(id, label).is_some_and(|there| there.value == place);
+        // A setting is the whole group's, also where nobody takes it now.
+        let is_whole = |to: &GroupName| self.reached.contains(to) || self.plan_settings.contains_key(to);
+        let mut whole = relation.to.iter().filter(|to| is_whole(to));
+        whole.any(|to| self.cluster.members_of(to).any(is_there))
+            || relation.to.iter().any(|to| self.places(to, label, false).contains(&place))
     }
 
     /// Whether a member of `from` is asked: somebody that it is paired with stops serving, or takes a setting that it
@@ -103,7 +109,9 @@ impl<'a> Touched<'a> {
         let Some(place) = self.cluster.place(member, label).map(|place| place.value.to_owned()) else {
             return false;
         };
-        set.into_iter().any(|to| self.places(to, label, false).contains(&place))
+        let is_there =
+            |id: &MemberId| self.cluster.place(id, label).is_some_and(|there| there.value == place);
+        set.into_iter().any(|to| self.cluster.members_of(to).any(is_there))
             || relation.to.iter().any(|to| self.places(to, label, true).contains(&place))
     }
 
