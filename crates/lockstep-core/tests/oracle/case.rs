@@ -565,7 +565,8 @@ impl Fold {
         let votes = Arc::default();
         self.add(Body::Decision { transition, decision: Decision::Commit, cause: None, votes });
         let outcome = if left.is_empty() { Outcome::Committed } else { Outcome::Degraded };
-        self.add(Body::Outcome { transition, outcome, left });
+        let untold = Default::default();
+        self.add(Body::Outcome { transition, outcome, left, untold });
     }
 
     fn leave_in_doubt(&mut self, id: &MemberId, from: StateName, to: StateName) {
@@ -575,6 +576,7 @@ impl Fold {
             from,
             to: to.clone(),
             set: Settings::new(),
+            was: Settings::new(),
             after: Vec::new(),
         };
         let left = Left { problem: "in doubt".to_owned(), next: String::new(), in_doubt: true };

@@ -356,7 +356,8 @@ pub(crate) fn refusal(
         | Code::NotAllowed
         | Code::TooLarge
         | Code::NotActive
-        | Code::StoreUnavailable => false,
+        | Code::StoreUnavailable
+        | Code::ServerBehind => false,
     };
     if is_so { None } else { fault("code", rejection.message.clone()) }
 }
