@@ -138,6 +138,98 @@ pub(crate) fn long(program: &Path, rounds: usize) {
     }
 }
 
+/// Runs one transition over each of so many groups of three hosts, all at once, so many times.
+pub(crate) fn side_by_side(program: &Path, groups: usize, rounds: usize) -> Measured {
+    const MEMBERS: usize = 3;
+    let hosts = groups * MEMBERS;
+    let dir = directory();
+    let running = Server::start(program, &dir);
+    let data = running.data.as_path();
+    let mut http = Http::declare(&running.address);
+    let (told, traffic) = populate(&mut http, &running.address, hosts);
+    for host in 0..hosts {
+        let labels = json!({"labels": {"set": format!("s{:03}", host / MEMBERS)}});
+        let _: IgnoredAny = http.ask(
+            "POST",
+            &format!("/v1/hosts/{}/labels", format_args!("h{host:03}")),
+            &labels.to_string(),
+        );
+    }
+    let declared: serde_json::Map<_, _> = (0..groups)
+        .map(|group| (format!("s{group:03}"), json!({"select": {"set": format!("s{group:03}")}})))
+        .collect();
+    let _: IgnoredAny =
+        http.ask("PUT", "/v1/spec", &json!({"cluster": "bench", "groups": declared}).to_string());
+    // Members of the group of before are on their way out, and gone as soon as that is acknowledged.
+    while adopted(&mut http) != hosts {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    let mut clients: Vec<Http> = (0..groups).map(|_| Http::connect(&running.address)).collect();
+    let warm_up = 4;
+    let (mut times, mut before) = (Vec::new(), 0);
+    let told_before = told.load(Ordering::Relaxed);
+    for round in 0..warm_up + rounds {
+        if round == warm_up {
+            traffic.lock().expect("no agent panics").clear();
+            before = journal_bytes(data);
+        }
+        let state = if round % 2 == 0 { "online" } else { "offline" };
+        let time = all_at_once(&mut clients, state);
+        if round >= warm_up {
+            times.push(time);
+        }
+        while told.load(Ordering::Relaxed) - told_before < hosts * (round + 1) {
+            std::thread::sleep(Duration::from_micros(100));
+        }
+    }
+    let written = journal_bytes(data).saturating_sub(before) / rounds;
+    let traffic = traffic.lock().expect("no agent panics").clone();
+    let shape = Shape {
+        connections: hosts,
+        rounds: [Phase::Check, Phase::Prepare, Phase::Commit]
+            .map(|phase| {
+                let [orders, out, answers, back] = traffic[&phase];
+                (out / orders, back / answers)
+            })
+            .into(),
+        syncs: 5,
+        sync_bytes: (written / 5).max(1),
+    };
+    let mut floor = Floor::start(&shape, &dir);
+    let floor_times = (0..rounds).map(|_| floor.exchange()).collect();
+    let shape = format!(
+        "{hosts} connections, rounds of {:?} bytes (order, answer), {} synced writes of {} bytes",
+        shape.rounds, shape.syncs, shape.sync_bytes
+    );
+    Measured { times, floor_times, shape }
+}
+
+/// Asks for a transition of each group on a connection of its own, and tells how long it took until all have ended.
+fn all_at_once(clients: &mut [Http], state: &str) -> Duration {
+    let start = Instant::now();
+    for (group, client) in clients.iter_mut().enumerate() {
+        let body = json!({"targets": [format!("s{group:03}={state}")]});
+        client.send("POST", "/v1/transitions", &body.to_string());
+    }
+    let read =
+        |client: &mut Http| -> Asked { serde_json::from_slice(&client.receive()).expect("a transition") };
+    let asked: Vec<Asked> = clients.iter_mut().map(read).collect();
+    for (client, asked) in clients.iter_mut().zip(&asked) {
+        client.send("GET", &format!("/v1/transitions/{}?until=outcome&wait_ms=10000", asked.id), "");
+    }
+    let ended: Vec<Asked> = clients.iter_mut().map(read).collect();
+    let time = start.elapsed();
+    assert!(ended.iter().all(|ended| ended.outcome.as_deref() == Some("committed")), "{ended:?}");
+    time
+}
+
+/// A transition, as far as it matters here.
+#[derive(Debug, Deserialize)]
+struct Asked {
+    id: String,
+    outcome: Option<String>,
+}
+
 /// What a process has of the machine's memory.
 fn memory_kb(pid: u32) -> usize {
     let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
@@ -233,14 +325,9 @@ pub(crate) fn adopted(http: &mut Http) -> usize {
 
 /// Moves everybody, and tells how long it took until the answer with the outcome was there.
 fn transition(http: &mut Http, state: &str) -> Duration {
-    #[derive(Debug, Deserialize)]
-    struct Object {
-        id: String,
-        outcome: Option<String>,
-    }
     let body = json!({"targets": [format!("g={state}")]});
     let start = Instant::now();
-    let mut object: Object = http.ask("POST", "/v1/transitions", &body.to_string());
+    let mut object: Asked = http.ask("POST", "/v1/transitions", &body.to_string());
     let mut time = start.elapsed();
     let path = format!("/v1/transitions/{}?until=outcome&wait_ms=10000", object.id);
     while object.outcome.is_none() {
@@ -291,11 +378,19 @@ impl Http {
     }
 
     fn answer(&mut self, method: &str, path: &str, body: &str) -> Vec<u8> {
+        self.send(method, path, body);
+        self.receive()
+    }
+
+    fn send(&mut self, method: &str, path: &str, body: &str) {
         let len = body.len();
         let request = format!(
-            "{method} {path} HTTP/1.1\r\nhost: bench\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
+            "{method} {path} HTTP/1.1\r\nhost: localhost\r\ncontent-type: application/json\r\ncontent-length: {len}\r\n\r\n{body}"
         );
         self.0.get_mut().write_all(request.as_bytes()).expect("the server");
+    }
+
+    fn receive(&mut self) -> Vec<u8> {
         let (status, len) = self.head();
         let mut body = vec![0; len];
         self.0.read_exact(&mut body).expect("the server");
@@ -450,7 +545,7 @@ impl Agent {
     fn ask(&mut self, readable: &OwnedFd, place: usize) {
         self.stream.set_nonblocking(false).expect("a TCP socket");
         self.stream.set_nodelay(true).expect("a TCP socket");
-        let request = "GET /v1/agent HTTP/1.1\r\nhost: bench\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
+        let request = "GET /v1/agent HTTP/1.1\r\nhost: localhost\r\nconnection: upgrade\r\nupgrade: websocket\r\n\
             sec-websocket-version: 13\r\nsec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n";
         self.stream.write_all(request.as_bytes()).expect("the server");
         self.link = Link::Asked;

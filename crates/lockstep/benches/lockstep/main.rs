@@ -4,6 +4,8 @@
 //!   a real disk. The agents are core's own, in this process, with journals in memory. Each transition begins when all
 //!   agents have been told the outcome of the one before. Its floor is a bare TCP exchange between two processes with
 //!   the same connections, rounds, bytes each way, and synced writes.
+//! - 100 transitions of three hosts each, all at once, until all have ended. Its floor is the same exchange over all
+//!   their connections at once, with the writes of one.
 //! - 5,000 agents that have nothing to do: what a server's memory grows by for each, and how long it takes until all
 //!   are welcome again when all dial at once. Its floor is as many bare connections with a task and a small buffer
 //!   each, over which a greeting and an answer of the same sizes go.
@@ -69,6 +71,7 @@ fn main() {
     let is_wanted = |name: &str| only.as_ref().is_none_or(|only| only == name);
     let mut lines = Vec::new();
     lines.extend(is_wanted("transition").then(|| transition(&program, 100, rounds)));
+    lines.extend(is_wanted("side-by-side").then(|| side_by_side(&program, 100, rounds)));
     lines.extend(is_wanted("planning").then(|| planning(10_000)));
     if is_wanted("relations") {
         lines.extend(relation::run());
@@ -136,6 +139,22 @@ fn idle(program: &Path, hosts: usize) -> [Line; 2] {
             is_met: ms < 1500.0,
         },
     ]
+}
+
+fn side_by_side(program: &Path, groups: usize, rounds: usize) -> Line {
+    let measured = load::side_by_side(program, groups, rounds);
+    let value = median(measured.times);
+    let floor_value = median(measured.floor_times);
+    Line {
+        what: format!("{groups} transitions of 3 hosts side by side, until all have ended"),
+        unit: "ms",
+        value,
+        floor: measured.shape,
+        floor_value,
+        ratio: value / floor_value,
+        aim: "shown beside its floor".to_owned(),
+        is_met: true,
+    }
 }
 
 fn planning(members: usize) -> Line {
