@@ -23,11 +23,12 @@ pub const STUCK: Duration = Duration::from_secs(45);
 
 /// A handler that does what the files beside it say, `ME` being the member: it notes each call in `ME.calls`, waits as
 /// long as `ME.PHASE.wait` is there (`ME.PHASE.waits` says that it does), says no while `ME.PHASE.fail` is, and keeps
-/// the member's state in `ME.state`. A line `overlap` is written when an earlier run of its phase is still alive.
+/// the member's state in `ME.state`; what is in `ME.also` is part of its status. A line `overlap` is written when an earlier run of its phase is still alive.
 const HANDLER: &str = r#"#!/bin/sh
 me="$DIR/$LOCKSTEP_MEMBER"
 if [ "$1" = status ]; then
-    read -r state < "$me.state" && printf '{"state":"%s"}\n' "$state"
+    read -r also 2> /dev/null < "$me.also"
+    read -r state < "$me.state" && printf '{"state":"%s"%s}\n' "$state" "$also"
     exit
 fi
 touch "$me.calls"
