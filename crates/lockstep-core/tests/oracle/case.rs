@@ -216,8 +216,41 @@ impl Case {
         for _ in 0..1 + dice.below(4) {
             targets.push(target(dice, &ends, &kinds, &hosts, &with_settings));
         }
+        let mut case = Self { spec, hosts, members, settings, request: Request::default() };
+        if names.len() > 2
+            && case.spec.groups[&names[0]].settings.contains_key(&name("live"))
+            && dice.percent(40)
+        {
+            targets = case.cut_over(dice, &names);
+        }
+        let Self { spec, hosts, members, settings, .. } = case;
         let request = Request { targets, exclude_lost: dice.percent(20), ..Request::default() };
         Self { spec, hosts, members, settings, request }
+    }
+
+    /// From blue to green, or back: one group rests on another while a setting has one value, and on a third while it has
+    /// the other.
+    fn cut_over(&mut self, dice: &mut Dice, names: &[GroupName]) -> Vec<Target> {
+        let kind = *dice.pick(&[Kind::Requires, Kind::Requires, Kind::After, Kind::Excludes]);
+        for (to, colour) in [(&names[1], "blue"), (&names[2], "green")] {
+            let when = BTreeMap::from([(name(&format!("{}.live", names[0])), value(colour))]);
+            let mut relation: RelationFile =
+                serde_json::from_value(serde_json::json!({"from": names[0], "to": to, "kind": kind}))
+                    .unwrap();
+            relation.when = when;
+            relation.scope = dice.percent(20).then(|| "zone".to_owned());
+            self.spec.relations.push(relation);
+        }
+        let colour = (*dice.pick(&["blue", "green"])).to_owned();
+        let mut targets = vec![Target::Setting(names[0].clone(), name("live"), colour.clone())];
+        let (old, new) = if colour == "green" { (1, 2) } else { (2, 1) };
+        if dice.percent(80) {
+            targets.push(Target::Up(names[new].clone()));
+        }
+        if dice.percent(60) {
+            targets.push(Target::Down(names[old].clone()));
+        }
+        targets
     }
 
     /// The cluster, folded from the records that lead to it; none: the spec is refused.

@@ -9,7 +9,7 @@ use lockstep_core::message::Role;
 use lockstep_core::plan::Plan;
 use lockstep_core::request::{Request, Target};
 use lockstep_core::spec::{Ask, Kind};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A rule that is broken, and how.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -115,7 +115,7 @@ pub(crate) fn asked(model: &Model, request: &Request) -> Asked {
     asked.is_torn = explicit.values().any(|states| states.len() > 1);
     let groups: BTreeSet<usize> = chosen.iter().map(|&member: &usize| model.members[member].group).collect();
     asked.is_named_twice = explicit.keys().any(|&member| groups.contains(&model.members[member].group));
-    chosen.into_iter().for_each(|member| drop(asked.named.insert(member, None)));
+    chosen.into_iter().for_each(|member| _ = asked.named.insert(member, None));
     for (member, states) in explicit {
         asked.named.insert(member, states.first().copied());
     }
@@ -143,7 +143,7 @@ fn read<'a>(model: &'a Model, plan: &Plan) -> Result<(Moves<'a>, Vec<Steps>), Fa
     let barrier = |id: StepId| plan.barriers.iter().find(|barrier| barrier.id == id);
     // What comes before, through barriers and steps, until nothing is added.
     let mut before = vec![0 as Steps; count];
-    for step in 0..count {
+    for (step, before) in before.iter_mut().enumerate() {
         let mut open: Vec<StepId> = plan.steps[step].after.clone();
         let mut seen = BTreeSet::new();
         while let Some(id) = open.pop() {
@@ -151,7 +151,7 @@ fn read<'a>(model: &'a Model, plan: &Plan) -> Result<(Moves<'a>, Vec<Steps>), Fa
                 continue;
             }
             if (id.0 as usize) < count {
-                before[step] |= 1 << id.0;
+                *before |= 1 << id.0;
                 open.extend(&plan.steps[id.0 as usize].after);
             } else {
                 let Some(barrier) = barrier(id) else {
@@ -160,7 +160,7 @@ fn read<'a>(model: &'a Model, plan: &Plan) -> Result<(Moves<'a>, Vec<Steps>), Fa
                 open.extend(&barrier.after);
             }
         }
-        if before[step] & (1 << step) != 0 {
+        if *before & (1 << step) != 0 {
             return Err(fault("acyclic", format!("step {step} waits for itself")));
         }
     }
@@ -169,7 +169,7 @@ fn read<'a>(model: &'a Model, plan: &Plan) -> Result<(Moves<'a>, Vec<Steps>), Fa
 
 /// Every set of finished steps that can come about; none: too many to look at all of them.
 fn cuts(before: &[Steps]) -> Option<Vec<Steps>> {
-    let mut seen: HashSet<Steps> = HashSet::from([0]);
+    let mut seen: BTreeSet<Steps> = BTreeSet::from([0]);
     let mut cuts = vec![0];
     let mut at = 0;
     while at < cuts.len() {
@@ -385,10 +385,7 @@ fn goals(
     let drained: BTreeSet<_> = request
         .targets
         .iter()
-        .filter_map(|target| match target {
-            Target::Drain(host) => Some(host.clone()),
-            _ => None,
-        })
+        .filter_map(|target| if let Target::Drain(host) = target { Some(host.clone()) } else { None })
         .filter(|host| !cluster.hosts[host].is_drained)
         .collect();
     if plan.drains != drained {
@@ -454,7 +451,7 @@ fn soft(moves: &Moves<'_>, before: &[Steps], plan: &Plan) -> Option<Fault> {
         .filter_map(|(first, second)| Some((first, second, moves.soft(first, second)?)))
         .collect();
     if let Some((first, second, why)) = broken.first()
-        && moves.has_order(true, &|_, _, _| true, &[]) == Some(true)
+        && moves.has_order(true, &|_, _, _| true) == Some(true)
     {
         return Some(fault("soft", format!("{first} before {second}: {why:?}, and all such could be kept")));
     }
@@ -471,14 +468,14 @@ fn soft(moves: &Moves<'_>, before: &[Steps], plan: &Plan) -> Option<Fault> {
         let also = |moves: &Moves<'_>, done: Steps, flight: Steps| {
             kept.iter().all(|&group| model.serves(group, &None, &|member| moves.surely(member, done, flight)))
         };
-        if moves.has_order(false, &also, &[]) == Some(true) {
+        if moves.has_order(false, &also) == Some(true) {
             return Some(fault("needless-gap", format!("{:?} need not stop serving", plan.gaps)));
         }
     }
     None
 }
 
-fn links<'a>(model: &'a Model) -> impl Iterator<Item = &'a Link> {
+fn links(model: &Model) -> impl Iterator<Item = &Link> {
     let known = |link: &Link| model.links[AFTER].iter().any(|other| other.relation == link.relation);
     model.links[AFTER].iter().chain(model.links[BEFORE].iter().filter(move |link| !known(link)))
 }

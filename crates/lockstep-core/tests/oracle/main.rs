@@ -311,6 +311,7 @@ const CODES: [Code; 14] = [
     Code::HostLost,
 ];
 
+#[expect(clippy::disallowed_methods, reason = "how long it runs is for whoever starts it to say")]
 fn number(variable: &str, otherwise: u64) -> u64 {
     std::env::var(variable).map_or(otherwise, |text| text.parse().unwrap())
 }
@@ -318,7 +319,7 @@ fn number(variable: &str, otherwise: u64) -> u64 {
 #[test]
 fn plans_are_valid_and_rejections_justified() {
     let first = number("LOCKSTEP_ORACLE_SEED", 0);
-    let count = number("LOCKSTEP_ORACLE_CASES", 4000);
+    let count = number("LOCKSTEP_ORACLE_CASES", 5000);
     let mut codes: BTreeMap<Code, usize> = BTreeMap::new();
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let mut broken: BTreeMap<&str, Vec<u64>> = BTreeMap::new();
@@ -408,7 +409,7 @@ fn plans_are_valid_and_rejections_justified() {
     }
     drop(std::panic::take_hook());
     assert!(broken.is_empty(), "{report}");
-    if count >= 4000 {
+    if count >= 5000 {
         for feature in FEATURES {
             assert!(seen.contains_key(feature), "no plan has: {feature}");
         }

@@ -316,7 +316,7 @@ impl Model {
 fn at_least(amount: Amount, of: usize) -> usize {
     match amount {
         Amount::Count(count) => count as usize,
-        Amount::Percent(percent) => (of * percent as usize + 99) / 100,
+        Amount::Percent(percent) => (of * percent as usize).div_ceil(100),
         Amount::Majority => of / 2 + 1,
         Amount::All => of,
     }
@@ -345,8 +345,8 @@ fn derive(cluster: &Cluster, settings: &BTreeMap<GroupName, Settings>) -> Vec<Re
     let mut provides: BTreeMap<_, BTreeSet<GroupName>> = BTreeMap::new();
     let mut consumes: BTreeMap<_, BTreeSet<GroupName>> = BTreeMap::new();
     let mut says = |group: &GroupName, offers: Vec<_>, wants: Vec<_>| {
-        offers.into_iter().for_each(|one| drop(provides.entry(one).or_default().insert(group.clone())));
-        wants.into_iter().for_each(|one| drop(consumes.entry(one).or_default().insert(group.clone())));
+        offers.into_iter().for_each(|one| _ = provides.entry(one).or_default().insert(group.clone()));
+        wants.into_iter().for_each(|one| _ = consumes.entry(one).or_default().insert(group.clone()));
     };
     for (name, group) in &spec.groups {
         says(name, group.provides.iter().cloned().collect(), group.consumes.iter().cloned().collect());

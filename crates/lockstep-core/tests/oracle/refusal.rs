@@ -44,7 +44,7 @@ fn unsure(known: &Member, request: &Request) -> Vec<(Vec<Code>, String)> {
     let is_named = request.targets.iter().any(|target| match target {
         Target::Member(id, _) => *id == known.id,
         Target::Drain(host) => *host == known.id.host,
-        _ => false,
+        Target::Group(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) => false,
     });
     let is_left_out = request.exclude_lost && !is_named;
     let codes = known.unsure().into_iter().filter(|code| *code != Code::HostLost || !is_left_out);
@@ -63,10 +63,11 @@ fn facts(model: &Model, cluster: &Cluster, request: &Request) -> Facts {
         in_the_way.push((vec![Code::LimitBroken], "a member is named beside its group's up".to_owned()));
     }
     // Nobody forgets a member that may serve when settings change.
-    for group in request.targets.iter().filter_map(|target| match target {
-        Target::Setting(name, _, _) => model.group(name),
-        _ => None,
-    }) {
+    for group in request
+        .targets
+        .iter()
+        .filter_map(|target| if let Target::Setting(name, _, _) = target { model.group(name) } else { None })
+    {
         let serving = model.groups[group].serving;
         let members = model.groups[group].members.iter().map(|&member| &model.members[member]);
         for known in members.filter(|known| known.surely.is_none() && known.places & serving != 0) {
@@ -104,7 +105,7 @@ fn facts(model: &Model, cluster: &Cluster, request: &Request) -> Facts {
             continue;
         }
         match wanted {
-            Some(wanted) => drop(forced.insert(member, *wanted)),
+            Some(wanted) => _ = forced.insert(member, *wanted),
             None => free.push((member, states.collect())),
         }
     }
@@ -163,10 +164,10 @@ pub(crate) fn cascades(model: &Model, group: usize) -> bool {
 
 /// The groups whose settings a request names.
 pub(crate) fn sets(model: &Model, request: &Request) -> BTreeSet<usize> {
-    let named = request.targets.iter().filter_map(|target| match target {
-        Target::Setting(name, _, _) => model.group(name),
-        _ => None,
-    });
+    let named = request
+        .targets
+        .iter()
+        .filter_map(|target| if let Target::Setting(name, _, _) = target { model.group(name) } else { None });
     named.collect()
 }
 
@@ -194,10 +195,10 @@ pub(crate) fn is_filled(
     request: &Request,
     goals: &BTreeMap<usize, usize>,
 ) -> bool {
-    let named = request.targets.iter().filter_map(|target| match target {
-        Target::Up(name) => Some(leaves(model, name)),
-        _ => None,
-    });
+    let named = request
+        .targets
+        .iter()
+        .filter_map(|target| if let Target::Up(name) = target { Some(leaves(model, name)) } else { None });
     named.flatten().all(|group| {
         let known = &model.groups[group];
         let end = |member: usize| goals.get(&member).copied().or(model.members[member].surely);
@@ -314,18 +315,21 @@ pub(crate) fn refusal(
         Code::UnknownHost => any(&|target| match target {
             Target::Member(id, _) => !cluster.hosts.contains_key(&id.host),
             Target::Drain(host) => !cluster.hosts.contains_key(host),
-            _ => false,
+            Target::Group(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) => false,
         }),
-        Code::UnknownMember => any(&|target| match target {
-            Target::Member(id, _) => !cluster.members.contains_key(id) || cluster.members[id].leaving,
-            _ => false,
+        Code::UnknownMember => any(&|target| {
+            if let Target::Member(id, _) = target {
+                !cluster.members.contains_key(id) || cluster.members[id].leaving
+            } else {
+                false
+            }
         }),
         Code::UnknownState => any(&|target| {
             let has = |group: usize, state| model.groups[group].states.contains(state);
             match target {
                 Target::Group(name, state) => leaves(model, name).iter().any(|&group| !has(group, state)),
                 Target::Member(id, state) => model.group(&id.group).is_none_or(|group| !has(group, state)),
-                _ => false,
+                Target::Up(_) | Target::Down(_) | Target::Setting(..) | Target::Drain(_) => false,
             }
         }),
         Code::UnknownSetting => any(&|target| match target {
@@ -334,7 +338,9 @@ pub(crate) fn refusal(
                 let known = cluster.settings.get(name).and_then(|settings| settings.get(key));
                 known.is_none_or(|known| known.parse_alike(text).is_err())
             }
-            _ => false,
+            Target::Group(..) | Target::Member(..) | Target::Up(_) | Target::Down(_) | Target::Drain(_) => {
+                false
+            }
         }),
         Code::Cycle => has_cycle(&model.links[AFTER], model.groups.len()),
         Code::LimitBroken
@@ -372,6 +378,14 @@ fn is_simply_pulled(model: &Model, asked: &Asked, choice: &BTreeMap<usize, usize
     // Where some are named, others may also have to make room, and that comes first.
     let named: BTreeSet<usize> = asked.named.keys().map(|&member| model.members[member].group).collect();
     if groups.intersection(&named).any(|&group| cascades(model, group)) {
+        return false;
+    }
+    // All of a group are taken down, and whoever cannot be ordered stands in the way.
+    let is_stuck = |member: &Member| member.surely.is_none() && member.places != 1;
+    if groups.iter().any(|&group| {
+        cascades(model, group)
+            && model.groups[group].members.iter().any(|&member| is_stuck(&model.members[member]))
+    }) {
         return false;
     }
     // Of two that begin to exclude each other none was asked for.
@@ -436,7 +450,7 @@ fn refused(model: &Model, cluster: &Cluster, request: &Request, rejection: &Reje
         fits.extend(is_deserted.then_some(Code::NoCandidate));
         // That no order is to be found has to be seen for some that would do otherwise, not for each of thousands.
         let is_asked = rejection.code == Code::LimitBroken || rejection.code == Code::Excluded;
-        if !is_met && !(is_asked && searched < SEARCHES_MAX) {
+        if !(is_met || is_asked && searched < SEARCHES_MAX) {
             continue;
         }
         searched += 1;
@@ -444,7 +458,7 @@ fn refused(model: &Model, cluster: &Cluster, request: &Request, rejection: &Reje
         if both_pass(model, &moves) {
             return None;
         }
-        match moves.has_order(false, &|_, _, _| true, &[]) {
+        match moves.has_order(false, &|_, _, _| true) {
             Some(true) if is_met && is_simply_pulled(model, &asked, choice) => {
                 is_feasible = is_feasible.or(Some(choice.clone()))
             }

@@ -4,7 +4,7 @@ use crate::model::{AFTER, BEFORE, Link, Model, States};
 use lockstep_core::id::{GroupName, SettingId};
 use lockstep_core::request::Code;
 use lockstep_core::spec::{Kind, Settings};
-use std::collections::{BTreeMap, BTreeSet, HashSet};
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A set of steps, one bit each.
 pub(crate) type Steps = u64;
@@ -300,21 +300,19 @@ impl<'a> Moves<'a> {
         &self,
         is_soft: bool,
         also: &dyn Fn(&Self, Steps, Steps) -> bool,
-        before: &[Steps],
     ) -> Option<bool> {
         let count = self.steps.len();
         assert!(count <= 64);
         let all: Steps = if count == 64 { !0 } else { (1 << count) - 1 };
-        let mut first: Vec<Steps> = before.to_vec();
-        first.resize(count, 0);
-        for second in 0..count {
+        let mut first: Vec<Steps> = vec![0; count];
+        for (second, first) in first.iter_mut().enumerate() {
             for one in 0..count {
                 if self.hard(one, second).is_some() || (is_soft && self.soft(one, second).is_some()) {
-                    first[second] |= 1 << one;
+                    *first |= 1 << one;
                 }
             }
         }
-        let mut seen: HashSet<Steps> = HashSet::new();
+        let mut seen: BTreeSet<Steps> = BTreeSet::new();
         let mut open = vec![0];
         while let Some(done) = open.pop() {
             if done == all {
@@ -326,9 +324,9 @@ impl<'a> Moves<'a> {
             if seen.len() > 20_000 {
                 return None;
             }
-            for step in 0..count {
+            for (step, needs) in first.iter().enumerate() {
                 let flight = 1 << step;
-                let is_next = done & flight == 0 && first[step] & !done == 0;
+                let is_next = done & flight == 0 && needs & !done == 0;
                 if is_next && self.wrong_at(done, flight).is_none() && also(self, done, flight) {
                     open.push(done | flight);
                 }
