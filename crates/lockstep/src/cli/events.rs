@@ -377,27 +377,16 @@ mod tests {
         ];
         let told = table.map(|(group, host, transition)| {
             let named: Vec<_> = [group, host, transition].into_iter().flatten().collect();
-            format!([r#"
-                : reign spec host-joined host-liveness host-undrained host-labelled host-forgotten member-published request begin decision decision step turn outcome acknowledged report phase vote gossip
-                db: member-published request begin decision decision step turn outcome phase vote
-                app: step report
-                nothing: 
-                a: host-joined member-published request step
-                b: host-liveness host-undrained host-labelled decision turn outcome vote
-                c: host-forgotten step report
-                t7: request begin decision decision step turn outcome phase vote
-                t8: 
-                db b t7: decision turn outcome vote
-            "#], named.join(" "), chosen(group, host, transition))
+            format!("{}: {}\n", named.join(" "), chosen(group, host, transition))
         });
         expect![[r#"
-            : reign spec host-joined host-liveness host-undrained member-published request begin decision decision step turn outcome acknowledged report phase vote gossip
+            : reign spec host-joined host-liveness host-undrained host-labelled host-forgotten member-published request begin decision decision step turn outcome acknowledged report phase vote gossip
             db: member-published request begin decision decision step turn outcome phase vote
             app: step report
             nothing: 
             a: host-joined member-published request step
-            b: host-liveness host-undrained decision turn outcome vote
-            c: step report
+            b: host-liveness host-undrained host-labelled decision turn outcome vote
+            c: host-forgotten step report
             t7: request begin decision decision step turn outcome phase vote
             t8: 
             db b t7: decision turn outcome vote
