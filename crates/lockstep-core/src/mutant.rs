@@ -81,6 +81,8 @@ mutants! {
     Unordered = "unordered",
     /// A group begins to serve while one that it excludes does.
     ExcludesIgnored = "excludes-ignored",
+    /// A capability that is no longer provided still relates its groups.
+    RelationLeftOver = "relation-left-over",
     /// Settings stay in force when their transition is undone.
     UndoKeepsSettings = "undo-keeps-settings",
     /// A member whose step had no known end is taken to have the settings that were decided.

@@ -6,6 +6,7 @@
 
 use crate::id::{Capability, GroupName, Index, SettingId};
 use crate::lifecycle::Amount;
+use crate::mutant::{self, Mutant};
 use crate::spec::{
     self, Ask, Kind, RELATIONS_MAX, RelationFile, SettingValue, Settings, Spec, SpecError, list,
 };
@@ -440,7 +441,9 @@ impl Relations {
         let mut before = Self::default();
         for relation in known.iter().filter(|relation| !made.contains(&***relation)) {
             before.active.insert(relation.clone(), self.active[relation].clone());
-            self.remove(relation);
+            if !mutant::is(Mutant::RelationLeftOver) {
+                self.remove(relation);
+            }
         }
         for relation in made {
             if !self.active.contains_key(&relation) {

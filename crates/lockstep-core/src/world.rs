@@ -22,6 +22,7 @@ use crate::id::{AgentId, HandlerName, HostName, Index, MemberId, RunId, StateNam
 use crate::message::{Call, Findings, Order, Phase, Report};
 use crate::plan::Scores;
 use crate::record::Record;
+use crate::relation::Published;
 use crate::request::{Rejection, Request};
 use crate::spec::{Settings, SpecFile};
 use crate::time::{Now, Time, WallTime};
@@ -193,6 +194,8 @@ pub struct World {
     software: BTreeMap<MemberId, StateName>,
     /// The settings that software has taken, once it has taken some.
     taken: BTreeMap<MemberId, Settings>,
+    /// What software says that it provides and consumes.
+    published: BTreeMap<MemberId, Published>,
     /// What software has been asked to prepare or hold, and not to forget again.
     promises: BTreeSet<(MemberId, Phase)>,
     answers: BTreeMap<ReplyId, Result<Accepted, Rejection>>,
@@ -815,6 +818,11 @@ impl World {
         &self.taken
     }
 
+    /// Lets software say that it provides and consumes something else from now on.
+    pub fn publish(&mut self, member: &MemberId, published: Published) {
+        self.published.insert(member.clone(), published);
+    }
+
     /// Puts software into a state behind everybody's back.
     pub fn set_software(&mut self, member: &MemberId, state: &StateName) {
         self.software.insert(member.clone(), state.clone());
@@ -1144,7 +1152,10 @@ impl World {
         }
         let own = (call.phase == Phase::Status).then(|| self.status(&call.member)).flatten();
         let state = script.state.or(own);
-        let findings = Findings { out: script.out, state, ..Findings::default() };
+        let published =
+            (call.phase == Phase::Status).then(|| self.published.get(&call.member).cloned()).flatten();
+        let Published { provides, consumes } = published.unwrap_or_default();
+        let findings = Findings { out: script.out, state, provides, consumes, ..Findings::default() };
         self.note(Happened::Ended { agent: name.clone(), call, answer: script.answer });
         let Script { answer, reason, .. } = script;
         self.tell_agent(name, AgentInput::Ended { call: id, answer, reason, findings });

@@ -113,6 +113,7 @@ invariants! {
     i14_holds_end::HoldsEnd,
     i15_footprints_serialise::FootprintsSerialise,
     i16_notices_in_order::NoticesInOrder,
+    i17_relations_follow::RelationsFollow,
     i18_missed_outcomes_first::MissedOutcomesFirst,
     i19_heals::Heals,
     i20_spared_stay::SparedStay,

@@ -1,6 +1,7 @@
 //! Random clusters and random requests.
 
-use lockstep_core::id::{HostName, MemberId};
+use lockstep_core::id::{Capability, HostName, MemberId};
+use lockstep_core::relation::Published;
 use lockstep_core::request::{Request, Target};
 use lockstep_core::spec::{OnFailure, SpecFile};
 use rand::Rng;
@@ -179,6 +180,19 @@ impl Shape {
         let group = self.groups.choose(rng)?;
         let host = &self.hosts[*group.hosts.choose(rng)?];
         Some(format!("{}@{host}", group.name).parse().expect("it is written as members are"))
+    }
+
+    /// A member, and what its software says that it provides and consumes from now on. Who consumes what an earlier
+    /// group consumes from it goes in a circle, which is to be refused.
+    pub(crate) fn published(&self, rng: &mut ChaCha8Rng) -> Option<(MemberId, Published)> {
+        let member = self.member(rng)?;
+        let mut some = || -> BTreeSet<Capability> {
+            let count = rng.random_range(0..2);
+            (0..count)
+                .map(|_| format!("c{}", rng.random_range(0..2)).parse().expect("a valid name"))
+                .collect()
+        };
+        Some((member, Published { provides: some(), consumes: some() }))
     }
 
     /// A request that is mostly possible.

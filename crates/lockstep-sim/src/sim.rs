@@ -640,7 +640,12 @@ impl Sim {
         if !is_up {
             return Ok(());
         }
-        match self.rng.random_range(0..21) {
+        match self.rng.random_range(0..22) {
+            21 => {
+                if let Some((member, published)) = self.shape.published(&mut self.rng) {
+                    self.world.publish(&member, published);
+                }
+            }
             20 => {
                 let host = self.shape.hosts.choose(&mut self.rng).expect("there are some").clone();
                 let label = BTreeMap::from([("set".to_owned(), Some(self.asks.to_string()))]);
