@@ -58,7 +58,11 @@ fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
     }
     if members.is_empty() {
         let labels: Vec<_> = group.select.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let next = format!("start an agent whose labels match {}", labels.join(" "));
+        let next = if labels.is_empty() {
+            format!("say which hosts are in it: [groups.{name}] select = {{ KEY = \"VALUE\" }}")
+        } else {
+            format!("start an agent whose labels match {}", labels.join(" "))
+        };
         return vec![Finding { problem: format!("{name} has no members"), next, run: None }];
     }
     let amount = |value: &Option<serde_json::Value>| {
