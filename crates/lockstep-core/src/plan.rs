@@ -521,7 +521,9 @@ impl<'a> Planner<'a> {
                     let Some(best) = self.best_for(&name, state) else {
                         let message =
                             format!("draining would leave {name} without {state}, and nobody can take over");
-                        let help = format!("add a member of {name} elsewhere, or name it too: {name}=down");
+                        let help = format!(
+                            "add a member of {name} elsewhere, or let it stop: lockstep run \"drain HOST\" {name}=down"
+                        );
                         return Err(Rejection::new(Code::NoCandidate, message, help));
                     };
                     self.want(&best, state)?;
@@ -1120,6 +1122,9 @@ fn requirement_down(relation: &Relation, place: Option<Place<'_>>) -> Rejection 
     };
     let first = to.iter().next().expect("a relation leads somewhere");
     let help = match place {
+        None if to.count() > 1 => {
+            format!("bring more of {to} up first, or in the same request, such as {first}=up")
+        }
         None => format!("bring {to} up first, or in the same request: {first}=up"),
         Some(_) => {
             format!("bring members of {to} up there first, or in the same request: {first}@HOST=STATE")

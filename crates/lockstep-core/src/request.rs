@@ -67,7 +67,7 @@ impl FromStr for Target {
         }
         let Some((left, right)) = text.split_once('=') else {
             return Err(format!(
-                "target {:?} is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE",
+                "target {:?} is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, \"drain HOST\"",
                 shown()
             ));
         };

@@ -420,6 +420,7 @@ fn staying(log: &str, command: impl Future<Output = Result<(), Failure>>) -> Res
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log));
     // Whoever reads the log may go, as journald does when it is restarted: that must not end us.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let log = log.with_ansi(output::has_colour());
     log.log_internal_errors(false).init();
     let failed = |error: std::io::Error| Failure::error(format!("cannot start: {error}"));
     // Half the processors: the journal has a thread of its own, and what passes from one worker to another costs more

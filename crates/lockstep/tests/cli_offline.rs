@@ -620,11 +620,11 @@ fn targets_that_name_nothing() {
         (
             &["db"][..],
             expect![[r#"
-            exit 2
-            ! error: invalid value 'db' for '<TARGET>...': target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE
-            !
-            ! For more information, try '--help'.
-        "#]],
+                exit 2
+                ! error: invalid value 'db' for '<TARGET>...': target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST"
+                !
+                ! For more information, try '--help'.
+            "#]],
         ),
         (
             &["db@=x"],

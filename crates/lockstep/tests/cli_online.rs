@@ -214,6 +214,27 @@ fn a_day_at_the_terminal() {
     let end = "app@app-2 said no in check: the file app-2.refuses is there\naborted: vote-no\n\
                help: mend what the member names, then run it again\n";
     assert!(err.ends_with(end), "{err}");
+    let refused = out.split_whitespace().nth(1).unwrap().to_owned();
+    let why = dev.told(&["explain", &refused]);
+    assert!(why.contains("\napp@app-2 said no in check: the file app-2.refuses is there\n"), "{why}");
+
+    let (exit, out, err) = dev.command(&["run", "db@pg-b=primary", "--override", "app@app-2"]);
+    assert_eq!(exit, 0, "{err}");
+    let end = "app@app-2 said no in check: the file app-2.refuses is there; overridden\n";
+    assert!(err.ends_with(end), "{err}");
+    let id = out.split_whitespace().nth(1).unwrap().to_owned();
+    assert!(dev.told(&["explain", &id]).contains("; overridden"), "explain says the same");
+    let (_, out, _) = dev.command(&["transition", "show", &id, "-o", "json"]);
+    let shown: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!(shown["overrides"], serde_json::json!(["app@app-2"]), "the record has it");
+    check(
+        &dev.told(&["explain", "app", "bd"]),
+        &expect![[r#"
+        exit 1
+        ! error: there is no group bd
+        ! help: `lockstep group list` shows what there is
+    "#]],
+    );
 }
 
 #[test]

@@ -527,6 +527,9 @@ pub struct Transition {
     pub excluded: Vec<Failure>,
     /// The members that were left elsewhere than planned.
     pub left: Vec<Left>,
+    /// The voters and holders whose no, or silence, was not to count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub overrides: Vec<String>,
     /// The observers that had not acknowledged the intent when it ended; nobody waits for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub untold: Vec<String>,
@@ -679,6 +682,7 @@ impl Transition {
             principal: request.principal.clone(),
             targets: strings(&request.targets),
             reason: request.reason.clone(),
+            overrides: strings(&request.overrides),
             ..Self::default()
         }
     }

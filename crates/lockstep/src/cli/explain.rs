@@ -3,8 +3,8 @@
 
 use super::client::Client;
 use super::output::{Form, clean};
-use super::{Exit, Failure, offline as files};
-use crate::api::object::{List, Participant, Relation, Transition};
+use super::{Exit, Failure, offline as files, run};
+use crate::api::object::{Group, List, Participant, Relation, Transition};
 use crate::spec_file;
 use clap::Args;
 use lockstep_core::id::{GroupName, TransitionId};
@@ -51,7 +51,10 @@ pub fn offline(args: &ExplainArgs, form: Form) -> Result<Exit, Failure> {
     let (written, spec) = spec_file::load(file)?;
     let (cluster, _) = files::load(state, written, &spec)?;
     let relations = Relation::all_of(&cluster);
-    show(between(&relations, &group(&args.first)?, second), form)
+    let first = group(&args.first)?;
+    let groups: Vec<&str> = spec.groups.keys().chain(spec.composites.keys()).map(GroupName::as_str).collect();
+    known(&groups, [&first, second])?;
+    show(between(&relations, &first, second), form)
 }
 
 /// Explains.
@@ -59,6 +62,9 @@ pub async fn explain(client: &Client, args: ExplainArgs, form: Form) -> Result<E
     let because = match args.second {
         Some(second) => {
             let first = group(&args.first)?;
+            let groups: List<Group> = client.get("/v1/groups").await?;
+            let groups: Vec<&str> = groups.items.iter().map(|group| group.name.as_str()).collect();
+            known(&groups, [&first, &second])?;
             let relations: List<Relation> = client.get("/v1/relations").await?;
             between(&relations.items, &first, &second)
         }
@@ -83,6 +89,17 @@ fn show(because: Vec<String>, form: Form) -> Result<Exit, Failure> {
 
 fn group(text: &str) -> Result<GroupName, Failure> {
     text.parse().map_err(|error: lockstep_core::id::NameError| Failure::error(error.to_string()))
+}
+
+/// That nothing relates a group which does not exist is true, and helps nobody.
+fn known(groups: &[&str], asked: [&GroupName; 2]) -> Result<(), Failure> {
+    match asked.into_iter().find(|asked| !groups.contains(&asked.as_str())) {
+        Some(unknown) => {
+            let help = "`lockstep group list` shows what there is";
+            Err(Failure::helped(format!("there is no group {unknown}"), help))
+        }
+        None => Ok(()),
+    }
 }
 
 /// What relates two groups, directly or through others along `requires`.
@@ -172,6 +189,7 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
     lines.push(format!("{id}: {} asked for {asked}{reason}", transition.principal));
     let Some(plan) = &transition.plan else {
         lines.extend(transition.cause.as_ref().map(|cause| format!("it was never begun: {cause}")));
+        lines.extend(run::why(transition));
         return lines;
     };
     let moves = |group: &str| plan.steps.iter().any(|step| step.group == group);
@@ -222,5 +240,6 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
         lines.push(format!("decided: {decision}{cause}"));
     }
     lines.extend(transition.outcome.as_ref().map(|outcome| format!("outcome: {outcome}")));
+    lines.extend(run::why(transition));
     lines
 }

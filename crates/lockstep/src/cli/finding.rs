@@ -24,14 +24,16 @@ pub fn findings(hosts: &[Host], groups: &[Group], members: &[Member]) -> Vec<Fin
     for host in hosts.iter().filter(|host| host.liveness != "alive") {
         let here = members.iter().filter(|member| member.host == host.name).count();
         let next = match host.liveness.as_str() {
-            "suspect" => "wait: it is back or lost within its lease",
-            "left" => "start its agent when it is to take part again",
-            _ => {
-                "see whether it runs and its agent reaches the server; until then its members count as anywhere"
-            }
+            "suspect" => "wait: it is back or lost within its lease".to_owned(),
+            "left" => "start its agent when it is to take part again".to_owned(),
+            _ => format!(
+                "see whether it runs and its agent reaches the server; until then its members count as anywhere; \
+                 if it is gone for good: lockstep host forget {}",
+                host.name
+            ),
         };
         let problem = format!("host {} is {} ({here} members)", host.name, host.liveness);
-        findings.push(Finding { problem, next: next.to_owned(), run: None });
+        findings.push(Finding { problem, next, run: None });
     }
     let mut by_group: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
     for member in members {
@@ -58,7 +60,11 @@ fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
     }
     if members.is_empty() {
         let labels: Vec<_> = group.select.iter().map(|(key, value)| format!("{key}={value}")).collect();
-        let next = format!("start an agent whose labels match {}", labels.join(" "));
+        let next = if labels.is_empty() {
+            format!("say which hosts are in it: [groups.{name}] select = {{ KEY = \"VALUE\" }}")
+        } else {
+            format!("start an agent whose labels match {}", labels.join(" "))
+        };
         return vec![Finding { problem: format!("{name} has no members"), next, run: None }];
     }
     let amount = |value: &Option<serde_json::Value>| {

@@ -3,14 +3,17 @@
 use super::option::shown;
 use super::output::clean;
 use super::plan::{summary, taken};
-use crate::api::object::{StepResult, Transition, Vote};
-use std::collections::BTreeSet;
+use crate::api::object::{Plan, StepResult, Transition, Vote};
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// Members that are named one by one; more are counted.
 const NAMED_MAX: usize = 8;
 /// Where the times stand, in characters.
 const TIME_COLUMN: usize = 72;
+
+/// When it is told of a transition that it waits in the queue.
+const QUEUED_TOLD: Duration = Duration::from_secs(3);
 
 /// What has been shown of a transition.
 #[derive(Debug, Default)]
@@ -21,6 +24,8 @@ pub struct Progress {
     decision: bool,
     release: bool,
     outcome: bool,
+    /// Whether it has been told that it waits.
+    queued: bool,
     /// Steps that have been shown, each way.
     steps: BTreeSet<(u32, String)>,
     /// When the last line ended.
@@ -31,6 +36,10 @@ impl Progress {
     /// The lines that are due now; `at` is the time since the start.
     pub fn advance(&mut self, transition: &Transition, at: Duration) -> Vec<String> {
         let mut lines = Vec::new();
+        if !self.queued && at >= QUEUED_TOLD && transition.phase.as_deref() == Some("queued") {
+            self.queued = true;
+            lines.push(timed("queued", "waits for another transition: lockstep status", &mut self.since, at));
+        }
         if let Some(plan) = &transition.plan
             && !self.plan
         {
@@ -66,9 +75,10 @@ impl Progress {
         }
         if is_released && !self.release {
             self.release = true;
+            let shared = shared(transition);
             let holds = transition.holds.iter().map(|hold| {
                 let how = hold.end.as_deref().filter(|end| *end != "released");
-                place(&hold.member) + &how.map(|end| format!(" {end}")).unwrap_or_default()
+                place(&hold.member, &shared) + &how.map(|end| format!(" {end}")).unwrap_or_default()
             });
             lines.push(timed("release", &some(holds.collect()), &mut self.since, at));
         }
@@ -100,14 +110,21 @@ impl Progress {
     /// The steps that have not been shown yet, those forward and those back on lines of their own.
     fn steps(&mut self, transition: &Transition, at: Duration) -> Vec<String> {
         let mut lines = Vec::new();
+        let shared = shared(transition);
+        let depths = transition.plan.as_ref().map(depths).unwrap_or_default();
         for (direction, label) in [("forward", "commit"), ("back", "undo")] {
             let fresh: Vec<&StepResult> = transition.steps.iter().flatten().collect();
-            let fresh: Vec<&StepResult> = fresh
+            let mut fresh: Vec<&StepResult> = fresh
                 .into_iter()
                 .filter(|step| step.direction == direction && self.steps.insert(key(step)))
                 .collect();
             if fresh.is_empty() {
                 continue;
+            }
+            // As they follow from each other: the numbers of steps say nothing about that.
+            fresh.sort_by_key(|step| depths.get(step.step as usize).copied());
+            if direction == "back" {
+                fresh.reverse();
             }
             let planned = transition.plan.iter().flat_map(|plan| &plan.steps).collect::<Vec<_>>();
             let texts = fresh.iter().map(|step| {
@@ -118,7 +135,7 @@ impl Progress {
                     _ => clean(&planned.from),
                 });
                 let state = state.unwrap_or_default();
-                let member = place(&step.member);
+                let member = place(&step.member, &shared);
                 match (step.result.as_str(), &step.reason) {
                     ("confirmed", _) => format!("{member} {state}"),
                     (result, Some(reason)) => {
@@ -148,10 +165,11 @@ fn votes(transition: &Transition, round: &str) -> String {
     let mut votes: Vec<&Vote> =
         transition.votes.iter().flatten().filter(|vote| vote.round == round).collect();
     votes.sort_by_key(|vote| vote.answer != "no");
+    let shared = shared(transition);
     let text = |vote: &&Vote| {
-        let mut text = format!("{} {}", place(&vote.member), clean(&vote.answer));
+        let mut text = format!("{} {}", place(&vote.member, &shared), clean(&vote.answer));
         if vote.role == "holder" && vote.round == "prepare" && vote.answer == "yes" {
-            text = format!("{} holding", place(&vote.member));
+            text = format!("{} holding", place(&vote.member, &shared));
         }
         let out = vote.out.iter().map(|(key, value)| match value {
             serde_json::Value::String(value) => format!("{key}={value}"),
@@ -172,9 +190,49 @@ fn some(texts: Vec<String>) -> String {
     line
 }
 
-/// A member by its host, which is what operators call it.
-fn place(member: &str) -> String {
-    clean(member.split_once('@').map_or(member, |(_, host)| host))
+/// The hosts of which more than one member is asked or moves.
+fn shared(transition: &Transition) -> BTreeSet<String> {
+    let planned = transition.plan.iter().flat_map(|plan| &plan.participants);
+    let planned = planned.filter(|who| who.role != "observer").map(|who| (&*who.host, &*who.group));
+    let voted = transition.votes.iter().flatten().filter_map(|vote| vote.member.split_once('@'));
+    let mut seen: BTreeMap<&str, &str> = BTreeMap::new();
+    let both = planned.chain(voted.map(|(group, host)| (host, group)));
+    both.filter(|(host, group)| *seen.entry(host).or_insert(group) != *group)
+        .map(|(host, _)| host.to_owned())
+        .collect()
+}
+
+/// A member by its host, which is what operators call it, as long as that says which.
+fn place(member: &str, shared: &BTreeSet<String>) -> String {
+    match member.split_once('@') {
+        Some((_, host)) if !shared.contains(host) => clean(host),
+        _ => clean(member),
+    }
+}
+
+/// How many steps have to be taken before each, one after another: an order in which they can be shown.
+fn depths(plan: &Plan) -> Vec<usize> {
+    let mut depths = vec![0; plan.steps.len()];
+    let mut waiting: Vec<usize> = plan.steps.iter().map(|step| step.after.len()).collect();
+    let mut followers: Vec<Vec<usize>> = vec![Vec::new(); plan.steps.len()];
+    for (at, step) in plan.steps.iter().enumerate() {
+        for before in &step.after {
+            if let Some(followers) = followers.get_mut(*before as usize) {
+                followers.push(at);
+            }
+        }
+    }
+    let mut free: Vec<usize> = (0..waiting.len()).filter(|at| waiting.get(*at) == Some(&0)).collect();
+    while let Some(at) = free.pop() {
+        for follower in std::mem::take(&mut followers[at]) {
+            depths[follower] = depths[follower].max(depths[at] + 1);
+            waiting[follower] -= 1;
+            if waiting[follower] == 0 {
+                free.push(follower);
+            }
+        }
+    }
+    depths
 }
 
 #[cfg(test)]
@@ -199,6 +257,45 @@ mod tests {
     ) -> serde_json::Value {
         json!({"member": member, "role": role, "round": round, "answer": answer, "reason": null, "out": out,
                "provisional": false})
+    }
+
+    #[test]
+    fn a_host_with_two_members_is_no_name_and_steps_follow_from_each_other() {
+        let plan = json!({"hash": "6f1c0a2b99", "steps": [
+            {"id": 0, "group": "blue", "host": "w1", "from": "online", "to": "offline", "after": [1]},
+            {"id": 1, "group": "edge", "host": "w1", "from": "offline", "to": "online", "after": [2]},
+            {"id": 2, "group": "green", "host": "w2", "from": "offline", "to": "online", "after": []}],
+            "participants": [
+                {"group": "blue", "host": "w1", "role": "actor"}, {"group": "edge", "host": "w1", "role": "actor"},
+                {"group": "green", "host": "w2", "role": "actor"}, {"group": "edge", "host": "w2", "role": "observer"}],
+            "relations": [], "gaps": []});
+        let step = |step: u32, member: &str| json!({"step": step, "member": member, "direction": "forward", "result": "confirmed", "reason": null});
+        let votes = ["blue@w1", "edge@w1", "green@w2"]
+            .map(|member| vote(member, "actor", "check", "yes", &json!({})));
+        let mut progress = Progress::default();
+        let mut lines = Vec::new();
+        for (at, changes) in [
+            (2000, json!({"phase": "queued"})),
+            (12_000, json!({"phase": "queued"})),
+            (22_000, json!({"phase": "queued"})),
+            (
+                22_010,
+                json!({"outcome": "committed", "decision": "commit", "token": 9, "plan": plan, "votes": votes,
+                            "steps": [step(0, "blue@w1"), step(1, "edge@w1"), step(2, "green@w2")]}),
+            ),
+        ] {
+            lines.extend(progress.advance(&object(changes), Duration::from_millis(at)));
+        }
+        expect![[r#"
+            queued    waits for another transition: lockstep status                      12.0 s
+            plan 6f1c0a2b  blue: w1 online -> offline
+                           edge: w1 offline -> online
+                           green: w2 offline -> online
+                           tells: edge (1)
+            check     blue@w1 yes  edge@w1 yes  w2 yes                                   10.0 s
+            decided   commit, token 9                                                      0 ms
+            commit    w2 online  edge@w1 online  blue@w1 offline                           0 ms"#]]
+        .assert_eq(&lines.join("\n"));
     }
 
     #[test]

@@ -32,7 +32,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// `lockstep run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down or GROUP.KEY=VALUE
+    /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE or, quoted, "drain HOST"
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<Target>,
     #[command(flatten)]
@@ -76,7 +76,7 @@ struct RunOptions {
     /// Run this plan or none; the first 8 characters are enough
     #[arg(long, value_name = "HASH")]
     plan: Option<String>,
-    /// Go on although this voter or holder says no or nothing; never one that moves
+    /// Go on although this voter or holder (GROUP@HOST) says no or nothing; never one that moves
     #[arg(long = "override", value_name = "MEMBER")]
     overrides: Vec<MemberId>,
     /// Leave out members of lost hosts, instead of refusing
@@ -242,13 +242,19 @@ fn end(transition: &Transition, span: Duration, form: Form) -> Result<Exit, Fail
 }
 
 /// Who stood in the way and why; who was left where, and what to do.
-fn why(transition: &Transition) -> Vec<String> {
+pub fn why(transition: &Transition) -> Vec<String> {
     let mut lines = Vec::new();
     let mut named = false;
     for vote in transition.votes.iter().flatten().filter(|vote| vote.answer == "no") {
         named |= transition.member.as_ref() == Some(&vote.member);
         let reason = vote.reason.as_deref().unwrap_or("without a reason");
-        lines.push(format!("{} said no in {}: {}", clean(&vote.member), clean(&vote.round), clean(reason)));
+        let end = if transition.overrides.contains(&vote.member) { "; overridden" } else { "" };
+        lines.push(format!(
+            "{} said no in {}: {}{end}",
+            clean(&vote.member),
+            clean(&vote.round),
+            clean(reason)
+        ));
     }
     if let Some(message) = transition.message.as_ref().filter(|_| !named) {
         let member = transition.member.as_ref().filter(|member| !message.contains(member.as_str()));

@@ -100,7 +100,12 @@ fn groups(status: &Status) -> String {
         let members: Vec<&Member> =
             status.members.iter().filter(|member| member.group == group.name).collect();
         let serves = if group.serves { "serves" } else { "does not serve" };
-        vec![group.name.clone(), serves.to_owned(), of_group(&members)]
+        let members = if group.groups.is_empty() {
+            of_group(&members)
+        } else {
+            format!("of {}", group.groups.join(", "))
+        };
+        vec![group.name.clone(), serves.to_owned(), members]
     });
     table(&["GROUP", "", "MEMBERS"], &rows.collect::<Vec<_>>())
 }

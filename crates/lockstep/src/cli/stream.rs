@@ -66,7 +66,7 @@ impl<'a> Events<'a> {
                     None if !self.follow => return Ok(None),
                     None => "the server has closed the stream".to_owned(),
                 },
-                Ok(Err(why)) => why,
+                Ok(Err(why)) => format!("the connection is lost: {why}"),
                 Err(_) => "the server says nothing any more".to_owned(),
             };
             self.connection = None;
