@@ -378,6 +378,10 @@ fn goals(
         if !is_a_role && !is_for_nothing && !is_nearest(model, &ends, member) {
             faults.push(fault("nearest", format!("{} does not go to the nearest state", name(member))));
         }
+        // A group that keeps a named member serves no more for that, and the others have gone with it.
+        let group = model.members[member].group;
+        let has_named = asked.named.keys().any(|&other| model.members[other].group == group);
+        let is_for_nothing = is_for_nothing && !(has_named && ends[&member] == 0 && cascades(model, group));
         if is_for_nothing && !is_a_role {
             faults.push(fault("needless-move", format!("{} moves, and need not", name(member))));
         }

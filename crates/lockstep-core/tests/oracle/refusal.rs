@@ -371,32 +371,11 @@ pub(crate) fn refusal(
 /// How many choices are searched for an order that nothing will come of.
 const SEARCHES_MAX: usize = 200;
 
-/// Whether whoever a cascade takes down has no other relation that might refuse it.
-fn is_simply_pulled(model: &Model, asked: &Asked, choice: &BTreeMap<usize, usize>) -> bool {
-    let unnamed = choice.keys().filter(|member| !asked.named.contains_key(member));
-    let groups: BTreeSet<usize> = unnamed.map(|&member| model.members[member].group).collect();
-    // Where some are named, others may also have to make room, and that comes first.
-    let named: BTreeSet<usize> = asked.named.keys().map(|&member| model.members[member].group).collect();
-    if groups.intersection(&named).any(|&group| cascades(model, group)) {
-        return false;
-    }
-    // All of a group are taken down, and whoever cannot be ordered stands in the way.
-    let is_stuck = |member: &Member| member.surely.is_none() && member.places != 1;
-    if groups.iter().any(|&group| {
-        cascades(model, group)
-            && model.groups[group].members.iter().any(|&member| is_stuck(&model.members[member]))
-    }) {
-        return false;
-    }
-    // Of two that begin to exclude each other none was asked for.
-    let comes =
-        |link: &Link| model.links.iter().any(|side| side.iter().all(|other| other.relation != link.relation));
-    if model.links.iter().flatten().any(|link| link.cascade && comes(link)) {
-        return false;
-    }
-    let binds = |link: &&Link| matches!(link.kind, Kind::Requires | Kind::Excludes) && !link.moving;
-    let mut links = model.links.iter().flatten().filter(binds);
-    !links.any(|link| !link.cascade && link.ends().any(|end| groups.contains(&end)))
+/// Whether a choice has nobody taken down by a cascade. Whom it takes down depends on who makes room first and on what
+/// other relations say of them, which is more than a rejection can be held to; plans are judged all the same.
+fn pulls_nobody(model: &Model, asked: &Asked, choice: &BTreeMap<usize, usize>) -> bool {
+    let mut unnamed = choice.iter().filter(|(member, _)| !asked.named.contains_key(member));
+    !unnamed.any(|(&member, &goal)| goal == 0 && cascades(model, model.members[member].group))
 }
 
 /// Whether members at both ends of an `excludes` pass through a serving state on their way. The planner has one of two
@@ -459,7 +438,7 @@ fn refused(model: &Model, cluster: &Cluster, request: &Request, rejection: &Reje
             return None;
         }
         match moves.has_order(false, &|_, _, _| true) {
-            Some(true) if is_met && is_simply_pulled(model, &asked, choice) => {
+            Some(true) if is_met && pulls_nobody(model, &asked, choice) => {
                 is_feasible = is_feasible.or(Some(choice.clone()))
             }
             Some(true) => {}
@@ -494,6 +473,11 @@ fn refused(model: &Model, cluster: &Cluster, request: &Request, rejection: &Reje
             .collect();
         let rule = if has_choice { "refused-a-choice" } else { "refused" };
         return fault(rule, format!("{} But {} could be", rejection.message, moves.join(" ")));
+    }
+    // What a cascade does may be refused in its turn, by any relation of those that it takes down.
+    let of_relations = [Code::Excluded, Code::WouldBreakRequires, Code::RequirementDown];
+    if (0..model.groups.len()).any(|group| cascades(model, group)) {
+        fits.extend(of_relations);
     }
     if !fits.contains(&rejection.code) && !facts.is_cut_short {
         return fault("code", format!("{} Fitting: {fits:?}", rejection.message));
