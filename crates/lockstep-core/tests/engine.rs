@@ -318,3 +318,30 @@ fn a_server_that_a_host_has_seen_a_later_one_of_orders_nothing_in_that_host_s_gr
     assert_eq!(calls, []);
     assert_eq!(answers[0].clone().unwrap_err().code, Code::ServerBehind);
 }
+
+/// A step that is under way when undo begins is ordered again, to learn its end: the same step with the same values.
+#[test]
+fn a_step_that_is_ordered_again_during_undo_says_what_it_said() {
+    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"handler":"x","retries":0,"settings":{"epoch":1}}}}"#;
+    let mut engine = requested_on(&["h1", "h2"], spec);
+    let online = run_until_commit(&mut engine, at(0));
+    online.into_iter().for_each(|call| engine.handle(at(0), done(call)));
+    run_until_commit(&mut engine, at(0));
+    let request =
+        Request { request_id: "s".to_owned(), targets: vec!["a.epoch=2".parse().unwrap()], ..request() };
+    engine.handle(at(10), Input::Run { reply: ReplyId(2), request });
+    let mut calls = run_until_commit(&mut engine, at(10));
+    let value = |call: &Call| call.context.as_ref().unwrap().settings[&"epoch".parse().unwrap()].clone();
+    let first = calls.iter().position(|call| call.member.host.as_str() == "h1").unwrap();
+    let (first, failing) = (calls.swap_remove(first), calls.pop().unwrap());
+    engine.handle(at(20), Input::Closed { session: SessionId(1) });
+    let Input::Report { session, report: Report::Done(answer) } = done(failing) else { unreachable!() };
+    let report = Report::Done(Done { answer: Answer::No, ..answer });
+    engine.handle(at(20), Input::Report { session, report });
+    run_until_commit(&mut engine, at(20));
+    let host = HostName::new("h1").unwrap();
+    engine.handle(at(30), Input::Report { session: SessionId(1), report: Report::Hello(hello(&host)) });
+    let again = run_until_commit(&mut engine, at(30)).pop().expect("it is ordered again");
+    assert!(again.token > first.token, "undo has begun");
+    assert_eq!((again.step, value(&again)), (first.step, value(&first)));
+}
