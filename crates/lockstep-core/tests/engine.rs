@@ -7,6 +7,7 @@ use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId, Ses
 use lockstep_core::id::{HostName, Index, Token};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
+use lockstep_core::relation::Published;
 use lockstep_core::request::{Code, Request};
 use lockstep_core::spec::SpecFile;
 use lockstep_core::time::{Now, Time, WallTime};
@@ -317,6 +318,58 @@ fn a_server_that_a_host_has_seen_a_later_one_of_orders_nothing_in_that_host_s_gr
     let (calls, _, answers) = warned(&mut engine);
     assert_eq!(calls, []);
     assert_eq!(answers[0].clone().unwrap_err().code, Code::ServerBehind);
+}
+
+fn published(provides: &[&str], consumes: &[&str]) -> Report {
+    let all = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+    Report::State {
+        member: "a@h1".parse().unwrap(),
+        state: Some("offline".parse().unwrap()),
+        score: None,
+        reason: None,
+        facts: Default::default(),
+        published: Some(Published { provides: all(provides), consumes: all(consumes) }),
+    }
+}
+
+/// One member that publishes this and that, a thousand times.
+#[test]
+fn software_that_publishes_this_and_that_fills_no_journal() {
+    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"}}}}"#;
+    let mut engine = requested_on(&["h1"], spec);
+    run_until_commit(&mut engine, at(0)).into_iter().for_each(|call| engine.handle(at(0), done(call)));
+    run_until_commit(&mut engine, at(0));
+    let before = engine.proposed().revision.0;
+    for turn in 0..1000 {
+        let provides: &[&str] = if turn % 2 == 0 { &["sql"] } else { &["http"] };
+        let report = published(provides, &[]);
+        engine.handle(at(turn), Input::Report { session: SessionId(1), report });
+        run_until_commit(&mut engine, at(turn));
+    }
+    let recorded = engine.proposed().revision.0 - before;
+    assert!(recorded <= 2, "{recorded} records in a second");
+    // The last one counts, when its time has come and nothing more is heard.
+    let due = engine.next_deadline().unwrap();
+    assert!(due <= Time(2000), "{due:?}");
+    engine.handle(at(due.0), Input::Tick);
+    run_until_commit(&mut engine, at(due.0));
+    let last = &engine.acknowledged().members[&"a@h1".parse().unwrap()].published;
+    assert_eq!(last.provides, ["http".parse().unwrap()].into());
+}
+
+/// Labels may differ from hello to hello, so each would be a record.
+#[test]
+fn a_connection_says_hello_once() {
+    let mut engine = requested();
+    run_until_commit(&mut engine, at(0));
+    let host = HostName::new("h1").unwrap();
+    let report = Report::Hello(hello(&host));
+    engine.handle(at(1), Input::Report { session: SessionId(1), report });
+    let mut outputs = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        outputs.push(output);
+    }
+    assert!(outputs.contains(&Output::Close { session: SessionId(1) }), "{outputs:?}");
 }
 
 /// A step that is under way when undo begins is ordered again, to learn its end: the same step with the same values.
