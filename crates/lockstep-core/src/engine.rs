@@ -8,6 +8,7 @@
 //! This file is sessions, hosts and requests; `transition.rs` drives what was requested.
 
 use crate::cluster::{Cluster, Host};
+use crate::held_back::HeldBack;
 use crate::id::{GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
 use crate::message::{
     Assignment, Call, ContextMember, Decision, Done, Hello, Order, PROTOCOL, Phase, Report,
@@ -28,10 +29,6 @@ use std::sync::Arc;
 
 /// The largest spec, written out, in bytes. It is one record of the journal, and each has to fit with room.
 pub const SPEC_BYTES_MAX: usize = 8 << 20;
-/// The states that one member reports outside of transitions are recorded at most this often, in milliseconds; the
-/// newest one is, at the latest then. Too low: software that flaps fills the journal. Too high: readers are shown
-/// states of before. Plans and decisions wait for none of it: what is known is recorded before they look.
-const REPORT_MS: u64 = 1000;
 /// What hosts acknowledge is recorded this often, in milliseconds. Too low: a record for each of them. Too high: it is
 /// kept for longer than it has to be, and a server that starts tells again what was acknowledged before.
 const ACKNOWLEDGE_MS: u64 = 60_000;
@@ -262,12 +259,10 @@ pub struct Engine {
     pub(crate) told: Option<Told>,
     /// No host is lost before then. Renewals are what an engine hears most, and must not look at every host.
     hosts_due: Option<Time>,
-    /// When a report of each member was recorded, as long as that holds back the next one.
-    reported: BTreeMap<MemberId, Time>,
-    /// What members have reported since, and when it is recorded.
-    late: BTreeMap<MemberId, (Time, Option<StateName>)>,
-    /// When the first of them is due.
-    late_due: Option<Time>,
+    /// The states that members report.
+    reports: HeldBack<Option<StateName>>,
+    /// The capabilities that they publish.
+    publications: HeldBack<Published>,
     /// Groups with a host that has seen a higher token or reign than this journal has, and that host. Nobody in them is
     /// ordered anything: another server has gone on from here.
     pub(crate) ahead: BTreeMap<GroupName, HostName>,
@@ -299,9 +294,8 @@ impl Engine {
             wakes: BTreeMap::new(),
             told: None,
             hosts_due: Some(now.time),
-            reported: BTreeMap::new(),
-            late: BTreeMap::new(),
-            late_due: None,
+            reports: HeldBack::default(),
+            publications: HeldBack::default(),
             ahead: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             acknowledged_count: 0,
@@ -349,7 +343,7 @@ impl Engine {
         }
         inputs.into_iter().for_each(|input| self.take(input));
         self.watch_hosts();
-        if self.late_due.is_some_and(|due| due <= self.now.time) {
+        if self.late_due().is_some_and(|due| due <= self.now.time) {
             self.record_reports(self.now.time);
         }
         self.settle();
@@ -416,7 +410,11 @@ impl Engine {
 
     /// When [`Input::Tick`] is due at the latest; none when nothing waits for time.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due).min()
+        self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due()).min()
+    }
+
+    fn late_due(&self) -> Option<Time> {
+        self.reports.due().into_iter().chain(self.publications.due()).min()
     }
 
     pub(crate) fn propose(&mut self, body: Body) -> Index {
@@ -613,8 +611,8 @@ impl Engine {
         self.last_heard.remove(name);
         self.last_run.remove(name);
         self.scores.retain(|id, _| id.host != *name);
-        self.late.retain(|id, _| id.host != *name);
-        self.reported.retain(|id, _| id.host != *name);
+        self.reports.forget_host(name);
+        self.publications.forget_host(name);
         self.stir_all();
         Ok(Accepted::Host(index))
     }
@@ -835,9 +833,13 @@ impl Engine {
         }) {
             return Some("a label is not plain text of at most 255 bytes".to_owned());
         }
-        let is_other = |host: &HostName| *host != hello.host;
-        if self.hosts_by_session.get(&session).is_some_and(is_other) {
-            return Some("one connection speaks for one host".to_owned());
+        match self.hosts_by_session.get(&session) {
+            Some(host) if *host != hello.host => {
+                return Some("one connection speaks for one host".to_owned());
+            }
+            // Each hello may bring other labels, and so a record.
+            Some(_) => return Some("a connection says hello once".to_owned()),
+            None => {}
         }
         match self.head.hosts.get(&hello.host) {
             Some(known) if known.agent != hello.agent => Some(format!(
@@ -988,13 +990,9 @@ impl Engine {
             state => (state, reason),
         };
         self.event(Event::Reported { member: id.clone(), score, facts, reason });
-        self.late.remove(id);
-        let held_back_until = self.reported.get(id).map(|at| at.plus(REPORT_MS));
-        match held_back_until.filter(|due| *due > self.now.time) {
-            Some(due) if self.is_news(id, &state) => {
-                self.late.insert(id.clone(), (due, state));
-                self.late_due = Some(self.late_due.map_or(due, |at| at.min(due)));
-            }
+        self.reports.forget(id);
+        match self.reports.until(id, self.now.time) {
+            Some(due) if self.is_news(id, &state) => self.reports.keep(id, due, state),
             Some(_) => {}
             None => self.record_report(id, state),
         }
@@ -1010,18 +1008,36 @@ impl Engine {
     fn record_report(&mut self, id: &MemberId, state: Option<StateName>) {
         if self.is_news(id, &state) {
             self.propose(Body::Report { member: id.clone(), actual: state });
-            self.reported.insert(id.clone(), self.now.time);
+            self.reports.note(id, self.now.time);
             self.stir_all();
         }
     }
 
-    /// What a member says it provides and consumes. What would relate groups in a circle, or beyond all bounds, is not
-    /// taken: a host that runs cannot be refused, so the operator is told, and the relations stay as they are.
+    /// What a member says it provides and consumes.
     fn note_published(&mut self, id: &MemberId, published: Published) {
-        let Some(known) = self.head.members.get(id).map(|member| member.published.clone()) else { return };
-        if *known == published || !self.head.spec.groups.contains_key(&id.group) {
+        self.publications.forget(id);
+        match self.publications.until(id, self.now.time) {
+            Some(due) if self.is_published_anew(id, &published) => {
+                self.publications.keep(id, due, published);
+            }
+            Some(_) => {}
+            None => self.record_published(id, published),
+        }
+    }
+
+    fn is_published_anew(&self, id: &MemberId, published: &Published) -> bool {
+        let known = self.head.members.get(id).map(|member| &*member.published);
+        known.is_some_and(|known| known != published) && self.head.spec.groups.contains_key(&id.group)
+    }
+
+    /// What would relate groups in a circle, or beyond all bounds, is not taken: a host that runs cannot be refused, so
+    /// the operator is told, and the relations stay as they are.
+    fn record_published(&mut self, id: &MemberId, published: Published) {
+        if !self.is_published_anew(id, &published) {
             return;
         }
+        self.publications.note(id, self.now.time);
+        let known = self.head.members[id].published.clone();
         let relations = &self.head.relations;
         let come = relations.would_come(&id.group, &known, &published);
         let pairs = relations.pairs() + come.iter().map(|relation| relation.to.count()).sum::<usize>();
@@ -1036,19 +1052,15 @@ impl Engine {
         self.stir_all();
     }
 
-    /// Records the reports that were held back and are due by then.
+    /// Records what was held back and is due by then.
     fn record_reports(&mut self, by: Time) {
-        if self.late.is_empty() {
-            self.late_due = None;
-            return;
-        }
         let now = self.now.time;
-        let (due, late) = std::mem::take(&mut self.late).into_iter().partition(|(_, (due, _))| *due <= by);
-        self.late = late;
-        let due: BTreeMap<MemberId, (Time, Option<StateName>)> = due;
-        due.into_iter().for_each(|(id, (_, state))| self.record_report(&id, state));
-        self.reported.retain(|_, at| at.plus(REPORT_MS) > now);
-        self.late_due = self.late.values().map(|(due, _)| *due).min();
+        for (id, state) in self.reports.take(by, now) {
+            self.record_report(&id, state);
+        }
+        for (id, published) in self.publications.take(by, now) {
+            self.record_published(&id, published);
+        }
     }
 
     fn done(&mut self, host: &HostName, done: Done) {

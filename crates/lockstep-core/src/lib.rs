@@ -8,6 +8,7 @@ pub mod backup;
 pub mod cluster;
 pub mod engine;
 mod flow;
+mod held_back;
 pub mod id;
 pub mod lifecycle;
 pub mod log;

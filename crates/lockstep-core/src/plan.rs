@@ -557,8 +557,10 @@ impl<'a> Planner<'a> {
     /// Pulls along, where a relation says `cascade`, whoever could not stay as it is. Tells whether anybody was.
     fn cascade(&mut self) -> Result<bool, Rejection> {
         let mut has_pulled = false;
+        let mut moved = self.moved();
         loop {
-            let relations = self.relations_beside(&self.moved());
+            // Of the others nothing has changed since they were looked at.
+            let relations = self.relations_beside(&moved);
             let mut down: Vec<MemberId> = Vec::new();
             for relation in
                 relations.iter().filter(|relation| relation.cascade && self.exists(relation, true))
@@ -570,6 +572,7 @@ impl<'a> Planner<'a> {
                 return Ok(has_pulled);
             }
             has_pulled = true;
+            moved = down.iter().map(|id| id.group.clone()).collect();
             for id in down {
                 self.whole.insert(id.group.clone());
                 let lowest = self.group(&id.group)?.lifecycle.lowest();

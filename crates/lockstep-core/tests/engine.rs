@@ -7,6 +7,7 @@ use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId, Ses
 use lockstep_core::id::{HostName, Index, Token};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
+use lockstep_core::relation::Published;
 use lockstep_core::request::{Code, Request};
 use lockstep_core::spec::SpecFile;
 use lockstep_core::time::{Now, Time, WallTime};
@@ -317,4 +318,83 @@ fn a_server_that_a_host_has_seen_a_later_one_of_orders_nothing_in_that_host_s_gr
     let (calls, _, answers) = warned(&mut engine);
     assert_eq!(calls, []);
     assert_eq!(answers[0].clone().unwrap_err().code, Code::ServerBehind);
+}
+
+fn published(provides: &[&str], consumes: &[&str]) -> Report {
+    let all = |names: &[&str]| names.iter().map(|name| name.parse().unwrap()).collect();
+    Report::State {
+        member: "a@h1".parse().unwrap(),
+        state: Some("offline".parse().unwrap()),
+        score: None,
+        reason: None,
+        facts: Default::default(),
+        published: Some(Published { provides: all(provides), consumes: all(consumes) }),
+    }
+}
+
+/// One member that publishes this and that, a thousand times.
+#[test]
+fn software_that_publishes_this_and_that_fills_no_journal() {
+    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"}}}}"#;
+    let mut engine = requested_on(&["h1"], spec);
+    run_until_commit(&mut engine, at(0)).into_iter().for_each(|call| engine.handle(at(0), done(call)));
+    run_until_commit(&mut engine, at(0));
+    let before = engine.proposed().revision.0;
+    for turn in 0..1000 {
+        let provides: &[&str] = if turn % 2 == 0 { &["sql"] } else { &["http"] };
+        let report = published(provides, &[]);
+        engine.handle(at(turn), Input::Report { session: SessionId(1), report });
+        run_until_commit(&mut engine, at(turn));
+    }
+    let recorded = engine.proposed().revision.0 - before;
+    assert!(recorded <= 2, "{recorded} records in a second");
+    // The last one counts, when its time has come and nothing more is heard.
+    let due = engine.next_deadline().unwrap();
+    assert!(due <= Time(2000), "{due:?}");
+    engine.handle(at(due.0), Input::Tick);
+    run_until_commit(&mut engine, at(due.0));
+    let last = &engine.acknowledged().members[&"a@h1".parse().unwrap()].published;
+    assert_eq!(last.provides, ["http".parse().unwrap()].into());
+}
+
+/// Labels may differ from hello to hello, so each would be a record.
+#[test]
+fn a_connection_says_hello_once() {
+    let mut engine = requested();
+    run_until_commit(&mut engine, at(0));
+    let host = HostName::new("h1").unwrap();
+    let report = Report::Hello(hello(&host));
+    engine.handle(at(1), Input::Report { session: SessionId(1), report });
+    let mut outputs = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        outputs.push(output);
+    }
+    assert!(outputs.contains(&Output::Close { session: SessionId(1) }), "{outputs:?}");
+}
+
+/// A step that is under way when undo begins is ordered again, to learn its end: the same step with the same values.
+#[test]
+fn a_step_that_is_ordered_again_during_undo_says_what_it_said() {
+    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"handler":"x","retries":0,"settings":{"epoch":1}}}}"#;
+    let mut engine = requested_on(&["h1", "h2"], spec);
+    let online = run_until_commit(&mut engine, at(0));
+    online.into_iter().for_each(|call| engine.handle(at(0), done(call)));
+    run_until_commit(&mut engine, at(0));
+    let request =
+        Request { request_id: "s".to_owned(), targets: vec!["a.epoch=2".parse().unwrap()], ..request() };
+    engine.handle(at(10), Input::Run { reply: ReplyId(2), request });
+    let mut calls = run_until_commit(&mut engine, at(10));
+    let value = |call: &Call| call.context.as_ref().unwrap().settings[&"epoch".parse().unwrap()].clone();
+    let first = calls.iter().position(|call| call.member.host.as_str() == "h1").unwrap();
+    let (first, failing) = (calls.swap_remove(first), calls.pop().unwrap());
+    engine.handle(at(20), Input::Closed { session: SessionId(1) });
+    let Input::Report { session, report: Report::Done(answer) } = done(failing) else { unreachable!() };
+    let report = Report::Done(Done { answer: Answer::No, ..answer });
+    engine.handle(at(20), Input::Report { session, report });
+    run_until_commit(&mut engine, at(20));
+    let host = HostName::new("h1").unwrap();
+    engine.handle(at(30), Input::Report { session: SessionId(1), report: Report::Hello(hello(&host)) });
+    let again = run_until_commit(&mut engine, at(30)).pop().expect("it is ordered again");
+    assert!(again.token > first.token, "undo has begun");
+    assert_eq!((again.step, value(&again)), (first.step, value(&first)));
 }

@@ -240,3 +240,29 @@ fn a_plan_that_would_not_fit_a_record_is_refused() {
     let rejection = plan::plan(&cluster, &targets, &Scores::new()).unwrap_err();
     assert_eq!(rejection.code, Code::TooLarge, "{rejection}");
 }
+
+/// Without searching the graph once for each of 20,000 pairs.
+#[test]
+fn two_hundred_groups_that_never_move_at_once_are_planned() {
+    const GROUPS: usize = if cfg!(debug_assertions) { 100 } else { 200 };
+    let group = |number: usize| format!(r#""g{number}":{{"select":{{"db":"y"}}}}"#);
+    let groups: Vec<_> = (0..GROUPS).map(group).collect();
+    let relation = |number: usize| {
+        let others: Vec<_> = (number + 1..GROUPS).map(|other| format!(r#""g{other}""#)).collect();
+        format!(r#"{{"from":"g{number}","to":[{}],"kind":"excludes","moving":true}}"#, others.join(","))
+    };
+    let relations: Vec<_> = (0..GROUPS - 1).map(relation).collect();
+    let groups = format!(r#"{{"db":{{"select":{{"db":"y"}}}},{}}}"#, groups.join(","));
+    let rest = format!(r#"{groups},"relations":[{}]"#, relations.join(","));
+    let mut cluster = cluster(&rest, 1, |_| "offline");
+    for number in 0..GROUPS {
+        let member = format!("g{number}@{}", host(0)).parse().unwrap();
+        let body = Body::Report { member, actual: Some(StateName::new("offline").unwrap()) };
+        cluster.apply(Index(cluster.revision.0 + 1), &Record { at: WallTime(0), body });
+    }
+    let targets: Vec<Target> = (0..GROUPS).map(|number| format!("g{number}=up").parse().unwrap()).collect();
+    let begun = Instant::now();
+    let plan = plan::plan(&cluster, &targets, &Scores::new()).unwrap();
+    println!("plan one group after the other: {} steps, {:?}", plan.steps.len(), begun.elapsed());
+    assert_eq!(plan.steps.iter().filter(|step| step.after.is_empty()).count(), 1, "one begins");
+}

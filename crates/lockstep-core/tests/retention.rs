@@ -167,6 +167,8 @@ fn greeted(engine: &mut Engine, host: &str, role: &str, noticed: Index) -> Vec<O
         open: Vec::new(),
         noticed,
     };
+    // A host that comes again comes on another connection.
+    engine.handle(Now::default(), Input::Closed { session });
     engine.handle(Now::default(), Input::Report { session, report: Report::Hello(hello) });
     let mut orders = Vec::new();
     while let Some(output) = engine.poll_output() {

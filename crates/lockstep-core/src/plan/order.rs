@@ -125,11 +125,28 @@ fn steps_of(plan: &Plan, members: &[&MemberId]) -> Vec<usize> {
 
 /// Groups that never move at once: all of one before all of the other, whichever way the rest of the order allows.
 fn apart(cluster: &Cluster, plan: &Plan, relation: &Relation, graph: &mut Graph) -> Result<(), Rejection> {
+    let mut turns = graph.turns_of_nodes();
     for Pair { from, to, .. } in rule::pairs(cluster, relation) {
         let from = steps_of(plan, &from);
         let to: Vec<usize> = to.iter().flat_map(|members| steps_of(plan, members)).collect();
+        if from.is_empty() || to.is_empty() {
+            continue;
+        }
+        let ends = |places: &[usize]| {
+            let turns = || places.iter().map(|&place| turns[place]);
+            turns().min().zip(turns().max()).expect("there is one")
+        };
+        let ((from_first, from_last), (to_first, to_last)) = (ends(&from), ends(&to));
         let (first, second) = (hard(from.clone(), to.clone()), hard(to, from));
-        if !graph.keeps(&first) && !graph.keeps(&second) {
+        // What is so already in an order that the graph allows makes no circle. There may be ten thousand pairs, and
+        // searching the graph for each would take seconds.
+        if from_last < to_first {
+            graph.add(&first);
+        } else if to_last < from_first {
+            graph.add(&second);
+        } else if graph.keeps(&first) || graph.keeps(&second) {
+            turns = graph.turns_of_nodes();
+        } else {
             let message = format!(
                 "{} and {} exclude moving at once, and each waits for the other",
                 relation.from, relation.to
@@ -408,8 +425,21 @@ impl Graph {
         self.turns().len() == self.before.len()
     }
 
+    /// The turn of each node, in an order that the graph allows in which one member goes all its way before the next
+    /// one begins, where it can.
+    fn turns_of_nodes(&self) -> Vec<usize> {
+        let mut turns = vec![0; self.before.len()];
+        let order = self.in_order(VecDeque::push_front);
+        order.into_iter().enumerate().for_each(|(turn, node)| turns[node] = turn);
+        turns
+    }
+
     /// The nodes in one order that the graph allows, whoever may go longest first; those in a circle are left out.
     fn turns(&self) -> Vec<usize> {
+        self.in_order(VecDeque::push_back)
+    }
+
+    fn in_order(&self, line_up: impl Fn(&mut VecDeque<usize>, usize)) -> Vec<usize> {
         let mut waits: Vec<usize> = self.before.iter().map(Vec::len).collect();
         let mut follows: Vec<Vec<usize>> = vec![Vec::new(); self.before.len()];
         for (node, before) in self.before.iter().enumerate() {
@@ -419,10 +449,10 @@ impl Graph {
         let mut turns = Vec::new();
         while let Some(node) = ready.pop_front() {
             turns.push(node);
-            for &next in &follows[node] {
-                waits[next] -= 1;
-                if waits[next] == 0 {
-                    ready.push_back(next);
+            for &after in &follows[node] {
+                waits[after] -= 1;
+                if waits[after] == 0 {
+                    line_up(&mut ready, after);
                 }
             }
         }

@@ -57,7 +57,15 @@ pub(super) struct Touched<'a> {
     /// The members that move or take settings, those that stop serving, and those that take settings, by group.
     moved: BTreeMap<GroupName, Vec<MemberId>>,
     stopped: BTreeMap<GroupName, Vec<MemberId>>,
-    places: BTreeMap<(GroupName, String, bool), BTreeSet<String>>,
+    places: BTreeMap<(GroupName, String, Which), BTreeSet<String>>,
+}
+
+/// Which members of a group.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Which {
+    All,
+    Moved,
+    Stopped,
 }
 
 impl<'a> Touched<'a> {
@@ -86,13 +94,12 @@ impl<'a> Touched<'a> {
         let Some(place) = self.cluster.place(member, label).map(|place| place.value.to_owned()) else {
             return false;
         };
-        let is_there =
-            |id: &MemberId| self.cluster.place(id, label).is_some_and(|there| there.value == place);
-        // A setting is the whole group's, also where nobody takes it now.
-        let is_whole = |to: &GroupName| self.reached.contains(to) || self.plan_settings.contains_key(to);
-        let mut whole = relation.to.iter().filter(|to| is_whole(to));
-        whole.any(|to| self.cluster.members_of(to).any(is_there))
-            || relation.to.iter().any(|to| self.places(to, label, false).contains(&place))
+        relation.to.iter().any(|to| {
+            // A setting is the whole group's, also where nobody takes it now.
+            let is_whole = self.reached.contains(to) || self.plan_settings.contains_key(to);
+            let which = if is_whole { Which::All } else { Which::Moved };
+            self.places(to, label, which).contains(&place)
+        })
     }
 
     /// Whether a member of `from` is asked: somebody that it is paired with stops serving, or takes a setting that it
@@ -109,23 +116,34 @@ impl<'a> Touched<'a> {
         let Some(place) = self.cluster.place(member, label).map(|place| place.value.to_owned()) else {
             return false;
         };
-        let is_there =
-            |id: &MemberId| self.cluster.place(id, label).is_some_and(|there| there.value == place);
-        set.into_iter().any(|to| self.cluster.members_of(to).any(is_there))
-            || relation.to.iter().any(|to| self.places(to, label, true).contains(&place))
+        set.into_iter().any(|to| self.places(to, label, Which::All).contains(&place))
+            || relation.to.iter().any(|to| self.places(to, label, Which::Stopped).contains(&place))
     }
 
-    /// The values of a label where members of a group move, or stop serving.
-    fn places(&mut self, group: &GroupName, label: &str, stops: bool) -> &BTreeSet<String> {
-        let members = if stops { &self.stopped } else { &self.moved };
-        self.places.entry((group.clone(), label.to_owned(), stops)).or_insert_with(|| {
-            let members = members.get(group).into_iter().flatten();
-            members
-                .filter_map(|id| self.cluster.place(id, label))
-                .map(|place| place.value.to_owned())
-                .collect()
+    /// The values of a label where these members of a group are.
+    fn places(&mut self, group: &GroupName, label: &str, which: Which) -> &BTreeSet<String> {
+        let key = (group.clone(), label.to_owned(), which);
+        self.places.entry(key).or_insert_with(|| {
+            let some = |members: &'_ BTreeMap<GroupName, Vec<MemberId>>| -> BTreeSet<String> {
+                let members = members.get(group).into_iter().flatten();
+                values(self.cluster, members, label)
+            };
+            match which {
+                Which::All => values(self.cluster, self.cluster.members_of(group), label),
+                Which::Moved => some(&self.moved),
+                Which::Stopped => some(&self.stopped),
+            }
         })
     }
+}
+
+/// The values of a label where members are.
+fn values<'a>(
+    cluster: &Cluster,
+    members: impl Iterator<Item = &'a MemberId>,
+    label: &str,
+) -> BTreeSet<String> {
+    members.filter_map(|id| cluster.place(id, label)).map(|place| place.value.to_owned()).collect()
 }
 
 /// Groups that exclude each other: nobody may begin to serve while a member of the other one serves and stays.

@@ -20,7 +20,7 @@ impl Engine {
         phase: Phase,
         role: Role,
     ) -> Call {
-        let context = self.context(id, run, member);
+        let context = self.context(id, run, member, phase);
         let transition = &self.head.transitions[&id];
         let ask = match role {
             Role::Holder => Some(Ask::Hold),
@@ -51,7 +51,7 @@ impl Engine {
     }
 
     /// What a handler is told; nothing when there is none to tell.
-    fn context(&mut self, id: TransitionId, run: &Run, member: &MemberId) -> Option<Context> {
+    fn context(&mut self, id: TransitionId, run: &Run, member: &MemberId, phase: Phase) -> Option<Context> {
         let group = self.head.spec.groups.get(&member.group)?;
         if group.handler.as_str() == HANDLER_NONE {
             return None;
@@ -73,23 +73,27 @@ impl Engine {
         let votes = transition.votes.iter().chain(&run.votes).chain(open.into_iter().flat_map(Ballot::votes));
         let out =
             votes.filter(|vote| !vote.out.is_empty()).map(|vote| (vote.member.clone(), vote.out.clone()));
-        let (settings, was) = self.context_settings(transition, &run.plan, member);
-        let changes = changes(transition, &run.plan);
+        let is_back = transition.undo.is_some() && phase != Phase::Commit;
+        let (settings, was) = self.context_settings(transition, &run.plan, member, is_back);
+        let changes = changes(transition, &run.plan, is_back);
         Some(Context { settings, was, changes, members, out: out.collect() })
     }
 
     /// The settings of a member's group as they are to be and as they were, or as it has them itself: the other way
-    /// round while they are taken back, and the same twice when nothing comes of a change.
+    /// round while they are taken back, and the same twice when nothing comes of a change. A step that is ordered again
+    /// while others are taken back, so that its end is known, says what it said before: what is recorded of it rests on
+    /// that.
     fn context_settings(
         &self,
         transition: &Transition,
         plan: &Plan,
         member: &MemberId,
+        is_back: bool,
     ) -> (Settings, Settings) {
         let (after, before) = plan.settings_of(&self.head.settings(&member.group), member);
         match transition.decision {
             Some(Decision::Abort) => (before.clone(), before),
-            Some(Decision::Commit) if transition.undo.is_some() => (before, after),
+            Some(Decision::Commit) if is_back => (before, after),
             Some(Decision::Commit) | None => (after, before),
         }
     }
@@ -153,13 +157,13 @@ impl Engine {
 
 /// The settings that a transition changes, the way that it takes now: nothing changes once it is decided that nothing
 /// does.
-fn changes(transition: &Transition, plan: &Plan) -> BTreeMap<SettingId, SettingChange> {
+fn changes(transition: &Transition, plan: &Plan, is_back: bool) -> BTreeMap<SettingId, SettingChange> {
     if transition.decision == Some(Decision::Abort) {
         return BTreeMap::new();
     }
-    let (to, from) = match transition.undo {
-        Some(_) => (&plan.settings_before, &plan.settings),
-        None => (&plan.settings, &plan.settings_before),
+    let (to, from) = match is_back {
+        true => (&plan.settings_before, &plan.settings),
+        false => (&plan.settings, &plan.settings_before),
     };
     let keys = plan.settings.iter().flat_map(|(group, set)| set.keys().map(move |key| (group, key)));
     let changes = keys.map(|(group, key)| {
