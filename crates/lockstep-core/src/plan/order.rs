@@ -247,16 +247,19 @@ fn states(
         };
         if group.limits.contains_key(state) || group.lifecycle.serves(state) {
             let (enter, leave) = (members(&entries), members(&leaves));
-            // Of those that pass through, who goes on to the highest state is first.
+            // Of those that pass through, who goes on to the highest state is first; then who has the fewest steps before:
+            // who is far behind may have to wait for the others.
             let order = |place: usize, others: &BTreeSet<&MemberId>| {
                 let member = &plan.steps[place].member;
                 let passes = others.contains(member);
                 let goal = plan.goals.get(member).filter(|_| passes);
-                (passes, std::cmp::Reverse(goal.and_then(|goal| group.lifecycle.rank(goal))), place)
+                let goal = std::cmp::Reverse(goal.and_then(|goal| group.lifecycle.rank(goal)));
+                let behind = plan.steps_of(member).take_while(|step| (step.id.0 as usize) < place).count();
+                (passes, goal, behind, place)
             };
             entries.sort_by_key(|&place| {
-                let (passes, goal, place) = order(place, &leave);
-                (!passes, goal, place)
+                let (passes, goal, behind, place) = order(place, &leave);
+                (!passes, goal, behind, place)
             });
             leaves.sort_by_key(|&place| order(place, &enter));
         }

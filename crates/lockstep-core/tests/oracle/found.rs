@@ -205,3 +205,13 @@ fn whoever_passes_through_makes_no_gap() {
     let plan = planned(&groups, "", RING, &members, &["a@h3=a", "a@h2=a", "a@h4=a"]).unwrap();
     assert!(plan.gaps.is_empty(), "h1 serves on");
 }
+
+#[test]
+fn who_is_nearer_takes_the_free_place() {
+    let sync = r#""sync":{"states":["off","sync","on"],"serving":["on"],"limits":{"sync":{"max":1},"on":{"max":2}},
+        "edges":[["off","sync"],["sync","on"],["on","off"],["sync","off"]]}"#;
+    let groups = [("a", r#","lifecycle":"sync""#)];
+    let members = ["a@h1 off", "a@h2 sync", "a@h3 on"];
+    let plan = planned(&groups, "", sync, &members, &["a=up", "drain h3"]).unwrap();
+    assert!(plan.gaps.is_empty(), "h2 comes up before h3 leaves");
+}

@@ -406,7 +406,10 @@ pub(crate) fn wrong_at_end(
                     };
                     if serves(a) && serves(b) && (starts(a) || starts(b) || !is_known(link)) {
                         let message = format!("{} and {} serve", model.members[a].id, model.members[b].id);
-                        wrong.push((vec![Code::Excluded], message));
+                        let in_the_way = [a, b].into_iter().filter(|member| !goals.contains_key(member));
+                        let mut codes = vec![Code::Excluded];
+                        codes.extend(in_the_way.flat_map(|member| model.members[member].unsure()));
+                        wrong.push((codes, message));
                     }
                 }
             }
