@@ -380,6 +380,7 @@ impl Cluster {
     pub fn apply(&mut self, index: Index, record: &Record) {
         assert!(index > self.revision, "record {index} does not follow {}", self.revision);
         self.revision = index;
+        let since = Since { revision: index, at: record.at };
         match &record.body {
             Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
             Body::Reign { .. } => {
@@ -393,12 +394,9 @@ impl Cluster {
                 self.spec_file = Some(spec.clone());
                 self.settings = self.settings_under(&self.spec);
                 self.select_members(None);
-                let since = Since { revision: index, at: record.at };
                 self.relations = Arc::new(self.relations_under(&self.spec, &self.settings, since));
             }
-            Body::Host { host, change } => {
-                self.apply_host(host, change, Since { revision: index, at: record.at });
-            }
+            Body::Host { host, change } => self.apply_host(host, change, since),
             Body::Request { request } => {
                 let id = TransitionId(index.0);
                 self.requests.insert(request.request_id.as_str().into(), id);
@@ -422,15 +420,7 @@ impl Cluster {
                 transition.votes = votes.clone();
                 if *decision == Decision::Commit {
                     let plan = transition.plan.clone().expect("a plan is begun before it is decided");
-                    for (member, goal) in &plan.goals {
-                        let member = self.member_mut(member);
-                        member.goal = Some(goal.clone());
-                        member.transition = Some(*id);
-                        member.mark = Mark::None;
-                        member.may_be.clear();
-                    }
-                    self.put_settings(&plan.settings, Since { revision: index, at: record.at });
-                    self.put_drained(&plan, true);
+                    self.put_goals(*id, &plan, since);
                 }
             }
             Body::Step { transition, results } => {
@@ -439,20 +429,11 @@ impl Cluster {
             Body::Turn { transition: id, turn, member, reason } => {
                 let transition = self.transition_mut(*id);
                 transition.current_token = Some(Token(index.0));
-                let plan = transition.plan.clone().expect("only a begun transition turns");
                 match turn {
                     Turn::Undo => {
                         transition.undo = Some((member.clone(), reason.clone()));
-                        for (member, goal) in &plan.goals_before {
-                            self.member_mut(member).goal = goal.clone();
-                        }
-                        if !mutant::is(Mutant::UndoKeepsSettings) {
-                            self.put_settings(
-                                &plan.settings_before,
-                                Since { revision: index, at: record.at },
-                            );
-                        }
-                        self.put_drained(&plan, false);
+                        let plan = transition.plan.clone().expect("only a begun transition turns");
+                        self.take_goals_back(&plan, since);
                     }
                     Turn::Exclude => {
                         transition.excluded.insert(member.clone(), reason.clone());
@@ -509,11 +490,33 @@ impl Cluster {
         Relations::derive(spec, published, settings, &self.relations, since)
     }
 
-    fn put_drained(&mut self, plan: &Plan, is_drained: bool) {
-        for name in &plan.drains {
-            if let Some(host) = self.hosts.get_mut(name) {
-                Arc::make_mut(host).is_drained = is_drained;
-            }
+    /// Puts all that a plan is for in force at once: goals, settings and drains.
+    fn put_goals(&mut self, id: TransitionId, plan: &Plan, since: Since) {
+        for (member, goal) in &plan.goals {
+            let member = self.member_mut(member);
+            member.goal = Some(goal.clone());
+            member.transition = Some(id);
+            member.mark = Mark::None;
+            member.may_be.clear();
+        }
+        self.put_settings(&plan.settings, since);
+        plan.drains.iter().for_each(|host| self.put_drained(host, true));
+    }
+
+    /// And as it was before again. Where members are follows from the steps that are taken back.
+    fn take_goals_back(&mut self, plan: &Plan, since: Since) {
+        for (member, goal) in &plan.goals_before {
+            self.member_mut(member).goal = goal.clone();
+        }
+        if !mutant::is(Mutant::UndoKeepsSettings) {
+            self.put_settings(&plan.settings_before, since);
+        }
+        plan.drains.iter().for_each(|host| self.put_drained(host, false));
+    }
+
+    fn put_drained(&mut self, host: &HostName, is_drained: bool) {
+        if let Some(host) = self.hosts.get_mut(host) {
+            Arc::make_mut(host).is_drained = is_drained;
         }
     }
 
@@ -568,11 +571,7 @@ impl Cluster {
                 }
                 self.hosts.remove(name);
             }
-            HostChange::Undrained => {
-                if let Some(host) = self.hosts.get_mut(name) {
-                    Arc::make_mut(host).is_drained = false;
-                }
-            }
+            HostChange::Undrained => self.put_drained(name, false),
             HostChange::Published { group, published } => {
                 self.publish(&MemberId::new(group, name), published, since);
             }

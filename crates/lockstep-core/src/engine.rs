@@ -649,9 +649,7 @@ impl Engine {
         // With the settings in force and what members publish there may be more relations than the spec alone makes.
         let settings = self.head.settings_under(&spec);
         let relations = self.head.relations_under(&spec, &settings, Default::default());
-        if let Some(cycle) = relations.cycle_with(&[], &[]) {
-            return Err(relation::circle(&cycle).into());
-        }
+        relations.check_circles(&[], &[])?;
         relation::check_count(relations.pairs())?;
         // A decided plan is carried out under the rules it was made by.
         for id in &self.head.open {
@@ -1041,9 +1039,8 @@ impl Engine {
         let relations = &self.head.relations;
         let come = relations.would_come(&id.group, &known, &published);
         let pairs = relations.pairs() + come.iter().map(|relation| relation.to.count()).sum::<usize>();
-        let cycle = if come.is_empty() { None } else { relations.cycle_with(&come, &[]) };
-        let cycle = cycle.map_or(Ok(()), |cycle| Err(relation::circle(&cycle)));
-        if let Err(refusal) = cycle.and_then(|()| relation::check_count(pairs)) {
+        let circles = if come.is_empty() { Ok(()) } else { relations.check_circles(&come, &[]) };
+        if let Err(refusal) = circles.and_then(|()| relation::check_count(pairs)) {
             let message = format!("what {id} provides and consumes is not taken: {}", refusal.message);
             return self.event(Event::Warning(message));
         }

@@ -451,9 +451,7 @@ impl<'a> Planner<'a> {
         let (come, gone) = relations.with_settings(&self.cluster.spec, self.set.keys(), at_end);
         if come.iter().any(|relation| relation.orders()) {
             let new: Vec<Relation> = come.iter().map(|relation| (**relation).clone()).collect();
-            if let Some(cycle) = relations.cycle_with(&new, &gone) {
-                return Err(crate::relation::circle(&cycle).into());
-            }
+            relations.check_circles(&new, &gone)?;
         }
         (self.come, self.gone) = (come, gone.into_iter().collect());
         Ok(())

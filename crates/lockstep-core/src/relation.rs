@@ -306,19 +306,12 @@ impl Relations {
             changed.providers.insert(capability.clone(), copy(&self.providers));
             changed.consumers.insert(capability.clone(), copy(&self.consumers));
         }
+        let only_differing = |capabilities: &BTreeSet<Capability>| -> BTreeSet<Capability> {
+            capabilities.iter().filter(|one| changed.providers.contains_key(*one)).cloned().collect()
+        };
         let only = |published: &Published| Published {
-            provides: published
-                .provides
-                .iter()
-                .filter(|one| changed.providers.contains_key(*one))
-                .cloned()
-                .collect(),
-            consumes: published
-                .consumes
-                .iter()
-                .filter(|one| changed.providers.contains_key(*one))
-                .cloned()
-                .collect(),
+            provides: only_differing(&published.provides),
+            consumes: only_differing(&published.consumes),
         };
         let (was, is) = (only(was), only(is));
         changed.count_published(group, &was, -1);
@@ -363,9 +356,8 @@ impl Relations {
         (come, gone)
     }
 
-    /// The circle that would be closed if some relations came and others went, closed (its first group comes last
-    /// again), if one would be.
-    pub fn cycle_with(&self, come: &[Relation], gone: &[Arc<Relation>]) -> Option<Vec<GroupName>> {
+    /// Refuses what would go in a circle if some relations came and others went.
+    pub(crate) fn check_circles(&self, come: &[Relation], gone: &[Arc<Relation>]) -> Result<(), SpecError> {
         let gone: BTreeSet<&Relation> = gone.iter().map(|relation| &**relation).collect();
         let mut next: BTreeMap<&GroupName, Vec<&GroupName>> = BTreeMap::new();
         let stays =
@@ -373,7 +365,7 @@ impl Relations {
         for relation in stays.chain(come).filter(|relation| relation.orders()) {
             next.entry(&relation.from).or_default().extend(&relation.to);
         }
-        cycle(&next)
+        cycle(&next).map_or(Ok(()), |cycle| Err(circle(&cycle)))
     }
 
     fn count(&mut self, group: &GroupName, offers: bool, capability: &Capability, by: i32) {
@@ -651,11 +643,11 @@ pub(crate) fn check(spec: &Spec) -> Result<(), SpecError> {
     }
     pairs += ends.values().map(|(providers, consumers)| providers * consumers).sum::<usize>();
     check_count(pairs)?;
-    Relations::declared(spec).cycle_with(&[], &[]).map_or(Ok(()), |cycle| Err(circle(&cycle)))
+    Relations::declared(spec).check_circles(&[], &[])
 }
 
 /// The refusal of relations that go in a circle.
-pub(crate) fn circle(cycle: &[GroupName]) -> SpecError {
+fn circle(cycle: &[GroupName]) -> SpecError {
     let path = cycle.iter().map(GroupName::as_str).collect::<Vec<_>>().join(" -> ");
     let help = "requires and after must not lead back to where they start: remove one of these";
     let error = spec::invalid(&["relations"], format!("{path} go in a circle"), help);

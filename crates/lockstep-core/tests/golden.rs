@@ -9,7 +9,7 @@
 
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::message::{Order, Report};
-use lockstep_core::record::{Body, Record};
+use lockstep_core::record::{Body, HostChange, Record};
 use lockstep_core::snapshot;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -41,7 +41,14 @@ fn records_stay_as_they_are() {
     let names = hold_still("record", |record: &Record| match &record.body {
         Body::Reign { .. } => "reign",
         Body::Spec { .. } => "spec",
-        Body::Host { .. } => "host",
+        Body::Host { change, .. } => match change {
+            HostChange::Joined { .. } => "host joined",
+            HostChange::Published { .. } => "host published",
+            HostChange::Undrained => "host undrained",
+            HostChange::Labelled { .. } => "host labelled",
+            HostChange::Forgotten => "host forgotten",
+            HostChange::Liveness { .. } => "host liveness",
+        },
         Body::Request { .. } => "request",
         Body::Begin { .. } => "begin",
         Body::Decision { .. } => "decision",
@@ -51,7 +58,7 @@ fn records_stay_as_they_are() {
         Body::Report { .. } => "report",
         Body::Acknowledged { .. } => "acknowledged",
     });
-    assert_eq!(names.len(), 11, "every variant has a line: {names:?}");
+    assert_eq!(names.len(), 16, "every variant has a line: {names:?}");
 }
 
 #[test]

@@ -423,6 +423,10 @@ mod tests {
             {"revision":15,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"acknowledged","hosts":["a","b","c"]}
             {"revision":16,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":"standby"}
             {"revision":17,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":null}
+            {"revision":18,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"member-published","member":"db@a","provides":["sql"],"consumes":["disk"]}
+            {"revision":19,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-undrained","host":"a"}
+            {"revision":20,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-labelled","host":"a","labels":{"role":null,"zone":"z1"}}
+            {"revision":21,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-forgotten","host":"a"}
         "#]].assert_eq(&told);
     }
 }
