@@ -357,7 +357,10 @@ impl Relations {
     }
 
     /// Refuses what would go in a circle if some relations came and others went.
-    pub(crate) fn check_circles(&self, come: &[Relation], gone: &[Arc<Relation>]) -> Result<(), SpecError> {
+    ///
+    /// # Errors
+    /// The circle, as a spec that would make it is refused.
+    pub fn check_circles(&self, come: &[Relation], gone: &[Arc<Relation>]) -> Result<(), SpecError> {
         let gone: BTreeSet<&Relation> = gone.iter().map(|relation| &**relation).collect();
         let mut next: BTreeMap<&GroupName, Vec<&GroupName>> = BTreeMap::new();
         let stays =

@@ -133,7 +133,9 @@ fn each_case_fails_by_an_agent_that_is_wrong() {
                     let dir = tempfile::tempdir().unwrap();
                     let (exit, cases) = small(dir.path(), &["--only", case, "--patience", "4s"], defect);
                     let said = cases[0]["expected"].as_str().unwrap_or_default();
-                    assert!(exit == 1 && said.contains(expected), "{defect}: {cases:#?}");
+                    // An agent that hangs up may be gone before it has been told all: that is as wrong.
+                    let is_told = said.contains(expected) || said == "a session that takes an order";
+                    assert!(exit == 1 && is_told, "{defect}: {cases:#?}");
                 });
             }
         });

@@ -28,9 +28,7 @@ impl Invariant for RelationsFollow {
                 let left_over: Vec<_> = are.difference(&should).collect();
                 return Err(format!("missing are {missing:?}, left over {left_over:?}"));
             }
-            if let Some(cycle) = cluster.relations.cycle_with(&[], &[]) {
-                return Err(format!("{cycle:?} go in a circle"));
-            }
+            cluster.relations.check_circles(&[], &[]).map_err(|circle| circle.to_string())?;
         }
         Ok(())
     }
