@@ -1,12 +1,15 @@
 //! Settings are in force as they were decided, all of a transition or none, and a member that is shown to have taken
 //! some has them: asked of the software itself. (Part of the promise of one decision; it has no number of its own.)
+//!
+//! Software that is adopted as it runs is taken to have what is in force, and nobody can know better: a host that was
+//! forgotten while its software ran begins anew, and counts once a step has led that software somewhere.
 
 use super::{Invariant, Verdict};
 use lockstep_core::cluster::Mark;
-use lockstep_core::id::{GroupName, TransitionId};
+use lockstep_core::id::{GroupName, MemberId, TransitionId};
 use lockstep_core::message::Decision;
 use lockstep_core::plan::Plan;
-use lockstep_core::record::{Body, Turn};
+use lockstep_core::record::{Body, HostChange, StepResult, Turn};
 use lockstep_core::spec::{Settings, SpecFile};
 use lockstep_core::world::{Happened, Name, World};
 use std::collections::{BTreeMap, BTreeSet};
@@ -17,6 +20,8 @@ pub(crate) struct SettingsAsDecided {
     plans: BTreeMap<TransitionId, Arc<Plan>>,
     /// By the records alone.
     expected: BTreeMap<GroupName, Settings>,
+    /// Members whose host was forgotten, and whom no step has moved since.
+    adopted: BTreeSet<MemberId>,
     excused: BTreeSet<Name>,
 }
 
@@ -47,7 +52,7 @@ impl Invariant for SettingsAsDecided {
         self.excused.insert(name.clone());
     }
 
-    fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
+    fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
         let Happened::Recorded { record, .. } = what else { return Ok(()) };
         match &record.body {
             Body::Spec { spec, .. } => self.declare(spec),
@@ -61,12 +66,24 @@ impl Invariant for SettingsAsDecided {
                 self.put(&plan.settings_before);
             }
             Body::Outcome { transition, .. } => drop(self.plans.remove(transition)),
+            Body::Host { host, change: HostChange::Forgotten } => {
+                self.adopted.extend(world.taken().keys().filter(|id| id.host == *host).cloned());
+            }
+            Body::Step { transition, results } => {
+                let steps = results.iter().filter_map(|result| match result {
+                    StepResult::Confirmed { step, .. } => Some(step.0 as usize),
+                    StepResult::Failed { .. } | StepResult::Unknown { .. } => None,
+                    StepResult::Stopped { .. } | StepResult::HoldEnded { .. } => None,
+                });
+                for step in steps {
+                    self.adopted.remove(&self.plans[transition].steps[step].member);
+                }
+            }
             Body::Decision { decision: Decision::Abort, .. }
             | Body::Turn { turn: Turn::Exclude, .. }
             | Body::Reign { .. }
             | Body::Host { .. }
             | Body::Request { .. }
-            | Body::Step { .. }
             | Body::Acknowledged { .. }
             | Body::Report { .. } => {}
         }
@@ -85,7 +102,7 @@ impl Invariant for SettingsAsDecided {
             let serves = |state| cluster.spec.groups.get(&id.group).is_some_and(|group| group.lifecycle.serves(state));
             let is_quiet = member.transition.is_none() && member.mark == Mark::None && !member.leaving;
             let name: Name = id.host.as_str().into();
-            if !is_quiet || !member.actual.as_ref().is_some_and(serves) || self.excused.contains(&name) {
+            if !is_quiet || self.adopted.contains(id) || !member.actual.as_ref().is_some_and(serves) || self.excused.contains(&name) {
                 continue;
             }
             let (Some(shown), Some(taken)) = (&member.settings, world.taken().get(id)) else { continue };
