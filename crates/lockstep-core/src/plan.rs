@@ -4,8 +4,11 @@
 //! A plan leaves no choice for later. Its steps form a graph; sets that wait for sets go through a barrier, so
 //! that large plans stay linear in size.
 
+mod digest;
 mod order;
 mod rule;
+
+pub use digest::{digest, names};
 
 use crate::cluster::{Cluster, Place, group_serves};
 use crate::id::{GroupName, HostName, MemberId, SettingId, SettingKey, StateName, StepId};
@@ -13,11 +16,10 @@ use crate::message::Role;
 use crate::relation::{Relation, setting_in};
 use crate::request::{Code, Rejection, Request, TARGETS_MAX, Target};
 use crate::spec::{Ask, Deadlines, Group, Kind, OnFailure, SettingValue, Settings, list};
+use digest::hash;
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::sync::Arc;
 
 /// Barriers are numbered from the next multiple of this on that leaves all numbers below it to steps.
@@ -880,7 +882,7 @@ impl<'a> Planner<'a> {
             return Err(Rejection::new(Code::TooLarge, message, "split the request"));
         }
         // Over all of the plan, its digest included.
-        plan.hash = hex(&Sha256::digest(&written));
+        plan.hash = hash(&written);
         Ok(plan)
     }
 
@@ -1182,79 +1184,4 @@ fn known_state(name: &GroupName, group: &Group, state: &StateName) -> Result<(),
 /// What happens to a group's steps that fail for good.
 pub fn on_failure(cluster: &Cluster, asked: Option<OnFailure>, group: &GroupName) -> OnFailure {
     asked.or(cluster.spec.groups.get(group).map(|group| group.on_failure)).unwrap_or_default()
-}
-
-/// A digest of what a plan rests on: the members, limits and relations of its footprint. Facts, scores and the
-/// journal's index are left out, so that it changes only with what matters.
-pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
-    let mut digest = Sha256::new();
-    let mut line = Vec::new();
-    for name in plan.exclusive.iter().chain(&plan.shared) {
-        let Some(group) = cluster.spec.groups.get(name) else {
-            digest.update(format!("{name} gone\n"));
-            continue;
-        };
-        // The derived Debug form covers every field, so a new one cannot be forgotten here.
-        digest.update(format!(
-            "{name} {:?} {:?} {} {} {} {:?}\n",
-            group.lifecycle,
-            group.limits,
-            group.handler,
-            group.hold_ms,
-            group.parallel,
-            cluster.settings(name)
-        ));
-        let settings = cluster.settings.get(name);
-        for id in cluster.members_of(name) {
-            let member = &cluster.members[id];
-            let host = &cluster.hosts[&id.host];
-            let has_taken = member.settings.as_deref() == settings.map(|settings| &**settings);
-            // Written out by hand: formatting took most of the time of a small plan. No name has a space in it.
-            let state = |state: &Option<StateName>| state.as_ref().map_or("?", StateName::as_str).to_owned();
-            let (goal, actual) = (state(&member.goal), state(&member.actual));
-            let flag = |flag: bool| b'0' + u8::from(flag);
-            let flags = [
-                b'0' + member.mark as u8,
-                flag(host.is_reachable()),
-                flag(member.leaving),
-                flag(host.is_drained),
-                flag(has_taken),
-            ];
-            line.clear();
-            for word in [id.host.as_str(), &goal, &actual] {
-                line.extend_from_slice(word.as_bytes());
-                line.push(b' ');
-            }
-            line.extend_from_slice(&flags);
-            line.push(b'\n');
-            digest.update(&line);
-        }
-    }
-    let footprint = plan.exclusive.iter().chain(&plan.shared);
-    let relations: BTreeSet<_> = footprint.flat_map(|name| cluster.relations.of(name)).collect();
-    for relation in relations {
-        digest.update(format!("{relation:?}\n"));
-        let Some(label) = &relation.scope else { continue };
-        for id in relation.groups().flat_map(|group| cluster.members_of(group)) {
-            let place = cluster.place(id, label).map_or("", |place| place.value);
-            digest.update(format!("{id} {place:?}\n"));
-        }
-    }
-    hex(&digest.finalize())
-}
-
-/// The first 16 bytes in hexadecimal: far beyond chance and guessing, and still one line in a terminal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().take(16).fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all");
-        text
-    })
-}
-
-/// The fewest characters of a hash that name a plan.
-const HASH_PREFIX_MIN: usize = 8;
-
-/// Whether what an operator typed names the plan of that hash: all of it, or its first characters.
-pub fn names(typed: &str, hash: &str) -> bool {
-    typed.len() >= HASH_PREFIX_MIN && hash.starts_with(typed)
 }
