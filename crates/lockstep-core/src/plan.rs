@@ -3,6 +3,9 @@
 //!
 //! A plan leaves no choice for later. Its steps form a graph; sets that wait for sets go through a barrier, so
 //! that large plans stay linear in size.
+//!
+//! The stages are leaves, in the order in which [`plan`] goes through them: `target`, `displace`, `check`, `build`. Here
+//! are the types, and what several stages ask of what is wanted so far.
 
 mod build;
 mod check;
@@ -230,6 +233,7 @@ fn plan_without_lost(
     planner.finish()
 }
 
+/// What is wanted so far, from the first target to the plan.
 struct Planner<'a> {
     cluster: &'a Cluster,
     scores: &'a Scores,

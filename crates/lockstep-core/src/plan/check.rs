@@ -1,5 +1,6 @@
 //! Whether what is wanted can be: the members that would have to move, the limits of their groups, and `requires`
-//! between groups. Every refusal says what helps; nothing is made to fit here, which is what displacing is for.
+//! between groups. Nothing is made to fit here, which is what `displace` is for; `excludes` is checked once there are
+//! steps, in `rule`.
 
 use super::{Planner, rule};
 use crate::cluster::{Cluster, Place};
