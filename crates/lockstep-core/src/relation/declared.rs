@@ -1,5 +1,5 @@
-//! Declared relations, from what a spec's file says to relations between groups of members: each is checked alone, and
-//! composites are taken apart. What only all of them together show, such as a circle, is checked elsewhere.
+//! Declared relations, from what a spec's file says to relations between groups of members: each is checked alone, all
+//! are counted, and composites are taken apart. Circles are found elsewhere, among all relations that exist.
 
 use super::{GroupList, Origin, Relation, check_count};
 use crate::id::GroupName;
