@@ -3,22 +3,30 @@
 //!
 //! A plan leaves no choice for later. Its steps form a graph; sets that wait for sets go through a barrier, so
 //! that large plans stay linear in size.
+//!
+//! The stages are leaves, in the order in which [`plan`] goes through them: `target`, `displace`, `check`, `build`. Here
+//! are the types, and what several stages ask of what is wanted so far.
 
+mod build;
+mod check;
+mod digest;
+mod displace;
 mod order;
 mod rule;
+mod target;
+
+pub use digest::{digest, names};
 
 use crate::cluster::{Cluster, Place, group_serves};
-use crate::id::{GroupName, HostName, MemberId, SettingId, SettingKey, StateName, StepId};
+use crate::id::{GroupName, HostName, MemberId, StateName, StepId};
 use crate::message::Role;
-use crate::relation::{Relation, setting_in};
+use crate::relation::Relation;
 use crate::request::{Code, Rejection, Request, TARGETS_MAX, Target};
-use crate::spec::{Ask, Deadlines, Group, Kind, OnFailure, SettingValue, Settings, list};
+use crate::spec::{Ask, Group, OnFailure, Settings, list};
 use serde::{Deserialize, Serialize};
-use sha2::{Digest, Sha256};
-use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write;
 use std::sync::Arc;
+use target::drained;
 
 /// Barriers are numbered from the next multiple of this on that leaves all numbers below it to steps.
 pub const BARRIER_FIRST: u32 = 10_000;
@@ -225,15 +233,7 @@ fn plan_without_lost(
     planner.finish()
 }
 
-fn drained(target: &Target) -> Option<&HostName> {
-    match target {
-        Target::Drain(host) => Some(host),
-        Target::Group(..) | Target::Member(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) => {
-            None
-        }
-    }
-}
-
+/// What is wanted so far, from the first target to the plan.
 struct Planner<'a> {
     cluster: &'a Cluster,
     scores: &'a Scores,
@@ -271,14 +271,6 @@ impl<'a> Planner<'a> {
         })
     }
 
-    /// A group of members itself, or the groups that a composite is made of.
-    fn leaves(&self, name: &GroupName) -> Result<Vec<&'a GroupName>, Rejection> {
-        match self.cluster.spec.leaves(name) {
-            Some(leaves) => Ok(leaves),
-            None => self.group(name).map(|_| Vec::new()),
-        }
-    }
-
     fn score(&self, member: &MemberId) -> i64 {
         self.scores.get(member).copied().unwrap_or(0)
     }
@@ -287,105 +279,9 @@ impl<'a> Planner<'a> {
         self.cluster.hosts[host].is_drained || self.drains.contains(host)
     }
 
-    fn resolve(&mut self, target: &Target) -> Result<(), Rejection> {
-        match target {
-            Target::Group(name, state) => {
-                for group in self.leaves(name)? {
-                    known_state(group, self.group(group)?, state)?;
-                    self.want_all(group, state)?;
-                }
-                Ok(())
-            }
-            Target::Down(name) => {
-                for group in self.leaves(name)? {
-                    self.want_all(group, self.group(group)?.lifecycle.lowest())?;
-                }
-                Ok(())
-            }
-            Target::Up(name) => self.leaves(name)?.into_iter().try_for_each(|group| self.resolve_up(group)),
-            Target::Member(member, state) => {
-                known_state(&member.group, self.group(&member.group)?, state)?;
-                self.known_host(&member.host)?;
-                if !self.cluster.members.contains_key(member) {
-                    let message = format!("host {} is not in group {}", member.host, member.group);
-                    let help = "a group's members are the hosts whose labels match its `select`";
-                    return Err(Rejection::new(Code::UnknownMember, message, help));
-                }
-                self.want(member, state)
-            }
-            Target::Setting(group, key, value) => self.resolve_setting(group, key, value),
-            Target::Drain(host) => {
-                self.known_host(host)?;
-                for (name, group) in &self.cluster.spec.groups {
-                    let member = MemberId::new(name, host);
-                    if self.cluster.members.contains_key(&member) {
-                        self.want(&member, &group.lifecycle.drained)?;
-                    }
-                }
-                Ok(())
-            }
-        }
-    }
-
-    fn known_host(&self, host: &HostName) -> Result<(), Rejection> {
-        if self.cluster.hosts.contains_key(host) {
-            return Ok(());
-        }
-        let message = format!("there is no host {host}");
-        Err(Rejection::new(Code::UnknownHost, message, "`lockstep host list` shows those that have joined"))
-    }
-
-    fn want_all(&mut self, name: &GroupName, state: &StateName) -> Result<(), Rejection> {
-        self.whole.insert(name.clone());
-        let is_lowest = self.group(name)?.lifecycle.lowest() == state;
-        // A member that has left the group's labels, or whose host is drained, only ever goes down.
-        let stays =
-            |id: &&MemberId| is_lowest || !(self.cluster.members[*id].leaving || self.is_drained(&id.host));
-        let members: Vec<_> = self.cluster.members_of(name).filter(stays).collect();
-        let present = members.into_iter().filter(|id| !self.is_left_out(id)).collect::<Vec<_>>();
-        present.into_iter().try_for_each(|member| self.want(member, state))
-    }
-
     /// Whether a member's host is lost, and the request says to go on without such hosts.
     fn is_left_out(&self, id: &MemberId) -> bool {
         self.exclude_lost && !self.cluster.hosts[&id.host].is_reachable()
-    }
-
-    /// Fills states from the highest, each to its `max`. Who is there already stays, then the best score, then
-    /// the name decides.
-    fn resolve_up(&mut self, name: &GroupName) -> Result<(), Rejection> {
-        let group = self.group(name)?;
-        self.whole.insert(name.clone());
-        let lifecycle = &group.lifecycle;
-        let rank = |id: &MemberId| {
-            let actual = self.cluster.members[id].actual.as_ref();
-            actual.and_then(|state| lifecycle.rank(state)).unwrap_or(0)
-        };
-        let is_staying = |id: &&MemberId| self.cluster.members[*id].leaving || self.is_drained(&id.host);
-        let can_rise = |id: &&MemberId| self.cluster.can_act(id) && !is_staying(id);
-        let mut members: Vec<_> = self.cluster.members_of(name).filter(can_rise).collect();
-        if members.is_empty() {
-            // Nobody can: what stands in the way of the first is the answer, rather than "nothing to do".
-            members.extend(self.cluster.members_of(name).filter(|id| !is_staying(id)).take(1));
-        }
-        let count = self.cluster.members_of(name).count();
-        members.sort_by_key(|id| {
-            (std::cmp::Reverse(rank(id)), std::cmp::Reverse(self.score(id)), (*id).clone())
-        });
-        let mut fills = Vec::new();
-        let mut members = members.into_iter();
-        for state in lifecycle.states.iter().rev() {
-            // Those that cannot be moved keep the places that they may have.
-            let others = self.cluster.members_of(name).filter(|id| !can_rise(id));
-            let stays_in = |id: &&MemberId| match self.drains.contains(&id.host) {
-                true => group.lifecycle.drained == *state,
-                false => self.cluster.may_be_in(id, state),
-            };
-            let taken = others.filter(stays_in).count();
-            let room = group.max(state, count).map_or(usize::MAX, |max| max.saturating_sub(taken));
-            fills.extend(members.by_ref().take(room).map(|member| (member, state)));
-        }
-        fills.into_iter().try_for_each(|(member, state)| self.want(member, state))
     }
 
     fn want(&mut self, member: &MemberId, state: &StateName) -> Result<(), Rejection> {
@@ -398,39 +294,6 @@ impl<'a> Planner<'a> {
         }
     }
 
-    fn resolve_setting(&mut self, name: &GroupName, key: &SettingKey, text: &str) -> Result<(), Rejection> {
-        let group = match self.cluster.spec.composites.get(name) {
-            // It has none, which is what there is to say of it here.
-            Some(_) => None,
-            None => Some(self.group(name)?),
-        };
-        let Some(declared) = group.and_then(|group| group.settings.get(key)) else {
-            let message = format!("group {name} has no setting {key}");
-            let help = format!("declare it under [groups.{name}.settings]");
-            return Err(Rejection::new(Code::UnknownSetting, message, help));
-        };
-        let value = declared.parse_alike(text).map_err(|kind| {
-            let message = format!("{name}.{key} takes {kind}, not {text:?}");
-            Rejection::new(Code::UnknownSetting, message, "its kind is that of its value in the spec")
-        })?;
-        match self.set.entry(name.clone()).or_default().insert(key.clone(), value.clone()) {
-            Some(other) if other != value => {
-                let message = format!("{name}.{key} is asked to be both {other} and {value}");
-                return Err(Rejection::new(Code::LimitBroken, message, "name each setting once"));
-            }
-            Some(_) | None => {}
-        }
-        let lifecycle = &self.group(name)?.lifecycle;
-        // One whose state is not known may serve: it is in the way rather than forgotten.
-        let may_serve = |id: &&MemberId| {
-            self.cluster.members[*id].actual.as_ref().is_none_or(|state| lifecycle.serves(state))
-        };
-        let members = self.cluster.members_of(name).filter(|id| !self.is_left_out(id)).filter(may_serve);
-        let takes: Vec<MemberId> = members.cloned().collect();
-        self.takes.extend(takes);
-        Ok(())
-    }
-
     /// The settings of a group as they would be at the end.
     fn settings_at_end(&self, name: &GroupName) -> Arc<Settings> {
         let mut settings = self.cluster.settings(name);
@@ -440,21 +303,16 @@ impl<'a> Planner<'a> {
         settings
     }
 
-    /// Relations may come and go with the settings.
-    fn switch_relations(&mut self) -> Result<(), Rejection> {
-        let now = setting_in(&self.cluster.settings);
-        let at_end = |id: &SettingId| -> Option<SettingValue> {
-            let set = self.set.get(&id.group).and_then(|set| set.get(&id.key)).cloned();
-            set.or_else(|| now(id))
-        };
-        let relations = &self.cluster.relations;
-        let (come, gone) = relations.with_settings(&self.cluster.spec, self.set.keys(), at_end);
-        if come.iter().any(|relation| relation.orders()) {
-            let new: Vec<Relation> = come.iter().map(|relation| (**relation).clone()).collect();
-            relations.check_circles(&new, &gone)?;
+    /// The settings that a member which stays where it serves has not taken.
+    fn set_of(&self, id: &MemberId, state: &StateName) -> Settings {
+        let serves = self.cluster.spec.groups[&id.group].lifecycle.serves(state);
+        if !serves || !self.takes.contains(id) {
+            return Settings::new();
         }
-        (self.come, self.gone) = (come, gone.into_iter().collect());
-        Ok(())
+        let has = self.cluster.members[id].settings.clone().unwrap_or_default();
+        let at_end = self.settings_at_end(&id.group);
+        let missing = at_end.iter().filter(|(key, value)| has.get(*key) != Some(value));
+        missing.map(|(key, value)| (key.clone(), value.clone())).collect()
     }
 
     /// Whether a relation exists, now or with the settings at the end.
@@ -495,194 +353,6 @@ impl<'a> Planner<'a> {
         moved.into_iter().chain(self.set.keys()).cloned().collect()
     }
 
-    /// Of a host that is drained, roles are moved first: where a group would stop serving, the best of the others
-    /// takes the place.
-    fn move_roles(&mut self) -> Result<(), Rejection> {
-        if self.drains.is_empty() {
-            return Ok(());
-        }
-        let leaving: BTreeSet<GroupName> = self
-            .wanted
-            .keys()
-            .filter(|id| self.drains.contains(&id.host))
-            .map(|id| id.group.clone())
-            .collect();
-        for name in leaving {
-            if self.whole.contains(&name) || !self.serves(&name, false) || self.serves(&name, true) {
-                continue;
-            }
-            let group = self.group(&name)?;
-            let count = self.cluster.members_of(&name).count();
-            for state in group.lifecycle.states.iter().rev().filter(|state| group.lifecycle.serves(state)) {
-                let missing = group.min(state, count).saturating_sub(self.surely(&name, state, true));
-                for _ in 0..missing {
-                    let Some(best) = self.best_for(&name, state) else {
-                        let message =
-                            format!("draining would leave {name} without {state}, and nobody can take over");
-                        let help = format!(
-                            "add a member of {name} elsewhere, or let it stop: lockstep run \"drain HOST\" {name}=down"
-                        );
-                        return Err(Rejection::new(Code::NoCandidate, message, help));
-                    };
-                    self.want(&best, state)?;
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Who takes a place in a serving state over: the best score, then the name, among those that are not missed where
-    /// they are.
-    fn best_for(&self, name: &GroupName, state: &StateName) -> Option<MemberId> {
-        let group = &self.cluster.spec.groups[name];
-        let count = self.cluster.members_of(name).count();
-        let is_missed = |actual: &StateName| {
-            group.lifecycle.serves(actual) && self.surely(name, actual, true) <= group.min(actual, count)
-        };
-        let missed: BTreeSet<&StateName> = group.lifecycle.states.iter().filter(|at| is_missed(at)).collect();
-        self.cluster
-            .members_of(name)
-            .filter(|id| !self.wanted.contains_key(id) && self.cluster.can_act(id))
-            .filter(|id| !self.cluster.members[*id].leaving && !self.is_drained(&id.host))
-            .filter(|id| {
-                let actual = self.cluster.members[*id].actual.as_ref();
-                actual.is_some_and(|actual| actual != state && !missed.contains(actual))
-            })
-            .min_by_key(|id| (std::cmp::Reverse(self.score(id)), (*id).clone()))
-            .cloned()
-    }
-
-    /// Pulls along, where a relation says `cascade`, whoever could not stay as it is. Tells whether anybody was.
-    fn cascade(&mut self) -> Result<bool, Rejection> {
-        let mut has_pulled = false;
-        let mut moved = self.moved();
-        loop {
-            // Of the others nothing has changed since they were looked at.
-            let relations = self.relations_beside(&moved);
-            let mut down: Vec<MemberId> = Vec::new();
-            for relation in
-                relations.iter().filter(|relation| relation.cascade && self.exists(relation, true))
-            {
-                down.extend(self.pulled_along(relation));
-            }
-            down.retain(|id| !self.wanted.contains_key(id) && !self.is_left_out(id));
-            if down.is_empty() {
-                return Ok(has_pulled);
-            }
-            has_pulled = true;
-            moved = down.iter().map(|id| id.group.clone()).collect();
-            for id in down {
-                self.whole.insert(id.group.clone());
-                let lowest = self.group(&id.group)?.lifecycle.lowest();
-                self.wanted.insert(id, lowest.clone());
-            }
-        }
-    }
-
-    /// The members that a relation with `cascade` takes down.
-    fn pulled_along(&self, relation: &Arc<Relation>) -> Vec<MemberId> {
-        let mut down: Vec<&MemberId> = Vec::new();
-        for pair in rule::pairs(self.cluster, relation) {
-            let to = &pair.to[0];
-            match relation.kind {
-                Kind::Requires => {
-                    let is_new = !self.exists(relation, false);
-                    let now =
-                        (self.pair_serves(relation, &pair, false), self.is_pair_met(relation, &pair, false));
-                    let at_end =
-                        (self.pair_serves(relation, &pair, true), self.is_pair_met(relation, &pair, true));
-                    // Who would not be refused without it is not pulled along either; nor is who begins to serve.
-                    if now.0 && check_pair(relation, pair.place, is_new, now, at_end).is_err() {
-                        down.extend(&pair.from);
-                    }
-                }
-                Kind::Excludes => {
-                    let may_serve =
-                        |members: &[&MemberId]| members.iter().any(|id| self.may_serve_at_end(id));
-                    let enters = |members: &[&MemberId]| members.iter().any(|id| self.enters_serving(id));
-                    if !may_serve(&pair.from) || !may_serve(to) {
-                        continue;
-                    }
-                    // Whoever comes up was asked for; the other one gives way.
-                    match (enters(&pair.from), enters(to)) {
-                        (true, false) => down.extend(to),
-                        (false, true) => down.extend(&pair.from),
-                        (true, true) | (false, false) => {}
-                    }
-                }
-                Kind::After | Kind::Watches => {}
-            }
-        }
-        down.into_iter().cloned().collect()
-    }
-
-    /// Whether a member may serve at the end.
-    fn may_serve_at_end(&self, id: &MemberId) -> bool {
-        let lifecycle = &self.cluster.spec.groups[&id.group].lifecycle;
-        match self.wanted.get(id) {
-            Some(wanted) => lifecycle.serves(wanted),
-            None => lifecycle.serving.iter().any(|state| self.cluster.may_be_in(id, state)),
-        }
-    }
-
-    /// Whether a member that does not serve is asked to.
-    fn enters_serving(&self, id: &MemberId) -> bool {
-        let lifecycle = &self.cluster.spec.groups[&id.group].lifecycle;
-        let actual = self.cluster.members[id].actual.as_ref();
-        let serves_now = actual.is_some_and(|state| lifecycle.serves(state));
-        !serves_now && self.wanted.get(id).is_some_and(|state| lifecycle.serves(state))
-    }
-
-    /// Makes room: a member that was not named and is in a full state takes the nearest state with room, ties
-    /// going to the higher rank.
-    fn displace(&mut self) -> Result<(), Rejection> {
-        let groups: BTreeSet<_> = self.wanted.keys().map(|member| member.group.clone()).collect();
-        for name in groups {
-            let group = self.group(&name)?;
-            let states = &group.lifecycle.states;
-            let count = self.cluster.members_of(&name).count();
-            let mut counts: BTreeMap<&StateName, usize> =
-                states.iter().map(|state| (state, self.count_at_end(&name, state))).collect();
-            // From the highest state down: who is displaced from one may fill up the next.
-            for state in states.iter().rev() {
-                let Some(max) = group.max(state, count) else { continue };
-                // What was adopted beyond a limit is only shown: room is made for those who come, and for nobody else.
-                if !self.is_entered(&name, state) {
-                    continue;
-                }
-                let mut free: Vec<_> = self
-                    .cluster
-                    .members_of(&name)
-                    .filter(|id| !self.wanted.contains_key(id))
-                    .filter(|id| self.cluster.members[id].actual.as_ref() == Some(state))
-                    .filter(|id| self.cluster.can_act(id))
-                    .cloned()
-                    .collect();
-                free.sort_by_key(|id| (std::cmp::Reverse(self.score(id)), id.clone()));
-                while counts[state] > max
-                    && let Some(member) = free.pop()
-                {
-                    let lowest = group.lifecycle.lowest();
-                    let is_leaving = self.cluster.members[&member].leaving || self.is_drained(&member.host);
-                    let refuge =
-                        if is_leaving { Some(lowest.clone()) } else { refuge(group, state, count, &counts) };
-                    let refuge = refuge.ok_or_else(|| {
-                        let message =
-                            format!("{member} would have to leave {state}, and no other state has room");
-                        let help = format!("raise a max in [groups.{name}.limits]");
-                        Rejection::new(Code::LimitBroken, message, help)
-                    })?;
-                    for (other, counted) in &mut counts {
-                        *counted -= usize::from(self.cluster.may_be_in(&member, other));
-                        *counted += usize::from(**other == refuge);
-                    }
-                    self.wanted.insert(member, refuge);
-                }
-            }
-        }
-        Ok(())
-    }
-
     /// Whether a member is to end in a state that it is not in now.
     fn is_entered(&self, group: &GroupName, state: &StateName) -> bool {
         let members = self.cluster.members_of(group);
@@ -700,87 +370,6 @@ impl<'a> Planner<'a> {
                 None => self.cluster.may_be_in(id, state),
             })
             .count()
-    }
-
-    /// Only members whose state is known, on hosts that answer, and that no other transition drives can move.
-    fn check_members(&self) -> Result<(), Rejection> {
-        let stays = self.takes.iter().filter(|id| !self.wanted.contains_key(*id)).map(|id| (id, None));
-        for (id, state) in self.wanted.iter().map(|(id, state)| (id, Some(state))).chain(stays) {
-            let member = &self.cluster.members[id];
-            let host = &self.cluster.hosts[&id.host];
-            // It may be where it should be, and have settings to take there.
-            let takes = || state.is_none_or(|state| !self.set_of(id, state).is_empty());
-            let moves = member.actual.as_ref() != state || takes();
-            if moves && !host.is_reachable() {
-                let message = format!("{id} would have to move, and host {} is {}", id.host, host.liveness);
-                let help = "bring the host back, ask for less, or go on without lost hosts: --exclude-lost";
-                return Err(Rejection::new(Code::HostLost, message, help));
-            }
-            // Not only when it would have to move: it may be elsewhere, and a goal that it seems to have reached
-            // would take the doubt away without evidence.
-            if member.is_in_doubt() {
-                let message = format!("{id} is in doubt since its last transition");
-                let help = "it is settled when its status is reported: see `lockstep status`";
-                return Err(Rejection::new(Code::MemberInDoubt, message, help));
-            }
-            if member.actual.is_none() {
-                let message = format!("the state of {id} is not known");
-                let help =
-                    "its agent asks the handler's `status` and reports; see `lockstep status` for the reason";
-                return Err(Rejection::new(Code::ActualUnknown, message, help));
-            }
-        }
-        Ok(())
-    }
-
-    fn check_limits(&self) -> Result<(), Rejection> {
-        let groups: BTreeSet<_> = self.wanted.keys().map(|member| &member.group).collect();
-        for name in groups {
-            let group = self.group(name)?;
-            let count = self.cluster.members_of(name).count();
-            for state in &group.lifecycle.states {
-                let after = self.count_at_end(name, state);
-                // What is above its max already, because running software was adopted so, may stay so; nobody
-                // may join it.
-                if let Some(max) = group.max(state, count)
-                    && after > max
-                    && self.is_entered(name, state)
-                {
-                    return Err(self.too_many(name, state, after, max));
-                }
-                let declared = group.limits.get(state).and_then(|limit| limit.min);
-                let Some(min) = declared.map(|min| min.as_min(count)) else { continue };
-                let surely_after = self.surely(name, state, true);
-                if surely_after < min && self.surely(name, state, false) >= min && !self.whole.contains(name)
-                {
-                    let message =
-                        format!("{surely_after} members of {name} would be {state}, at least {min} must be");
-                    let help = format!("name the whole group ({name}=STATE) if that is meant");
-                    return Err(Rejection::new(Code::LimitBroken, message, help));
-                }
-            }
-        }
-        Ok(())
-    }
-
-    /// Too many would be in a state: because of a member that may be there and cannot be moved away, if there is
-    /// one. Telling the operator to raise `max` would then be telling them to run two primaries.
-    fn too_many(&self, name: &GroupName, state: &StateName, after: usize, max: usize) -> Rejection {
-        let stays = |id: &&MemberId| {
-            !self.wanted.contains_key(*id) && self.cluster.may_be_in(id, state) && !self.cluster.can_act(id)
-        };
-        let Some(id) = self.cluster.members_of(name).find(stays) else {
-            let message = format!("{after} members of {name} would be {state}, at most {max} may be");
-            let help = format!("ask for fewer, or raise max in [groups.{name}.limits.{state}]");
-            return Rejection::new(Code::LimitBroken, message, help);
-        };
-        let (code, why) = stuck(self.cluster, id);
-        let message = format!("{id} may still be {state}, where at most {max} may be: {why}");
-        let help = format!(
-            "bring it back: its next status settles where it is; if it is gone for good: lockstep host forget {} --stopped",
-            id.host
-        );
-        Rejection::new(code, message, help)
     }
 
     /// How many members are surely in a state, before or at the end.
@@ -827,434 +416,9 @@ impl<'a> Planner<'a> {
         let serving = ends.filter(|(to, members)| self.part_serves(to, members, pair.place, at_end)).count();
         serving >= relation.need.as_min(relation.to.count())
     }
-
-    fn check_requires(&self) -> Result<(), Rejection> {
-        let relations = self.relations_beside(&self.moved());
-        // Many relations may lead to one large group.
-        let mut known: BTreeMap<(&GroupName, bool), bool> = BTreeMap::new();
-        let demands =
-            |relation: &&Arc<Relation>| relation.kind == Kind::Requires && self.exists(relation, true);
-        for relation in relations.iter().filter(demands) {
-            let is_new = !self.exists(relation, false);
-            if relation.scope.is_some() {
-                for pair in rule::pairs(self.cluster, relation) {
-                    let serves = |at_end| self.pair_serves(relation, &pair, at_end);
-                    let is_met = |at_end| self.is_pair_met(relation, &pair, at_end);
-                    let (now, at_end) = ((serves(false), is_met(false)), (serves(true), is_met(true)));
-                    check_pair(relation, pair.place, is_new, now, at_end)?;
-                }
-                continue;
-            }
-            let mut at = |at_end: bool| {
-                let mut serves =
-                    |name| *known.entry((name, at_end)).or_insert_with(|| self.serves(name, at_end));
-                let needed = relation.need.as_min(relation.to.count());
-                let serving = relation.to.iter().filter(|to| serves(*to)).count();
-                (serves(&relation.from), serving >= needed)
-            };
-            check_pair(relation, None, is_new, at(false), at(true))?;
-        }
-        Ok(())
-    }
-
-    fn finish(self) -> Result<Plan, Rejection> {
-        let mut plan = Plan::default();
-        self.add_settings(&mut plan);
-        self.add_steps(&mut plan)?;
-        plan.drains =
-            self.drains.iter().filter(|host| !self.cluster.hosts[*host].is_drained).cloned().collect();
-        let mut relations = Vec::new();
-        for relation in self.relations_beside(plan.moving()) {
-            let (now, at_end) = (self.exists(&relation, false), self.exists(&relation, true));
-            relations.push(order::Bond { relation, now, at_end });
-        }
-        rule::check_excludes(self.cluster, &plan, &relations)?;
-        let dips = order::order(self.cluster, &mut plan, &relations)?;
-        self.add_participants(&mut plan);
-        self.add_gaps(&mut plan, &dips);
-        self.add_no_return(&mut plan);
-        plan.digest = digest(self.cluster, &plan);
-        let written = serde_json::to_vec(&plan).expect("a plan is plain data");
-        if written.len() > PLAN_BYTES_MAX {
-            let message = format!("a plan of {} bytes, at most {PLAN_BYTES_MAX}", written.len());
-            return Err(Rejection::new(Code::TooLarge, message, "split the request"));
-        }
-        // Over all of the plan, its digest included.
-        plan.hash = hex(&Sha256::digest(&written));
-        Ok(plan)
-    }
-
-    /// The settings that are not yet in force as they are asked for.
-    fn add_settings(&self, plan: &mut Plan) {
-        for (group, set) in &self.set {
-            let now = self.cluster.settings(group);
-            let (mut to, mut from) = (Settings::new(), Settings::new());
-            for (key, value) in set.iter().filter(|(key, value)| now.get(*key) != Some(value)) {
-                to.insert(key.clone(), value.clone());
-                from.extend(now.get(key).map(|value| (key.clone(), value.clone())));
-            }
-            if !to.is_empty() {
-                plan.settings.insert(group.clone(), to);
-                plan.settings_before.insert(group.clone(), from);
-            }
-        }
-    }
-
-    fn add_steps(&self, plan: &mut Plan) -> Result<(), Rejection> {
-        let mut paths: BTreeMap<(&GroupName, &StateName, &StateName), Vec<StateName>> = BTreeMap::new();
-        let stays = self.takes.iter().filter(|id| !self.wanted.contains_key(*id)).map(|id| (id, None));
-        let mut all: Vec<_> = self.wanted.iter().map(|(id, state)| (id, Some(state))).chain(stays).collect();
-        all.sort();
-        for (id, wanted) in all {
-            let member = &self.cluster.members[id];
-            let from = member.actual.as_ref().expect("check_members refuses unknown states");
-            let to = wanted.unwrap_or(from);
-            let set = if from == to { self.set_of(id, to) } else { Settings::new() };
-            if from == to && set.is_empty() && (wanted.is_none() || member.goal.as_ref() == Some(to)) {
-                continue;
-            }
-            let path = match paths.entry((&id.group, from, to)) {
-                Entry::Occupied(known) => known.into_mut(),
-                Entry::Vacant(place) => {
-                    let path = self.group(&id.group)?.lifecycle.path(from, to).ok_or_else(|| {
-                        let message = format!("no edges lead {id} from {from} to {to}");
-                        let help = "`lockstep group show` lists the lifecycle's edges";
-                        Rejection::new(Code::NoPath, message, help)
-                    })?;
-                    place.insert(path)
-                }
-            };
-            let takes = (!set.is_empty()).then(|| to.clone());
-            let has = member.settings.clone().unwrap_or_default();
-            let was = |set: &Settings| -> Settings {
-                has.iter()
-                    .filter(|(key, _)| set.contains_key(*key))
-                    .map(|(key, value)| (key.clone(), value.clone()))
-                    .collect()
-            };
-            let mut from = from;
-            for to in path.iter().chain(&takes) {
-                let step = StepId(u32::try_from(plan.steps.len()).expect("STEPS_MAX fits"));
-                let set = if takes.is_some() { set.clone() } else { Settings::new() };
-                let (member, was) = (id.clone(), was(&set));
-                let (from_state, to_state, after) = (from.clone(), to.clone(), Vec::new());
-                plan.steps.push(Step { id: step, member, from: from_state, to: to_state, set, was, after });
-                from = to;
-                if plan.steps.len() > STEPS_MAX {
-                    let message = format!("more than {STEPS_MAX} steps");
-                    return Err(Rejection::new(Code::TooLarge, message, "split the request"));
-                }
-            }
-            plan.goals.insert(id.clone(), to.clone());
-            plan.goals_before.insert(id.clone(), member.goal.clone());
-        }
-        Ok(())
-    }
-
-    /// The settings that a member which stays where it serves has not taken.
-    fn set_of(&self, id: &MemberId, state: &StateName) -> Settings {
-        let serves = self.cluster.spec.groups[&id.group].lifecycle.serves(state);
-        if !serves || !self.takes.contains(id) {
-            return Settings::new();
-        }
-        let has = self.cluster.members[id].settings.clone().unwrap_or_default();
-        let at_end = self.settings_at_end(&id.group);
-        let missing = at_end.iter().filter(|(key, value)| has.get(*key) != Some(value));
-        missing.map(|(key, value)| (key.clone(), value.clone())).collect()
-    }
-
-    fn add_participants(&self, plan: &mut Plan) {
-        let moving: BTreeSet<GroupName> = plan.moving().into_iter().cloned().collect();
-        // One that is where it should be, and whose goal was another, has nothing to do: if nobody answers there, nobody
-        // is asked.
-        let answers = |id: &&MemberId| self.cluster.hosts[&id.host].is_reachable();
-        let actors: BTreeSet<MemberId> = plan.goals.keys().filter(answers).cloned().collect();
-        let mut roles: BTreeSet<Participant> = BTreeSet::new();
-        let mut add = |member: &MemberId, role| roles.insert(Participant { member: member.clone(), role });
-        for member in &actors {
-            add(member, Role::Actor);
-        }
-        // Whoever shares a group with one that moves learns of it: a third replica has to follow a new primary.
-        for group in &moving {
-            for member in self.cluster.members_of(group).filter(|member| !actors.contains(*member)) {
-                add(member, Role::Observer);
-            }
-        }
-        let told = self.told(&moving);
-        let mut touched = rule::Touched::new(self.cluster, plan, &told);
-        for relation in &told {
-            for member in self.cluster.members_of(&relation.from) {
-                if !touched.concerns(relation, member) {
-                    continue;
-                }
-                add(member, Role::Observer);
-                // An actor's own check and prepare speak for it; asking it twice could give two answers.
-                let is_asked = relation.ask.is_some() && touched.asks(relation, member);
-                if !is_asked || actors.contains(member) || self.is_left_out(member) {
-                    continue;
-                }
-                match relation.ask {
-                    Some(Ask::Vote) => add(member, Role::Voter),
-                    Some(Ask::Hold) => add(member, Role::Holder),
-                    None => false,
-                };
-            }
-            plan.relations.push((**relation).clone());
-        }
-        let holders: BTreeSet<MemberId> =
-            roles.iter().filter(|who| who.role == Role::Holder).map(|who| who.member.clone()).collect();
-        // Who holds has been asked; a vote of its own would be a second answer.
-        plan.participants = roles
-            .into_iter()
-            .filter(|who| who.role != Role::Voter || !holders.contains(&who.member))
-            .collect();
-        plan.exclusive = moving.clone();
-        plan.exclusive.extend(holders.iter().map(|member| member.group.clone()));
-        let beside = self.relations_beside(&moving);
-        plan.relations.extend(beside.iter().map(|relation| (**relation).clone()));
-        plan.relations.sort();
-        plan.relations.dedup();
-        let bound = beside.iter().filter(|relation| relation.binds()).flat_map(|relation| relation.groups());
-        let voters = plan.with_role(Role::Voter).map(|member| &member.group);
-        plan.shared = bound.chain(voters).filter(|group| !plan.exclusive.contains(*group)).cloned().collect();
-        let asked: BTreeSet<&GroupName> = plan.asked().map(|who| &who.member.group).collect();
-        let deadlines = || asked.iter().map(|group| self.cluster.spec.groups[*group].deadlines);
-        // With nobody to ask they bound nothing, and still must not have passed already.
-        let none = Deadlines::default();
-        let check = deadlines().map(|deadlines| deadlines.check).max().unwrap_or(none.check);
-        let prepare = deadlines().map(|deadlines| deadlines.prepare).max().unwrap_or(none.prepare);
-        (plan.check_ms, plan.prepare_ms) = (check, prepare);
-    }
-
-    /// The relations whose `from` is told when these groups move: all that lead to them directly, and along
-    /// `requires` those that lead to their dependants.
-    fn told(&self, moving: &BTreeSet<GroupName>) -> BTreeSet<Arc<Relation>> {
-        let mut told: BTreeSet<Arc<Relation>> = BTreeSet::new();
-        let mut seen: BTreeSet<GroupName> = moving.clone();
-        let mut frontier: Vec<GroupName> = moving.iter().cloned().collect();
-        while let Some(group) = frontier.pop() {
-            let is_direct = moving.contains(&group);
-            let follows = |relation: &Arc<Relation>| {
-                relation.to.contains(&group) && (is_direct || relation.kind == Kind::Requires)
-            };
-            for relation in self.relations_of([&group]).into_iter().filter(follows) {
-                if relation.kind == Kind::Requires && seen.insert(relation.from.clone()) {
-                    frontier.push(relation.from.clone());
-                }
-                told.insert(relation);
-            }
-        }
-        told
-    }
-
-    fn add_gaps(&self, plan: &mut Plan, dips: &order::Dips) {
-        let moving: BTreeSet<GroupName> = plan.moving().into_iter().cloned().collect();
-        for name in moving {
-            if !self.serves(&name, false) || !self.serves(&name, true) {
-                continue;
-            }
-            let group = &self.cluster.spec.groups[&name];
-            let count = self.cluster.members_of(&name).count();
-            let is_gap = group.lifecycle.serving.iter().any(|state| {
-                let dip = dips.get(&(name.clone(), state.clone())).copied().unwrap_or(0);
-                self.surely(&name, state, false).saturating_sub(dip) < group.min(state, count)
-            });
-            if is_gap {
-                plan.gaps.push(name);
-            }
-        }
-    }
-
-    fn add_no_return(&self, plan: &mut Plan) {
-        let held: BTreeSet<&GroupName> = plan
-            .with_role(Role::Holder)
-            .flat_map(|holder| plan.relations.iter().filter(|relation| relation.from == holder.group))
-            .filter(|relation| relation.ask == Some(Ask::Hold))
-            .flat_map(|relation| &relation.to)
-            .collect();
-        let no_return = plan.steps.iter().filter(|step| {
-            let group = &self.cluster.spec.groups[&step.member.group];
-            let is_limited = group.limits.get(&step.to).is_some_and(|limit| limit.max.is_some());
-            let enters = step.moves() && group.lifecycle.serves(&step.to);
-            enters && is_limited && !held.contains(&step.member.group)
-        });
-        let no_return = no_return.map(|step| step.id).collect();
-        plan.no_return = no_return;
-    }
-}
-
-/// Whether what a relation pairs at a place is refused. Before and at the end: whether `from` serves, and whether what
-/// it requires does.
-fn check_pair(
-    relation: &Relation,
-    place: Option<Place<'_>>,
-    is_new: bool,
-    (served, was_met): (bool, bool),
-    (serves, is_met): (bool, bool),
-) -> Result<(), Rejection> {
-    if !serves || is_met {
-        return Ok(());
-    }
-    if was_met && !is_new {
-        return Err(would_break(relation, place));
-    }
-    // What was broken before the plan, and stays as it was, is not the plan's doing.
-    if is_new || !served { Err(requirement_down(relation, place)) } else { Ok(()) }
-}
-
-fn would_break(relation: &Relation, place: Option<Place<'_>>) -> Rejection {
-    let Relation { from, to, .. } = relation;
-    let message = match to.count() {
-        1 => format!("{from} requires {to}, which would stop serving while {from} serves{}", at_place(place)),
-        _ => format!("{from} requires {} of {to}, and fewer would serve{}", relation.need, at_place(place)),
-    };
-    let help = match place {
-        None => format!("take {from} down in the same request: {from}=down"),
-        Some(_) => format!("take the members of {from} there down in the same request: {from}@HOST=STATE"),
-    };
-    Rejection::new(Code::WouldBreakRequires, message, help)
-}
-
-fn requirement_down(relation: &Relation, place: Option<Place<'_>>) -> Rejection {
-    let Relation { from, to, .. } = relation;
-    let message = match to.count() {
-        1 => format!("{from} requires {to}, which does not serve{}", at_place(place)),
-        _ => format!("{from} requires {} of {to}, and fewer serve{}", relation.need, at_place(place)),
-    };
-    let first = to.iter().next().expect("a relation leads somewhere");
-    let help = match place {
-        None if to.count() > 1 => {
-            format!("bring more of {to} up first, or in the same request, such as {first}=up")
-        }
-        None => format!("bring {to} up first, or in the same request: {first}=up"),
-        Some(_) => {
-            format!("bring members of {to} up there first, or in the same request: {first}@HOST=STATE")
-        }
-    };
-    Rejection::new(Code::RequirementDown, message, help)
-}
-
-/// ` in zone a`, or nothing.
-fn at_place(place: Option<Place<'_>>) -> String {
-    place.map(|Place { label, value }| format!(" where {label} is {value}")).unwrap_or_default()
-}
-
-/// Why a member that cannot act cannot.
-fn stuck(cluster: &Cluster, id: &MemberId) -> (Code, String) {
-    let host = &cluster.hosts[&id.host];
-    if !host.is_reachable() {
-        (Code::HostLost, format!("its host is {}", host.liveness))
-    } else if cluster.members[id].is_in_doubt() {
-        (Code::MemberInDoubt, "it is in doubt since its last transition".to_owned())
-    } else {
-        (Code::ActualUnknown, "its state is not known".to_owned())
-    }
-}
-
-/// The nearest state with room, ties to the higher rank.
-fn refuge(
-    group: &Group,
-    from: &StateName,
-    count: usize,
-    counts: &BTreeMap<&StateName, usize>,
-) -> Option<StateName> {
-    let lifecycle = &group.lifecycle;
-    let rank = lifecycle.rank(from)?;
-    let mut others: Vec<_> =
-        lifecycle.states.iter().enumerate().filter(|(other, _)| *other != rank).collect();
-    others.sort_by_key(|(other, _)| (other.abs_diff(rank), std::cmp::Reverse(*other)));
-    let has_room = |state: &&StateName| group.max(state, count).is_none_or(|max| counts[*state] < max);
-    others.into_iter().map(|(_, state)| state).find(has_room).cloned()
-}
-
-fn known_state(name: &GroupName, group: &Group, state: &StateName) -> Result<(), Rejection> {
-    if group.lifecycle.rank(state).is_some() {
-        return Ok(());
-    }
-    let message = format!("group {name} has no state {state}");
-    Err(Rejection::new(
-        Code::UnknownState,
-        message,
-        format!("its states are {}", list(&group.lifecycle.states)),
-    ))
 }
 
 /// What happens to a group's steps that fail for good.
 pub fn on_failure(cluster: &Cluster, asked: Option<OnFailure>, group: &GroupName) -> OnFailure {
     asked.or(cluster.spec.groups.get(group).map(|group| group.on_failure)).unwrap_or_default()
-}
-
-/// A digest of what a plan rests on: the members, limits and relations of its footprint. Facts, scores and the
-/// journal's index are left out, so that it changes only with what matters.
-pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
-    let mut digest = Sha256::new();
-    let mut line = Vec::new();
-    for name in plan.exclusive.iter().chain(&plan.shared) {
-        let Some(group) = cluster.spec.groups.get(name) else {
-            digest.update(format!("{name} gone\n"));
-            continue;
-        };
-        // The derived Debug form covers every field, so a new one cannot be forgotten here.
-        digest.update(format!(
-            "{name} {:?} {:?} {} {} {} {:?}\n",
-            group.lifecycle,
-            group.limits,
-            group.handler,
-            group.hold_ms,
-            group.parallel,
-            cluster.settings(name)
-        ));
-        let settings = cluster.settings.get(name);
-        for id in cluster.members_of(name) {
-            let member = &cluster.members[id];
-            let host = &cluster.hosts[&id.host];
-            let has_taken = member.settings.as_deref() == settings.map(|settings| &**settings);
-            // Written out by hand: formatting took most of the time of a small plan. No name has a space in it.
-            let state = |state: &Option<StateName>| state.as_ref().map_or("?", StateName::as_str).to_owned();
-            let (goal, actual) = (state(&member.goal), state(&member.actual));
-            let flag = |flag: bool| b'0' + u8::from(flag);
-            let flags = [
-                b'0' + member.mark as u8,
-                flag(host.is_reachable()),
-                flag(member.leaving),
-                flag(host.is_drained),
-                flag(has_taken),
-            ];
-            line.clear();
-            for word in [id.host.as_str(), &goal, &actual] {
-                line.extend_from_slice(word.as_bytes());
-                line.push(b' ');
-            }
-            line.extend_from_slice(&flags);
-            line.push(b'\n');
-            digest.update(&line);
-        }
-    }
-    let footprint = plan.exclusive.iter().chain(&plan.shared);
-    let relations: BTreeSet<_> = footprint.flat_map(|name| cluster.relations.of(name)).collect();
-    for relation in relations {
-        digest.update(format!("{relation:?}\n"));
-        let Some(label) = &relation.scope else { continue };
-        for id in relation.groups().flat_map(|group| cluster.members_of(group)) {
-            let place = cluster.place(id, label).map_or("", |place| place.value);
-            digest.update(format!("{id} {place:?}\n"));
-        }
-    }
-    hex(&digest.finalize())
-}
-
-/// The first 16 bytes in hexadecimal: far beyond chance and guessing, and still one line in a terminal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().take(16).fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all");
-        text
-    })
-}
-
-/// The fewest characters of a hash that name a plan.
-const HASH_PREFIX_MIN: usize = 8;
-
-/// Whether what an operator typed names the plan of that hash: all of it, or its first characters.
-pub fn names(typed: &str, hash: &str) -> bool {
-    typed.len() >= HASH_PREFIX_MIN && hash.starts_with(typed)
 }

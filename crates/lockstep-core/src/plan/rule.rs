@@ -1,7 +1,8 @@
 //! What relations demand of a plan: who is paired with whom, who is concerned and asked, and that groups which exclude
 //! each other never serve together.
 
-use super::{Plan, at_place, stuck};
+use super::Plan;
+use super::check::{at_place, stuck};
 use crate::cluster::{Cluster, Place};
 use crate::id::{GroupName, MemberId, StateName};
 use crate::mutant::{self, Mutant};
