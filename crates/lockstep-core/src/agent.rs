@@ -8,6 +8,7 @@ use crate::id::{
     AgentId, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, StateName, StepId, Token,
     TransitionId,
 };
+use crate::lease::Held;
 use crate::message::{
     Assignment, Call, Decision, Done, Findings, Gap, Hello, Notice, Order, Outcome, PROTOCOL, Phase, Report,
     Role,
@@ -31,6 +32,8 @@ const ANSWERS_MAX: usize = 1000;
 const RETRIES_MAX: u32 = 10;
 /// The pause before that in milliseconds, doubled each time: the first one and the last.
 const RETRY_MS: (u64, u64) = (500, 30_000);
+/// The handler that makes sure of other hosts, where agent.toml has one.
+const HANDLER_FENCE: &str = "fence";
 /// How long a handler may take that is called without an order, in milliseconds, unless it has its own bound.
 const OWN_CALL_MS: u64 = 60_000;
 
@@ -43,6 +46,8 @@ pub struct HandlerRules {
     pub timeout_ms: BTreeMap<Phase, u64>,
     /// How often its status is asked, in milliseconds.
     pub status_ms: u64,
+    /// Whether what it moves refuses tokens lower than one that it has seen, and so needs no guard.
+    pub checks_tokens: bool,
 }
 
 /// Who an agent is.
@@ -379,6 +384,8 @@ pub enum AgentInput {
         /// What it said.
         findings: Findings,
     },
+    /// Which members a guard makes sure of, as of the last [`AgentOutput::Guard`].
+    Guarded(BTreeSet<MemberId>),
     /// A deadline may have passed.
     Tick,
 }
@@ -402,6 +409,16 @@ pub enum AgentOutput {
         /// It is ended after so many milliseconds.
         timeout_ms: u64,
     },
+    /// End a handler now and say [`AgentInput::Ended`].
+    Kill(CallId),
+    /// Tell the guard when it has to stop these processes, unless it is told another time before, and say
+    /// [`AgentInput::Guarded`].
+    Guard {
+        /// When, by the host's clock since boot.
+        until: Time,
+        /// The processes of each member; none are known of one without any.
+        pids: BTreeMap<MemberId, BTreeSet<u32>>,
+    },
     /// The session stands.
     Joined,
     /// The connection is of no use: close it, and try again later.
@@ -423,6 +440,8 @@ enum Why {
     Cancel,
     /// A notice.
     Notice(Index),
+    /// The lease ends.
+    Lapse,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -455,6 +474,14 @@ impl Queue {
     }
 }
 
+/// Whether a handler that is called for this may change where its software is.
+fn acts(phase: Phase) -> bool {
+    match phase {
+        Phase::Prepare | Phase::Commit | Phase::Undo | Phase::Hold | Phase::Check | Phase::Stop => true,
+        Phase::Cancel | Phase::Release | Phase::Status | Phase::Notice | Phase::Fence => false,
+    }
+}
+
 /// The agent's deciding half.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct AgentEngine {
@@ -478,18 +505,29 @@ pub struct AgentEngine {
     closing: BTreeMap<TransitionId, Outcome>,
     /// Notices whose calls have not all ended, oldest first.
     notices: VecDeque<(Index, usize)>,
+    /// The lease.
+    lease: Held,
+    /// It has ended, and whoever needs it is being stopped or was.
+    has_lapsed: bool,
+    /// The processes that handlers have named.
+    pids: BTreeMap<MemberId, BTreeSet<u32>>,
+    /// What the guard was last told.
+    watched: Option<(Time, BTreeMap<MemberId, BTreeSet<u32>>)>,
+    /// The members that it makes sure of.
+    guarded: BTreeSet<MemberId>,
 }
 
 impl AgentEngine {
-    /// An agent over its replayed journal.
+    /// An agent over its replayed journal. `lease` is when the lease of an earlier run ends, as its guard knows; without
+    /// a guard that remembers, it counts as over.
     pub fn new(
         identity: Identity,
         rules: BTreeMap<HandlerName, HandlerRules>,
         state: AgentState,
         now: Time,
+        lease: Option<Time>,
     ) -> Self {
         let mut engine = Self {
-            state,
             rules,
             outbox: Outbox::default(),
             now,
@@ -503,6 +541,13 @@ impl AgentEngine {
             answers: BTreeMap::new(),
             closing: BTreeMap::new(),
             notices: VecDeque::new(),
+            lease: Held::until(lease.unwrap_or(now)),
+            // Whoever never ran by a lease runs on until it has one.
+            has_lapsed: !state.members.values().any(|assignment| !assignment.leased.is_empty()),
+            pids: BTreeMap::new(),
+            watched: None,
+            guarded: BTreeSet::new(),
+            state,
             identity,
         };
         if engine.state.agent.is_none() {
@@ -520,6 +565,8 @@ impl AgentEngine {
     /// Takes one input in. Outputs are to be polled afterwards.
     pub fn handle(&mut self, now: Time, input: AgentInput) {
         self.now = now;
+        // Before anything else is heard: what comes after a long stop was sent before it.
+        self.lapse();
         match input {
             AgentInput::Appended => {
                 self.outbox.acknowledge();
@@ -537,10 +584,13 @@ impl AgentEngine {
                     open.into_iter().for_each(|id| self.close(id, Outcome::Aborted));
                 }
             }
+            // It came on a connection that is given up.
+            AgentInput::Order(_) if !self.is_connected => {}
             AgentInput::Order(order) => {
                 self.heard_at = now;
                 self.order(order);
             }
+            AgentInput::Guarded(members) => self.note_guarded(members),
             AgentInput::Ended { call, answer, reason, findings } => {
                 self.ended(call, answer, reason, findings)
             }
@@ -552,6 +602,7 @@ impl AgentEngine {
         self.start();
         self.ask_status();
         self.start();
+        self.watch();
     }
 
     /// What is to be done next, if anything is.
@@ -560,7 +611,9 @@ impl AgentEngine {
             match self.outbox.poll()? {
                 Out::Append(records) => return Some(AgentOutput::Append(records)),
                 // A higher token came while its start was being written down.
-                Out::Ready(AgentOutput::Run { call, order, .. }) if self.is_overtaken(&order) => {
+                Out::Ready(AgentOutput::Run { call, order, .. })
+                    if self.is_overtaken(&order) || self.needs_lease(&order) =>
+                {
                     let reason = "a newer order came before it could start".to_owned();
                     self.ended(call, Answer::No, Some(reason), Findings::default());
                     self.start();
@@ -587,6 +640,8 @@ impl AgentEngine {
         let status = status.map(|member| self.queues.get(member).map_or(self.now, |queue| queue.status_at));
         let renew = self.is_welcome.then_some(self.renew_at);
         let silent = self.is_connected.then(|| self.silent_at());
+        let lapse = (!self.has_lapsed && self.leased().next().is_some()).then(|| self.lease.stops_at());
+        let silent = silent.into_iter().chain(lapse);
         holds.chain(later).chain(status).chain(renew).chain(silent).min()
     }
 
@@ -622,6 +677,7 @@ impl AgentEngine {
             token,
             open,
             noticed,
+            fences: self.rules.keys().any(|handler| handler.as_str() == HANDLER_FENCE),
         }));
     }
 
@@ -642,8 +698,10 @@ impl AgentEngine {
             Order::Notice(Notice { index, previous, calls, .. }) => self.notice(index, previous, calls),
             // Whatever came before is part of what a gap tells.
             Order::Gap(Gap { index, calls }) => self.notice(index, Index(0), calls),
-            Order::Renewed { lease_ms, .. } => {
+            Order::Renewed { sent, lease_ms } => {
                 self.lease_ms = lease_ms.unwrap_or(self.lease_ms);
+                self.lease = Held::renewed(sent.min(self.now), self.lease_ms);
+                self.has_lapsed = false;
                 self.renew_at = self.renew_at.min(self.now.plus((self.lease_ms / 3).max(1)));
             }
         }
@@ -660,7 +718,8 @@ impl AgentEngine {
         }
         self.is_welcome = true;
         self.lease_ms = lease_ms;
-        self.renew_at = self.now.plus(lease_ms / 3);
+        // A greeting is no renewal, and members may wait for one.
+        self.renew_at = self.now;
         self.outbox.emit(AgentOutput::Joined);
         self.assign(members);
         self.queues.values_mut().for_each(|queue| {
@@ -885,7 +944,8 @@ impl AgentEngine {
         if self.is_welcome && self.renew_at <= self.now {
             self.renew_at = self.now.plus((self.lease_ms / 3).max(1));
             let open = self.state.open.keys().copied().collect();
-            self.send(Report::Renew { sent: self.now, open: Some(open) });
+            let lease_ms = Some(self.lease_ms);
+            self.send(Report::Renew { sent: self.now, open: Some(open), lease_ms });
         }
     }
 
@@ -905,6 +965,121 @@ impl AgentEngine {
             self.is_welcome = false;
             self.outbox.emit(AgentOutput::Disconnect("the server has gone silent".to_owned()));
         }
+    }
+
+    // ---- the lease
+
+    /// The members that may be in some states only while the lease lasts.
+    fn leased(&self) -> impl Iterator<Item = &Assignment> {
+        self.state.members.values().filter(|assignment| !assignment.leased.is_empty())
+    }
+
+    /// Whether a call leads into a state that needs the lease, and that has ended or is about to.
+    fn needs_lease(&self, call: &Call) -> bool {
+        let leads = matches!(call.phase, Phase::Commit | Phase::Undo);
+        let leased = self.state.members.get(&call.member).map(|assignment| &assignment.leased);
+        let is_leased = leased.zip(call.to.as_ref()).is_some_and(|(leased, to)| leased.contains(to));
+        let is_heeded = !mutant::is(Mutant::LeaseUnheeded);
+        leads && is_leased && self.lease.stops_at() <= self.now && is_heeded
+    }
+
+    /// The lease ends: whoever needs it is stopped, prepared or not, before anybody else may take its place. The server
+    /// that was connected may have given this host up, so its orders count no more.
+    fn lapse(&mut self) {
+        if self.has_lapsed || self.lease.stops_at() > self.now || self.leased().next().is_none() {
+            return;
+        }
+        self.has_lapsed = true;
+        if mutant::is(Mutant::LeaseUnheeded) {
+            return;
+        }
+        let leased: Vec<Assignment> = self.leased().cloned().collect();
+        for Assignment { member, lowest, leased, .. } in leased {
+            let state = self.state.states.get(&member).cloned();
+            let is_surely_elsewhere = state.as_ref().is_some_and(|state| !leased.contains(state));
+            let queue = self.queues.entry(member.clone()).or_default();
+            let is_at_work = queue.running.as_ref().is_some_and(|(_, job)| acts(job.call.phase));
+            // What waits was ordered by a server that may count on none of it any more.
+            queue.waiting.retain(|job| !(job.why == Why::Ordered && acts(job.call.phase)));
+            if is_surely_elsewhere && !is_at_work {
+                continue;
+            }
+            if let Some((call, job)) = &queue.running
+                && job.call.phase != Phase::Release
+            {
+                self.outbox.emit(AgentOutput::Kill(*call));
+            }
+            let within_ms = self.lease.until.since(self.now).max(1);
+            let call =
+                Call { from: state, to: Some(lowest), within_ms, ..self.own_call(&member, Phase::Stop) };
+            let (received, deadline) = (self.now, self.lease.until);
+            let queue = self.queues.entry(member).or_default();
+            queue.waiting.push_front(Job { call, why: Why::Lapse, received, deadline, tries: 0 });
+        }
+        if self.is_connected {
+            self.is_connected = false;
+            self.is_welcome = false;
+            self.outbox.emit(AgentOutput::Disconnect("the lease has ended".to_owned()));
+        }
+    }
+
+    fn note_pids(&mut self, member: &MemberId, findings: &Findings) {
+        if let Some(pids) = &findings.pids {
+            self.pids.insert(member.clone(), pids.clone());
+        }
+    }
+
+    /// Tells the guard when the lease ends, and whom it has to stop then, when that is not what it was told last.
+    fn watch(&mut self) {
+        let members: Vec<_> = self.leased().map(|assignment| assignment.member.clone()).collect();
+        let pids: BTreeMap<_, _> = members
+            .into_iter()
+            .map(|member| (member.clone(), self.pids.get(&member).cloned().unwrap_or_default()))
+            .collect();
+        if pids.is_empty() && self.watched.is_none() {
+            return;
+        }
+        let watched = Some((self.lease.until, pids));
+        if watched != self.watched {
+            self.watched.clone_from(&watched);
+            let (until, pids) = watched.expect("it was just made");
+            self.outbox.emit(AgentOutput::Guard { until, pids });
+        }
+    }
+
+    fn note_guarded(&mut self, members: BTreeSet<MemberId>) {
+        if self.guarded == members {
+            return;
+        }
+        let changed: Vec<_> = self.guarded.symmetric_difference(&members).cloned().collect();
+        self.guarded = members;
+        // It is told with a status of now: what was said last may be of before a step.
+        for member in changed {
+            if let Some(queue) = self.queues.get_mut(&member) {
+                queue.status_at = self.now;
+            }
+        }
+    }
+
+    /// The states in which a member is surely stopped when the lease ends.
+    fn guarded_in(&self, member: &MemberId) -> BTreeSet<StateName> {
+        let Some(assignment) = self.state.members.get(member) else { return BTreeSet::new() };
+        let checks = self.rules.get(&assignment.handler).is_some_and(|rules| rules.checks_tokens);
+        let is_guarded =
+            checks || self.guarded.contains(member) || assignment.handler.as_str() == HANDLER_NONE;
+        if is_guarded { assignment.leased.clone() } else { BTreeSet::new() }
+    }
+
+    /// Makes sure that another host has stopped: with the handler that is there for that, whatever the groups.
+    fn start_fence(&mut self, job: Job) {
+        let fence = self.rules.iter().find(|(handler, _)| handler.as_str() == HANDLER_FENCE);
+        let Some((handler, rules)) = fence.map(|(handler, rules)| (handler.clone(), rules)) else {
+            let reason = format!("agent.toml on this host has no handler {HANDLER_FENCE}");
+            return self.finish(job, Answer::No, Some(reason), Findings::default());
+        };
+        let timeout_ms = rules.timeout_ms.get(&Phase::Fence).copied().unwrap_or(OWN_CALL_MS);
+        let left_ms = job.deadline.since(self.now).max(1);
+        self.run(job, handler, timeout_ms.min(left_ms));
     }
 
     fn is_releasing(&self, member: &MemberId) -> bool {
@@ -1003,6 +1178,13 @@ impl AgentEngine {
             let reason = "its hold was over before it could begin: the member was busy".to_owned();
             return self.finish(job, Answer::No, Some(reason), Findings::default());
         }
+        if job.why == Why::Ordered && self.needs_lease(&job.call) {
+            let reason = "the lease of this host has ended, or is about to".to_owned();
+            return self.finish(job, Answer::Again, Some(reason), Findings::default());
+        }
+        if job.call.phase == Phase::Fence {
+            return self.start_fence(job);
+        }
         let Some(assignment) = self.state.assignment(&job.call.member) else {
             let reason = format!("{} is not a member here", job.call.member);
             return self.finish(job, Answer::No, Some(reason), Findings::default());
@@ -1023,8 +1205,14 @@ impl AgentEngine {
         // however late: a hold is let go also by the handler that had to wait for a long commit to end.
         let timeout_ms = match job.why {
             Why::Ordered if is_bound => timeout_ms.min(job.deadline.since(self.now)).max(1),
-            Why::Ordered | Why::Status | Why::HoldEnd | Why::Cancel | Why::Notice(_) => timeout_ms,
+            Why::Ordered | Why::Status | Why::HoldEnd | Why::Cancel | Why::Notice(_) | Why::Lapse => {
+                timeout_ms
+            }
         };
+        self.run(job, handler, timeout_ms);
+    }
+
+    fn run(&mut self, job: Job, handler: HandlerName, timeout_ms: u64) {
         self.note_start(&job);
         let call = CallId(self.next_call);
         self.next_call += 1;
@@ -1109,7 +1297,7 @@ impl AgentEngine {
         match job.why.clone() {
             Why::Ordered => self.answer(&job.call, given, reason, findings),
             Why::Status => self.report_state(&job.call.member, given, reason, findings),
-            Why::HoldEnd | Why::Cancel | Why::Notice(_)
+            Why::HoldEnd | Why::Cancel | Why::Notice(_) | Why::Lapse
                 if given != Answer::Yes && (job.tries < RETRIES_MAX || job.why == Why::HoldEnd) =>
             {
                 let (first, last) = RETRY_MS;
@@ -1129,6 +1317,15 @@ impl AgentEngine {
                     is_final: false,
                 });
                 self.send(Report::HoldEnded { transition: id, member });
+            }
+            Why::Lapse => {
+                if let (Answer::Yes, Some(state)) = (given, job.call.to.clone()) {
+                    let member = job.call.member.clone();
+                    self.pids.remove(&member);
+                    self.record(AgentRecord::State { member, state });
+                }
+                let queue = self.queues.entry(job.call.member.clone()).or_default();
+                (queue.reported, queue.status_at) = (None, self.now);
             }
             // After so many failures it is reported, and not waited for any more.
             Why::Cancel => {
@@ -1160,9 +1357,19 @@ impl AgentEngine {
         {
             (given, reason) = (Answer::No, Some(format!("its handler reports {state}, not {to}")));
         }
+        self.note_pids(&call.member, &findings);
+        if call.phase == Phase::Status {
+            // It is also what a status tells at any time.
+            self.report_state(&call.member, given, reason.clone(), findings.clone());
+        }
         let done = Done { findings, ..answer(call, given, reason) };
         let member = call.member.clone();
-        let Some(id) = call.transition else { return self.send(Report::Done(done)) };
+        let Some(id) = call.transition else {
+            if call.phase == Phase::Stop {
+                self.note_state(&done, call);
+            }
+            return self.send(Report::Done(done));
+        };
         match (call.phase, call.step) {
             (Phase::Commit | Phase::Undo, Some(step)) => {
                 self.record(AgentRecord::Ended { transition: id, step, done: Box::new(done.clone()) });
@@ -1214,6 +1421,7 @@ impl AgentEngine {
     }
 
     fn report_state(&mut self, member: &MemberId, given: Answer, reason: Option<String>, findings: Findings) {
+        self.note_pids(member, &findings);
         let Findings { state, score, facts, provides, consumes, .. } = findings;
         let state = state.filter(|_| given == Answer::Yes);
         // What could not be told is as it was.
@@ -1223,7 +1431,8 @@ impl AgentEngine {
             None => Some(reason.unwrap_or_else(|| "status gave no state".to_owned())),
         };
         let member_id = member.clone();
-        let report = Report::State { member: member_id, state, score, reason, facts, published };
+        let guarded = self.guarded_in(member);
+        let report = Report::State { member: member_id, state, score, reason, facts, published, guarded };
         let queue = self.queues.entry(member.clone()).or_default();
         if queue.reported.as_ref() != Some(&report) && self.is_welcome {
             queue.reported = Some(report.clone());
@@ -1253,7 +1462,7 @@ mod tests {
 
     fn assignment(member: &MemberId) -> Assignment {
         let (handler, lowest) = (HandlerName::new("sim").unwrap(), StateName::new("offline").unwrap());
-        Assignment { member: member.clone(), handler, lowest }
+        Assignment { member: member.clone(), handler, lowest, leased: BTreeSet::new() }
     }
 
     fn folded(records: &[AgentRecord]) -> AgentState {
@@ -1270,9 +1479,14 @@ mod tests {
             address: None,
             labels: BTreeMap::new(),
         };
-        let rules = HandlerRules { phases: Phase::ALL.into(), timeout_ms: BTreeMap::new(), status_ms: 1000 };
+        let rules = HandlerRules {
+            phases: Phase::ALL.into(),
+            timeout_ms: BTreeMap::new(),
+            status_ms: 1000,
+            checks_tokens: false,
+        };
         let rules = BTreeMap::from([(HandlerName::new("sim").unwrap(), rules)]);
-        AgentEngine::new(identity, rules, state, now)
+        AgentEngine::new(identity, rules, state, now, None)
     }
 
     /// An agent that starts at `now`, over a hold that was to last from 100 s for 5 s.
@@ -1308,6 +1522,8 @@ mod tests {
                 AgentOutput::Send(_)
                 | AgentOutput::Joined
                 | AgentOutput::Disconnect(_)
+                | AgentOutput::Kill(_)
+                | AgentOutput::Guard { .. }
                 | AgentOutput::Warning(_) => {}
             }
         }
@@ -1352,6 +1568,8 @@ mod tests {
                 AgentOutput::Send(_)
                 | AgentOutput::Joined
                 | AgentOutput::Disconnect(_)
+                | AgentOutput::Kill(_)
+                | AgentOutput::Guard { .. }
                 | AgentOutput::Warning(_) => {}
             }
         }
@@ -1429,7 +1647,9 @@ mod tests {
                     AgentOutput::Send(_)
                     | AgentOutput::Run { .. }
                     | AgentOutput::Joined
-                    | AgentOutput::Disconnect(_) => {}
+                    | AgentOutput::Disconnect(_)
+                    | AgentOutput::Kill(_)
+                    | AgentOutput::Guard { .. } => {}
                 }
             }
         }
@@ -1508,6 +1728,8 @@ mod tests {
                 AgentOutput::Send(_)
                 | AgentOutput::Joined
                 | AgentOutput::Disconnect(_)
+                | AgentOutput::Kill(_)
+                | AgentOutput::Guard { .. }
                 | AgentOutput::Warning(_) => {}
             }
         }

@@ -21,7 +21,7 @@ use crate::plan::Plan;
 use crate::record::{Body, Cause, Direction, HoldEnd, HostChange, Left, Liveness, Record, StepResult, Turn};
 use crate::relation::{Published, Relations, Since, setting_in};
 use crate::request::{Request, Target};
-use crate::spec::{Group, SettingValue, Settings, Spec, SpecFile};
+use crate::spec::{Group, Kind, Recover, SettingValue, Settings, Spec, SpecFile};
 use crate::time::WallTime;
 use crate::vote::Vote;
 use serde::{Deserialize, Serialize};
@@ -102,6 +102,11 @@ impl Host {
         Self { agent, address, labels, configured, set, liveness: Liveness::Alive, is_drained }
     }
 
+    /// Whether its agent has left, and its members run on.
+    pub fn has_left(&self) -> bool {
+        self.liveness == Liveness::Left
+    }
+
     /// Whether anything can be ordered there. A suspect host may answer yet.
     pub fn is_reachable(&self) -> bool {
         match self.liveness {
@@ -135,6 +140,11 @@ pub struct Member {
     pub settings: Option<Arc<Settings>>,
     /// The capabilities that it says it provides and consumes, beside what the spec declares.
     pub published: Arc<Published>,
+    /// The states in which it is surely stopped when its host's lease ends.
+    pub guarded: BTreeSet<StateName>,
+    /// Where it goes back to by itself once what it requires serves again: the goal that it had before it was taken down
+    /// because that failed.
+    pub returns_to: Option<StateName>,
 }
 
 /// The label that every host has without being given it: its name.
@@ -357,6 +367,7 @@ impl Cluster {
             | Target::Up(group)
             | Target::Down(group)
             | Target::Setting(group, _, _)
+            | Target::Repair(group)
             | Target::Member(MemberId { group, .. }, _) => {
                 self.spec.leaves(group).unwrap_or_else(|| vec![group]).into_iter().cloned().collect()
             }
@@ -371,9 +382,58 @@ impl Cluster {
                 member,
                 handler: group.handler.clone(),
                 lowest: group.lifecycle.lowest().clone(),
+                leased: self.leased(name, group),
             })
         });
         here.collect()
+    }
+
+    /// The states in which a group's members may be only while their hosts' leases last.
+    fn leased(&self, name: &GroupName, group: &Group) -> BTreeSet<StateName> {
+        match group.recover {
+            Recover::Lease => self.limited(name, group).cloned().collect(),
+            Recover::Off | Recover::Fence => BTreeSet::new(),
+        }
+    }
+
+    /// Where no lease is asked for any more, no guard counts: agents are told to let go of it.
+    fn drop_guards(&mut self) {
+        let asks = |id: &MemberId| {
+            self.spec.groups.get(&id.group).is_some_and(|group| group.recover == Recover::Lease)
+        };
+        let guarded = self.members.iter().filter(|(id, member)| !member.guarded.is_empty() && !asks(id));
+        for id in guarded.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
+            self.member_mut(&id).guarded.clear();
+        }
+    }
+
+    /// Whether a member is surely out of all limited states once its host's lease has ended.
+    pub fn ends_with_lease(&self, id: &MemberId) -> bool {
+        let Some(group) = self.spec.groups.get(&id.group) else { return false };
+        let leased = self.leased(&id.group, group);
+        !leased.is_empty()
+            && (leased.is_subset(&self.members[id].guarded) || mutant::is(Mutant::GuardPresumed))
+    }
+
+    /// Whether a member may be in one of those states that only so many may be in.
+    pub fn may_hold_a_place(&self, id: &MemberId) -> bool {
+        let Some(group) = self.spec.groups.get(&id.group) else { return false };
+        self.limited(&id.group, group).any(|state| self.may_be_in(id, state))
+    }
+
+    /// The states of a group that only so many may be in, because of a `max` or of what it excludes: those places are
+    /// given away on evidence only.
+    pub fn limited<'a>(
+        &'a self,
+        name: &'a GroupName,
+        group: &'a Group,
+    ) -> impl Iterator<Item = &'a StateName> + 'a {
+        let excludes =
+            self.relations.of(name).any(|relation| relation.kind == Kind::Excludes && !relation.moving);
+        group.lifecycle.states.iter().filter(move |state| {
+            let has_max = group.limits.get(*state).is_some_and(|limit| limit.max.is_some());
+            *state != group.lifecycle.lowest() && (has_max || (excludes && group.lifecycle.serves(state)))
+        })
     }
 
     /// Takes one record in. Records come in order and were valid when they were appended.
@@ -395,6 +455,7 @@ impl Cluster {
                 self.settings = self.settings_under(&self.spec);
                 self.select_members(None);
                 self.relations = Arc::new(self.relations_under(&self.spec, &self.settings, since));
+                self.drop_guards();
             }
             Body::Host { host, change } => self.apply_host(host, change, since),
             Body::Request { request } => {
@@ -447,22 +508,35 @@ impl Cluster {
                 self.apply_outcome(index, record.at, *transition, *outcome, left);
                 self.retire(*transition, record.at);
             }
+            Body::Evidence { members, .. } => {
+                for (id, state) in members {
+                    if self.members.contains_key(id) {
+                        self.put_actual(id, Some(state));
+                    }
+                }
+            }
+            Body::Away { lease_ms, .. } => self.leases_ms[0] = self.leases_ms[0].max(*lease_ms),
             Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
-                    let settings = self.settings(&id.group);
-                    let member = self.member_mut(id);
-                    member.actual = actual.clone();
-                    if actual.is_some() {
-                        member.mark = Mark::None;
-                        member.may_be.clear();
-                        member.goal = member.goal.take().or(actual.clone());
-                        member.settings = member.settings.take().or(Some(settings));
-                    }
-                    self.drop_if_left(id);
+                    self.put_actual(id, actual.as_ref());
                 }
             }
         }
+    }
+
+    /// A member is known to be somewhere, outside of a transition.
+    fn put_actual(&mut self, id: &MemberId, actual: Option<&StateName>) {
+        let settings = self.settings(&id.group);
+        let member = self.member_mut(id);
+        member.actual = actual.cloned();
+        if actual.is_some() {
+            member.mark = Mark::None;
+            member.may_be.clear();
+            member.goal = member.goal.take().or(actual.cloned());
+            member.settings = member.settings.take().or(Some(settings));
+        }
+        self.drop_if_left(id);
     }
 
     /// What would be in force under a spec: what has been set stays, as far as it is declared and of the same kind.
@@ -495,9 +569,13 @@ impl Cluster {
         for (member, goal) in &plan.goals {
             let member = self.member_mut(member);
             member.goal = Some(goal.clone());
+            member.returns_to = None;
             member.transition = Some(id);
             member.mark = Mark::None;
             member.may_be.clear();
+        }
+        for (member, state) in &plan.returns_to {
+            self.member_mut(member).returns_to = Some(state.clone());
         }
         self.put_settings(&plan.settings, since);
         plan.drains.iter().for_each(|host| self.put_drained(host, true));
@@ -506,7 +584,9 @@ impl Cluster {
     /// And as it was before again. Where members are follows from the steps that are taken back.
     fn take_goals_back(&mut self, plan: &Plan, since: Since) {
         for (member, goal) in &plan.goals_before {
-            self.member_mut(member).goal = goal.clone();
+            let known = self.member_mut(member);
+            known.goal = goal.clone();
+            known.returns_to = plan.returns_before.get(member).cloned();
         }
         if !mutant::is(Mutant::UndoKeepsSettings) {
             self.put_settings(&plan.settings_before, since);
@@ -572,6 +652,11 @@ impl Cluster {
                 self.hosts.remove(name);
             }
             HostChange::Undrained => self.put_drained(name, false),
+            HostChange::Guarded { group, states } => {
+                if let Some(member) = self.members.get_mut(&MemberId::new(group, name)) {
+                    Arc::make_mut(member).guarded.clone_from(states);
+                }
+            }
             HostChange::Published { group, published } => {
                 self.publish(&MemberId::new(group, name), published, since);
             }

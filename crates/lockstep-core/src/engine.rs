@@ -10,6 +10,7 @@
 use crate::cluster::{Cluster, Host};
 use crate::held_back::HeldBack;
 use crate::id::{GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
+use crate::lease::Heard;
 use crate::message::{
     Assignment, Call, ContextMember, Decision, Done, Hello, Order, PROTOCOL, Phase, Report,
 };
@@ -18,8 +19,9 @@ use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Plan, Scores};
 use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
 use crate::relation::{self, Published};
+use crate::repair::Recovery;
 use crate::request::{Code, Rejection, Request};
-use crate::spec::{Kind, LEASE_MS_DEFAULT, SpecFile};
+use crate::spec::{LEASE_MS_DEFAULT, Recover, SpecFile};
 use crate::time::{Now, Time};
 use crate::transition::Run;
 use crate::vote::Vote;
@@ -37,6 +39,9 @@ const ACKNOWLEDGED_MAX: usize = 500;
 /// The most transitions without an outcome; more are refused with `busy`.
 pub const OPEN_MAX: usize = 1000;
 
+/// How long a server may say that it is going to be away, in milliseconds. Too low is of no use; too high, and a host
+/// that dies meanwhile is not replaced for as long.
+const AWAY_MS: std::ops::RangeInclusive<u64> = 1000..=3_600_000;
 /// The most labels that may be set of one host.
 pub const LABELS_MAX: usize = 1000;
 
@@ -53,6 +58,8 @@ pub struct ReplyId(pub u64);
 pub enum Input {
     /// The batch in flight is durable.
     Appended,
+    /// The reign held at some moment after [`Output::Confirm`].
+    Confirmed,
     /// An agent says something.
     Report {
         /// On which connection.
@@ -97,6 +104,28 @@ pub enum Input {
         /// Who.
         principal: String,
     },
+    /// A person says where a member is that cannot tell.
+    Resolve {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// Which.
+        member: MemberId,
+        /// Where it is.
+        state: StateName,
+        /// Who says so.
+        principal: String,
+        /// In that person's words.
+        reason: String,
+    },
+    /// The server is going to be away: hosts are told of a longer lease, and the answer comes when all of them go by it.
+    Away {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// That lease, in milliseconds.
+        lease_ms: u64,
+        /// Who says so.
+        principal: String,
+    },
     /// A deadline may have passed.
     Tick,
     /// The process was stopped and goes on. What agents said meanwhile has not been read yet: nobody is to be
@@ -122,6 +151,15 @@ pub enum HostAsk {
     },
     /// It takes members again after it was drained.
     Undrain,
+    /// It is to be stopped for sure, by a fence handler.
+    Fence,
+    /// It has stopped: a person has made sure.
+    Fenced {
+        /// Who.
+        principal: String,
+        /// In that person's words.
+        reason: String,
+    },
 }
 
 /// What the engine wants done.
@@ -134,6 +172,8 @@ pub enum Output {
         /// The records.
         records: Vec<Record>,
     },
+    /// Ask the store whether this reign still holds, and say [`Input::Confirmed`] if it does.
+    Confirm,
     /// Send an order.
     Order {
         /// On which connection.
@@ -170,6 +210,13 @@ pub enum Accepted {
     Aborted,
     /// The host is as it was asked to be from this revision on.
     Host(Index),
+    /// So many hosts go by the longer lease, and so many have not been heard of.
+    Away {
+        /// Those that do.
+        told: usize,
+        /// Those that may not.
+        missing: usize,
+    },
 }
 
 /// Something provisional: not in the journal, and never a reason for anything.
@@ -200,6 +247,8 @@ pub enum Event {
         /// Why its state cannot be told.
         reason: Option<String>,
     },
+    /// What keeps groups from being repaired now, all of it.
+    Waits(BTreeMap<GroupName, Rejection>),
     /// Something for the log that an operator should look at.
     Warning(String),
 }
@@ -213,22 +262,22 @@ pub(crate) struct Session {
     assigned: Vec<Assignment>,
     /// Transitions whose outcome it waits for: it said so when it came, or has voted since.
     pub(crate) waits_for: BTreeSet<TransitionId>,
+    /// Since when it stands.
+    pub(crate) since: Time,
+    /// Whether its host has a handler that makes sure that another host has stopped.
+    pub(crate) fences: bool,
 }
 
-/// When a host was last heard of, and the lease that it knows of.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Heard {
-    at: Time,
+/// Hosts are told of a longer lease before this server goes away.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Away {
     lease_ms: u64,
-}
-
-impl Heard {
-    /// A host counts as lost 1.05 leases after it was last heard of: of its own, if that is longer than the one that
-    /// is in force by now.
-    fn lost_at(self, lease_ms: u64) -> Time {
-        let lease_ms = self.lease_ms.max(lease_ms);
-        self.at.plus(lost_after_ms(lease_ms))
-    }
+    /// Who waits for that.
+    reply: Option<ReplyId>,
+    /// Nobody waits for longer.
+    until: Time,
+    /// The hosts that have not said that they go by it.
+    missing: BTreeSet<HostName>,
 }
 
 /// For which transition, group and revision, and what.
@@ -272,6 +321,13 @@ pub struct Engine {
     acknowledged_count: usize,
     /// When that was recorded last. Nothing waits for it, so no alarm clock is set: the next renewal is soon enough.
     acknowledged_at: Time,
+    pub(crate) recovery: Recovery,
+    /// Renewals to be answered once the store has confirmed the reign, and those for which it has been asked.
+    renewals: Vec<(SessionId, Order)>,
+    confirming: Option<Vec<(SessionId, Order)>>,
+    away: Option<Away>,
+    /// Whether the record that begins this reign is durable.
+    has_begun: bool,
 }
 
 impl Engine {
@@ -300,16 +356,22 @@ impl Engine {
             acknowledged: BTreeMap::new(),
             acknowledged_count: 0,
             acknowledged_at: now.time,
+            recovery: Recovery::default(),
+            renewals: Vec::new(),
+            confirming: None,
+            away: None,
+            has_begun: false,
         };
         for host in engine.head.hosts.keys() {
             // A host that the reign before has told of a longer lease renews it that seldom.
             let lease_ms = engine.head.leases_ms.into_iter().fold(engine.lease_ms(), u64::max);
-            engine.last_heard.insert(host.clone(), Heard { at: now.time, lease_ms });
+            engine.last_heard.insert(host.clone(), Heard::new(now.time, lease_ms));
         }
         engine.propose(Body::Reign { server: server.to_owned() });
         engine.resume();
         engine.stir_all();
         engine.watch_hosts();
+        engine.stir_recovery();
         engine.settle();
         engine
     }
@@ -347,6 +409,9 @@ impl Engine {
             self.record_reports(self.now.time);
         }
         self.settle();
+        self.recover();
+        self.settle();
+        self.confirm();
     }
 
     fn take(&mut self, input: Input) {
@@ -354,6 +419,11 @@ impl Engine {
             Input::Appended => {
                 let count = self.outbox.acknowledge();
                 let acked = Arc::make_mut(&mut self.acked);
+                if !std::mem::replace(&mut self.has_begun, true) {
+                    // Another server may have answered renewals until then.
+                    let now = self.now.time;
+                    self.last_heard.values_mut().for_each(|heard| heard.again(now));
+                }
                 for (index, record) in self.pending.drain(..count) {
                     if !mutant::is(Mutant::UnacknowledgedShown) {
                         acked.apply(index, &record);
@@ -362,6 +432,11 @@ impl Engine {
                 // Each record is asserted as it is applied; a walk over everything is for builds that doubt.
                 if cfg!(debug_assertions) {
                     acked.assert_invariants();
+                }
+            }
+            Input::Confirmed => {
+                for (session, order) in self.confirming.take().into_iter().flatten() {
+                    self.outbox.emit(Output::Order { session, order });
                 }
             }
             Input::Report { session, report } => self.report(session, report),
@@ -379,9 +454,20 @@ impl Engine {
                     HostAsk::Label { labels } => self.label(&host, labels),
                     HostAsk::Forget { is_stopped } => self.forget(&host, is_stopped),
                     HostAsk::Undrain => self.undrain(&host),
+                    HostAsk::Fenced { principal, reason } => self.fenced_by(&host, principal, reason),
+                    HostAsk::Fence => match self.fence(&host, reply) {
+                        // The answer comes when the handler has ended.
+                        Ok(()) => return,
+                        Err(rejection) => Err(rejection),
+                    },
                 };
                 self.reply(reply, answer);
             }
+            Input::Resolve { reply, member, state, principal, reason } => {
+                let answer = self.resolve(&member, &state, principal, reason);
+                self.reply(reply, answer);
+            }
+            Input::Away { reply, lease_ms, principal } => self.go_away(reply, lease_ms, principal),
             Input::Apply { reply, spec, principal } => {
                 let answer = self.apply(spec, principal);
                 self.reply(reply, answer);
@@ -410,7 +496,9 @@ impl Engine {
 
     /// When [`Input::Tick`] is due at the latest; none when nothing waits for time.
     pub fn next_deadline(&self) -> Option<Time> {
-        self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due()).min()
+        let away = self.away.as_ref().filter(|away| away.reply.is_some()).map(|away| away.until);
+        let due = self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due());
+        due.chain(self.recovery_due()).chain(away).min()
     }
 
     fn late_due(&self) -> Option<Time> {
@@ -445,7 +533,7 @@ impl Engine {
         self.outbox.emit(Output::Event(event));
     }
 
-    fn reply(&mut self, reply: ReplyId, answer: Result<Accepted, Rejection>) {
+    pub(crate) fn reply(&mut self, reply: ReplyId, answer: Result<Accepted, Rejection>) {
         self.outbox.emit(Output::Reply { reply, answer });
     }
 
@@ -553,7 +641,7 @@ impl Engine {
         Ok(Accepted::Aborted)
     }
 
-    fn known_host(&self, name: &HostName) -> Result<&Host, Rejection> {
+    pub(crate) fn known_host(&self, name: &HostName) -> Result<&Host, Rejection> {
         self.head.hosts.get(name).map(|host| &**host).ok_or_else(|| {
             let help = "`lockstep host list` shows those that have joined";
             Rejection::new(Code::UnknownHost, format!("there is no host {name}"), help)
@@ -601,7 +689,7 @@ impl Engine {
             let message = format!("host {name} takes part in {id}");
             return Err(Rejection::new(Code::Busy, message, format!("forget it when {id} has ended")));
         }
-        let holder = self.head.members.keys().find(|id| id.host == *name && self.may_hold_a_place(id));
+        let holder = self.head.members.keys().find(|id| id.host == *name && self.head.may_hold_a_place(id));
         if let Some(id) = holder.filter(|_| !is_stopped) {
             let message = format!("{id} may still be where only so many may be, and nobody has seen it stop");
             let help = "make sure that nothing of it runs, then say so: --stopped";
@@ -609,23 +697,13 @@ impl Engine {
         }
         let index = self.propose(Body::Host { host: name.clone(), change: HostChange::Forgotten });
         self.last_heard.remove(name);
+        self.host_is_gone(name);
         self.last_run.remove(name);
         self.scores.retain(|id, _| id.host != *name);
         self.reports.forget_host(name);
         self.publications.forget_host(name);
         self.stir_all();
         Ok(Accepted::Host(index))
-    }
-
-    /// Whether a member may be in a state limited by `max`, or serve in a group that excludes another one.
-    fn may_hold_a_place(&self, id: &MemberId) -> bool {
-        let Some(group) = self.head.spec.groups.get(&id.group) else { return false };
-        let excludes = self.head.relations.of(&id.group).any(|relation| relation.kind == Kind::Excludes);
-        group.lifecycle.states.iter().any(|state| {
-            let has_max = group.limits.get(state).is_some_and(|limit| limit.max.is_some());
-            let is_limited = has_max || (excludes && group.lifecycle.serves(state));
-            is_limited && self.head.may_be_in(id, state)
-        })
     }
 
     fn undrain(&mut self, name: &HostName) -> Result<Accepted, Rejection> {
@@ -680,20 +758,24 @@ impl Engine {
             return self.outbox.emit(Output::Close { session });
         };
         if let Some(heard) = self.last_heard.get_mut(&host) {
-            heard.at = self.now.time;
+            heard.again(self.now.time);
         }
         match report {
             Report::Hello(_) => unreachable!("handled above"),
-            Report::Renew { sent, open } => {
+            Report::Renew { sent, open, lease_ms: goes_by } => {
                 if let Some(open) = open {
                     self.outcomes_taken(&host, &open);
                 }
                 self.record_acknowledged();
-                let lease_ms = self.lease_ms();
-                let told = self.last_heard.get_mut(&host).expect("it was just heard");
-                let lease_ms =
-                    (std::mem::replace(&mut told.lease_ms, lease_ms) != lease_ms).then_some(lease_ms);
-                self.order(&host, Order::Renewed { sent, lease_ms });
+                let (lease_ms, now) = (self.lease_ms(), self.now.time);
+                let heard = self.last_heard.get_mut(&host).expect("it was just heard");
+                goes_by.into_iter().for_each(|goes_by| heard.goes_by(now, goes_by));
+                let is_other = heard.tell(now, lease_ms);
+                if goes_by.is_some_and(|goes_by| goes_by >= lease_ms) {
+                    self.goes_away(&host);
+                }
+                let lease_ms = is_other.then_some(lease_ms);
+                self.renewals.push((session, Order::Renewed { sent, lease_ms }));
             }
             Report::Done(done) => self.done(&host, done),
             Report::HoldEnded { transition, member } => {
@@ -701,17 +783,24 @@ impl Engine {
                     self.hold_ended(transition, &member);
                 }
             }
-            Report::State { member, state, score, reason, facts, published } => {
+            Report::State { member, state, score, reason, facts, published, guarded } => {
                 if member.host == host && self.head.members.contains_key(&member) {
                     self.note_state(&member, state, score, reason, facts);
                     if let Some(published) = published {
                         self.note_published(&member, published);
                     }
+                    self.note_guarded(&member, guarded);
                 }
             }
             Report::Noticed { index } => self.notices_taken(&host, index),
             Report::Goodbye => {
-                self.set_liveness(&host, Liveness::Left);
+                // Members that run by its lease do not run on: the host is lost when that ends.
+                let is_leased = |id: &MemberId| {
+                    let group = self.head.spec.groups.get(&id.group);
+                    id.host == host && group.is_some_and(|group| group.recover == Recover::Lease)
+                };
+                let runs_on = !self.head.members.keys().any(is_leased);
+                self.set_liveness(&host, if runs_on { Liveness::Left } else { Liveness::Suspect });
                 self.forget_session(session);
                 self.outbox.emit(Output::Close { session });
                 self.host_lost(&host);
@@ -735,6 +824,7 @@ impl Engine {
             self.forget_session(older);
             self.outbox.emit(Output::Close { session: older });
         }
+        let was_away = self.head.hosts.get(&host).is_some_and(|known| !known.is_reachable());
         let Hello { agent, address, labels, .. } = hello.clone();
         let joined = Host::joined(agent, address, labels, self.head.hosts.get(&host).map(|known| &**known));
         match self.head.hosts.get(&host) {
@@ -752,20 +842,26 @@ impl Engine {
         let is_new_run =
             self.last_run.insert(host.clone(), hello.run.clone()).is_none_or(|last| last != hello.run);
         let (assigned, waits_for) = (members.clone(), hello.open.iter().copied().collect());
-        self.sessions
-            .insert(host.clone(), Session { id: session, run: hello.run.clone(), assigned, waits_for });
+        let (run, since, fences) = (hello.run.clone(), self.now.time, hello.fences);
+        let stands = Session { id: session, run, assigned, waits_for, since, fences };
+        self.sessions.insert(host.clone(), stands);
         self.hosts_by_session.insert(session, host.clone());
-        let heard = Heard { at: self.now.time, lease_ms: self.lease_ms() };
-        self.last_heard.insert(host.clone(), heard);
-        let due = heard.lost_at(heard.lease_ms);
+        let (now, lease_ms) = (self.now.time, self.lease_ms());
+        let heard = self.last_heard.entry(host.clone()).or_insert(Heard::new(now, lease_ms));
+        heard.tell(now, lease_ms);
+        let due = heard.lost_at(lease_ms);
         self.hosts_due = Some(self.hosts_due.map_or(due, |at| at.min(due)));
         self.stir_all();
         let (reign, lease_ms) = (self.head.reign, self.lease_ms());
         self.order(&host, Order::Welcome { reign, lease_ms, members });
+        if was_away {
+            self.host_returns(&host);
+        }
         if is_new_run {
             self.new_run(&host, &hello.run);
         }
         self.catch_up(&host, &hello);
+        self.stop_again_on(&host);
         self.notices_taken(&host, hello.noticed);
         self.outcomes_taken(&host, &hello.open);
     }
@@ -855,7 +951,7 @@ impl Engine {
         hello.token.0 > journal || hello.reign.0 > journal
     }
 
-    fn check_not_behind(&self, plan: &plan::Plan) -> Result<(), Rejection> {
+    pub(crate) fn check_not_behind(&self, plan: &plan::Plan) -> Result<(), Rejection> {
         let ahead = plan.asked().find_map(|who| self.ahead.get_key_value(&who.member.group));
         let Some((group, host)) = ahead else { return Ok(()) };
         Err(Rejection::new(
@@ -895,15 +991,16 @@ impl Engine {
     }
 
     /// The lease in force; before a spec is applied, what one without a lease would say.
-    fn lease_ms(&self) -> u64 {
-        if self.head.spec_file.is_none() { LEASE_MS_DEFAULT } else { self.head.spec.lease_ms }
+    pub(crate) fn lease_ms(&self) -> u64 {
+        let declared = if self.head.spec_file.is_none() { LEASE_MS_DEFAULT } else { self.head.spec.lease_ms };
+        self.away.as_ref().map_or(declared, |away| away.lease_ms.max(declared))
     }
 
     /// Time in which this process did not run is nobody's silence: leases and steps get it back. Votes and holds do
     /// not: their ends are known to others, and an abort is safe.
     fn woke(&mut self, after_ms: u64) {
         for heard in self.last_heard.values_mut() {
-            heard.at = heard.at.plus(after_ms);
+            heard.postpone(after_ms);
         }
         self.hosts_due = self.hosts_due.map(|due| due.plus(after_ms));
         for run in self.runs.values_mut() {
@@ -931,10 +1028,12 @@ impl Engine {
 
     fn give_up_host(&mut self, host: &HostName) {
         self.set_liveness(host, Liveness::Lost);
+        self.host_is_gone(host);
         // Its connection may stand. It comes back as any other does, with a new one: what is still on its way
         // on the old one was said before the host was given up, and would be taken for news.
         self.drop_session(host);
         self.host_lost(host);
+        self.lease_is_evidence(host);
     }
 
     /// A host's lease has run out, whatever its length: rehearsals, whose agents renew nothing, say when.
@@ -966,7 +1065,7 @@ impl Engine {
         }
     }
 
-    fn note_state(
+    pub(crate) fn note_state(
         &mut self,
         id: &MemberId,
         state: Option<StateName>,
@@ -990,10 +1089,11 @@ impl Engine {
         self.event(Event::Reported { member: id.clone(), score, facts, reason });
         self.reports.forget(id);
         match self.reports.until(id, self.now.time) {
-            Some(due) if self.is_news(id, &state) => self.reports.keep(id, due, state),
+            Some(due) if self.is_news(id, &state) => self.reports.keep(id, due, state.clone()),
             Some(_) => {}
-            None => self.record_report(id, state),
+            None => self.record_report(id, state.clone()),
         }
+        self.judge_return(id, state.as_ref());
     }
 
     fn is_news(&self, id: &MemberId, state: &Option<StateName>) -> bool {
@@ -1008,6 +1108,14 @@ impl Engine {
             self.propose(Body::Report { member: id.clone(), actual: state });
             self.reports.note(id, self.now.time);
             self.stir_all();
+        }
+    }
+
+    /// In which states a member is surely stopped when its host's lease ends.
+    fn note_guarded(&mut self, id: &MemberId, states: BTreeSet<StateName>) {
+        if self.head.members.get(id).is_some_and(|member| member.guarded != states) {
+            let change = HostChange::Guarded { group: id.group.clone(), states };
+            self.propose(Body::Host { host: id.host.clone(), change });
         }
     }
 
@@ -1061,6 +1169,9 @@ impl Engine {
     }
 
     fn done(&mut self, host: &HostName, done: Done) {
+        if done.phase == Phase::Fence {
+            return self.fence_done(host, &done);
+        }
         if done.member.host != *host {
             return;
         }
@@ -1088,16 +1199,19 @@ impl Engine {
         match done.phase {
             Phase::Check | Phase::Prepare | Phase::Hold => self.vote(done),
             Phase::Commit | Phase::Undo => self.step_done(done),
+            Phase::Stop if done.transition.is_none() => self.return_stopped(&done),
             Phase::Stop => self.stop_done(done),
+            Phase::Status => self.status_done(done),
             Phase::Release => self.release_done(done),
             Phase::Cancel => self.cancel_done(done),
-            Phase::Status | Phase::Notice | Phase::Fence => {}
+            Phase::Notice | Phase::Fence => {}
         }
     }
 
     /// Something that every open transition may wait for has changed.
-    fn stir_all(&mut self) {
+    pub(crate) fn stir_all(&mut self) {
         self.stirred.extend(self.runs.keys());
+        self.stir_recovery();
     }
 
     /// Does whatever has become possible, until nothing more is.
@@ -1116,15 +1230,64 @@ impl Engine {
         }
     }
 
+    /// Renewals are answered only if nobody had taken over by when they came: whoever has may have given places away that
+    /// hosts hold by their leases. One question serves all that have come since the last one.
+    fn confirm(&mut self) {
+        if self.confirming.is_none() && !self.renewals.is_empty() {
+            self.confirming = Some(std::mem::take(&mut self.renewals));
+            self.outbox.emit(Output::Confirm);
+        }
+        if self.away.as_ref().is_some_and(|away| away.until <= self.now.time) {
+            self.answer_away();
+        }
+    }
+
+    // ---- going away
+
+    fn go_away(&mut self, reply: ReplyId, lease_ms: u64, principal: String) {
+        if !AWAY_MS.contains(&lease_ms) {
+            let (first, last) = (AWAY_MS.start() / 1000, AWAY_MS.end() / 1000);
+            let message = format!("away for {lease_ms} ms");
+            let help = format!("between {first} s and {last} s");
+            return self.reply(reply, Err(Rejection::new(Code::NotAllowed, message, help)));
+        }
+        if lease_ms > self.lease_ms() {
+            self.propose(Body::Away { lease_ms, principal });
+        }
+        let missing = self.sessions.keys().cloned().collect();
+        // Every host renews within a third of its lease, and once more after it was told.
+        let until = self.now.time.plus(self.lease_ms());
+        self.away = Some(Away { lease_ms, reply: Some(reply), until, missing });
+        self.goes_away_without();
+    }
+
+    /// A host goes by the longer lease.
+    fn goes_away(&mut self, host: &HostName) {
+        if let Some(away) = &mut self.away {
+            away.missing.remove(host);
+        }
+        self.goes_away_without();
+    }
+
+    fn goes_away_without(&mut self) {
+        if self.away.as_ref().is_some_and(|away| away.missing.is_empty()) {
+            self.answer_away();
+        }
+    }
+
+    fn answer_away(&mut self) {
+        let Some(away) = &mut self.away else { return };
+        let missing = away.missing.len();
+        if let Some(reply) = away.reply.take() {
+            let told = self.sessions.len().saturating_sub(missing);
+            self.reply(reply, Ok(Accepted::Away { told, missing }));
+        }
+    }
+
     pub(crate) fn send_call(&mut self, call: Call) {
         let host = call.member.host.clone();
         self.order(&host, Order::Call(call));
     }
-}
-
-/// A host counts as lost 1.05 leases after it was last heard of; in milliseconds.
-pub(crate) fn lost_after_ms(lease_ms: u64) -> u64 {
-    lease_ms + lease_ms / 20
 }
 
 fn check_hash(request: &Request, hash: &str) -> Result<(), Rejection> {

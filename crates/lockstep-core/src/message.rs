@@ -264,6 +264,10 @@ pub struct Assignment {
     pub handler: HandlerName,
     /// The lowest state of its lifecycle: where a member without a handler begins.
     pub lowest: StateName,
+    /// The states in which it may be only while its host's lease lasts: those limited by `max` or `excludes`, of a
+    /// member whose group says `recover = "lease"`. Of all others it is empty.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub leased: BTreeSet<StateName>,
 }
 
 /// A numbered message to the related members on a host.
@@ -440,6 +444,9 @@ pub struct Hello {
     pub open: Vec<TransitionId>,
     /// The index of the last notice it has taken.
     pub noticed: Index,
+    /// Whether its host can make sure that another one has stopped: it has a handler called `fence`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub fences: bool,
 }
 
 /// The version of the agent protocol.
@@ -458,6 +465,9 @@ pub enum Report {
         /// The transitions that it has not been told the outcome of, as with `Hello`; none: it does not say.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         open: Option<Vec<TransitionId>>,
+        /// The lease that it goes by, in milliseconds; none: it does not say.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lease_ms: Option<u64>,
     },
     /// A call has ended.
     Done(Done),
@@ -486,6 +496,9 @@ pub enum Report {
         /// The capabilities that it provides and consumes now, beside what the spec declares; none: as before.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         published: Option<Published>,
+        /// The states in which it is surely stopped when the lease ends, whatever becomes of the agent.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        guarded: BTreeSet<StateName>,
     },
     /// Notices up to here have been taken.
     Noticed {

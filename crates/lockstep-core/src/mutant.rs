@@ -85,6 +85,14 @@ mutants! {
     RelationLeftOver = "relation-left-over",
     /// Settings stay in force when their transition is undone.
     UndoKeepsSettings = "undo-keeps-settings",
+    /// The end of a lease is taken for evidence of members that nothing stops.
+    GuardPresumed = "guard-presumed",
+    /// An agent whose lease has ended goes on.
+    LeaseUnheeded = "lease-unheeded",
+    /// Whoever comes back keeps what it has, whatever its goal is by now.
+    ReturnUnjudged = "return-unjudged",
+    /// A lost host's places are given away at once.
+    LossIsEvidence = "loss-is-evidence",
     /// A member whose step had no known end is taken to have the settings that were decided.
     DoubtTakesSettings = "doubt-takes-settings",
 }

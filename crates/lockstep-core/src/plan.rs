@@ -12,6 +12,7 @@ mod check;
 mod digest;
 mod displace;
 mod order;
+mod repair;
 mod rule;
 mod target;
 
@@ -67,6 +68,15 @@ pub struct Plan {
     /// The hosts that are drained: nobody is planned onto them until that is taken back.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub drains: BTreeSet<HostName>,
+    /// Where members go back to by themselves once what they require serves again.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub returns_to: BTreeMap<MemberId, StateName>,
+    /// Where those that this plan moves would have gone back to.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub returns_before: BTreeMap<MemberId, StateName>,
+    /// Those among whom scores have chosen: they are asked for their status before the choice counts.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub candidates: BTreeSet<MemberId>,
     /// Entries into a serving state limited by `max` for which nobody holds: once confirmed, undo would lose
     /// something.
     pub no_return: BTreeSet<StepId>,
@@ -216,6 +226,9 @@ fn plan_without_lost(
         drains: targets.iter().filter_map(drained).cloned().collect(),
         come: Vec::new(),
         gone: BTreeSet::new(),
+        goals_only: BTreeMap::new(),
+        returns: BTreeMap::new(),
+        candidates: BTreeSet::new(),
     };
     for target in targets {
         planner.resolve(target)?;
@@ -253,6 +266,12 @@ struct Planner<'a> {
     come: Vec<Arc<Relation>>,
     /// The relations that go with the settings.
     gone: BTreeSet<Arc<Relation>>,
+    /// New goals of members that cannot be asked, and are known to be out of the way.
+    goals_only: BTreeMap<MemberId, StateName>,
+    /// Where members go back to once what they require serves again.
+    returns: BTreeMap<MemberId, StateName>,
+    /// Those among whom scores have chosen.
+    candidates: BTreeSet<MemberId>,
 }
 
 impl<'a> Planner<'a> {

@@ -109,10 +109,44 @@ pub enum Body {
         /// The state; none when it could not be told.
         actual: Option<StateName>,
     },
+    /// Where members of a host that cannot be asked surely are, and how that is known.
+    Evidence {
+        /// The members, and the states that they count as being in.
+        members: BTreeMap<MemberId, StateName>,
+        /// How it is known.
+        by: Evidence,
+    },
+    /// The server is going to be away: hosts are told of a longer lease first.
+    Away {
+        /// That lease, in milliseconds.
+        lease_ms: u64,
+        /// Who said so.
+        principal: String,
+    },
     /// What hosts know by now: it need not be kept for them any longer.
     Acknowledged {
         /// Of each, what is new since it was last recorded.
         hosts: BTreeMap<HostName, Acknowledged>,
+    },
+}
+
+/// How it is known where a member is that cannot be asked.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "kebab-case")]
+pub enum Evidence {
+    /// Its host's lease has ended, and it is stopped by then.
+    Lease,
+    /// A fence handler has made sure of it.
+    Fence {
+        /// On which host it ran.
+        on: HostName,
+    },
+    /// A person has.
+    Person {
+        /// Who.
+        principal: String,
+        /// In that person's words.
+        reason: String,
     },
 }
 
@@ -151,6 +185,13 @@ pub enum HostChange {
         group: GroupName,
         /// All of it.
         published: Arc<Published>,
+    },
+    /// In which states a member of its is surely stopped when its lease ends.
+    Guarded {
+        /// The member's group.
+        group: GroupName,
+        /// All of them.
+        states: BTreeSet<StateName>,
     },
     /// It takes members again after it was drained.
     Undrained,

@@ -18,7 +18,7 @@ use crate::message::{Outcome, Phase};
 use crate::plan::{self, Plan, Scores};
 use crate::record::Cause;
 use crate::request::{Code, Rejection, Request};
-use crate::spec::{DURATION_MAX_MS, HANDLER_NONE, LEASE_MS_DEFAULT};
+use crate::spec::{DURATION_MAX_MS, HANDLER_NONE, LEASE_MS_DEFAULT, Recover};
 use crate::vote::Answer;
 use crate::world::{Script, World};
 use std::collections::{BTreeMap, BTreeSet};
@@ -255,7 +255,10 @@ impl<'a> Stage<'a> {
             plan.check_ms + plan.prepare_ms + steps_ms + stops_ms + 2 * holds_ms + lease_ms + SLACK_MS;
         // Nobody renews a lease: of a hundred hosts over a minute that would be most of the work. A host that is
         // lost is given up when the real lease would have run out.
-        Arc::make_mut(&mut cluster.spec).lease_ms = bound_ms * 10;
+        let spec = Arc::make_mut(&mut cluster.spec);
+        spec.lease_ms = bound_ms * 10;
+        // What a fault leaves is shown, not what is repaired of it afterwards.
+        spec.groups.values_mut().for_each(|group| group.recover = Recover::Off);
         let (mut states, mut counts) = (BTreeMap::new(), BTreeMap::new());
         for group in plan.moving() {
             counts.insert(group.clone(), cluster.members_of(group).count());
@@ -340,6 +343,7 @@ impl<'a> Stage<'a> {
             phases: Phase::ALL.into(),
             timeout_ms: Phase::ALL.into_iter().map(|phase| (phase, DURATION_MAX_MS)).collect(),
             status_ms: self.bound_ms * 10,
+            checks_tokens: false,
         };
         let handlers = self.cluster.spec.groups.values().map(|group| group.handler.clone());
         handlers.filter(|name| name.as_str() != HANDLER_NONE).map(|name| (name, rules.clone())).collect()

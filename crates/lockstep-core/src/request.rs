@@ -29,15 +29,19 @@ pub enum Target {
     Setting(GroupName, SettingKey, String),
     /// `drain HOST`: every member there to its lifecycle's drained state.
     Drain(HostName),
+    /// `repair GROUP`: back to where its goals want it, as far as its living members can.
+    Repair(GroupName),
 }
 
 impl Target {
     /// The group it names, if it names one.
     pub fn group(&self) -> Option<&GroupName> {
         match self {
-            Self::Group(group, _) | Self::Up(group) | Self::Down(group) | Self::Setting(group, _, _) => {
-                Some(group)
-            }
+            Self::Group(group, _)
+            | Self::Up(group)
+            | Self::Down(group)
+            | Self::Repair(group)
+            | Self::Setting(group, _, _) => Some(group),
             Self::Member(member, _) => Some(&member.group),
             Self::Drain(_) => None,
         }
@@ -53,6 +57,7 @@ impl fmt::Display for Target {
             Self::Down(group) => write!(f, "{group}=down"),
             Self::Setting(group, key, value) => write!(f, "{group}.{key}={value}"),
             Self::Drain(host) => write!(f, "drain {host}"),
+            Self::Repair(group) => write!(f, "repair {group}"),
         }
     }
 }
@@ -65,9 +70,15 @@ impl FromStr for Target {
         if let Some(host) = text.strip_prefix("drain ") {
             return Ok(Self::Drain(host.parse().map_err(|error| format!("target {:?}: {error}", shown()))?));
         }
+        if let Some(group) = text.strip_prefix("repair ") {
+            return Ok(Self::Repair(
+                group.parse().map_err(|error| format!("target {:?}: {error}", shown()))?,
+            ));
+        }
         let Some((left, right)) = text.split_once('=') else {
             return Err(format!(
-                "target {:?} is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, \"drain HOST\"",
+                "target {:?} is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, \"drain HOST\", \
+                 \"repair GROUP\"",
                 shown()
             ));
         };
@@ -134,6 +145,9 @@ pub struct Request {
     /// Members of lost hosts are left out rather than in the way.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exclude_lost: bool,
+    /// The server asks for it by itself, to repair a group: it goes before whatever operators ask for.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub is_automatic: bool,
 }
 
 /// The stable code of a [`Rejection`].
@@ -244,9 +258,15 @@ mod tests {
 
     #[test]
     fn targets_read_back_as_they_are_written() {
-        for text in
-            ["db=online", "db@pg-a.example=primary", "db=up", "db=down", "edge.live=a=b", "drain pg-a"]
-        {
+        for text in [
+            "db=online",
+            "db@pg-a.example=primary",
+            "db=up",
+            "db=down",
+            "edge.live=a=b",
+            "drain pg-a",
+            "repair db",
+        ] {
             assert_eq!(text.parse::<Target>().unwrap().to_string(), text);
         }
         let long = format!("edge.live={}", "x".repeat(300));

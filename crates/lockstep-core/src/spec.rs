@@ -74,6 +74,9 @@ pub struct GroupFile {
     /// What happens when a step fails for good after the decision.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub on_failure: Option<OnFailure>,
+    /// What moves by itself when members fail.
+    #[serde(default, skip_serializing_if = "Recover::is_off")]
+    pub recover: Recover,
     /// How long the phases may take.
     #[serde(default)]
     pub deadlines_ms: Deadlines,
@@ -142,6 +145,27 @@ pub enum OnFailure {
     Undo,
     /// The member is left out, the rest goes on.
     Exclude,
+}
+
+/// What a group does by itself when its members fail, and on what evidence a place limited by `max` or `excludes` is
+/// given away.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Recover {
+    /// Nothing moves by itself; members run on while the server is away.
+    #[default]
+    Off,
+    /// It is repaired. Limited places are given away once a fence handler, the member's own host or a person says that
+    /// the member is not there any more.
+    Fence,
+    /// It is repaired. The end of a host's lease is evidence too, for members that are surely stopped by then.
+    Lease,
+}
+
+impl Recover {
+    fn is_off(&self) -> bool {
+        *self == Self::Off
+    }
 }
 
 /// What a label must be.
@@ -381,6 +405,8 @@ pub struct Group {
     pub parallel: Amount,
     /// What happens when a step fails for good.
     pub on_failure: OnFailure,
+    /// What moves by itself when members fail.
+    pub recover: Recover,
     /// How long the phases may take.
     pub deadlines: Deadlines,
     /// How long a member may be held, in milliseconds.
@@ -583,6 +609,7 @@ impl GroupFile {
             ("handler", self.handler == plain.handler),
             ("parallel", self.parallel == plain.parallel),
             ("on_failure", self.on_failure == plain.on_failure),
+            ("recover", self.recover == plain.recover),
             ("deadlines_ms", self.deadlines_ms == plain.deadlines_ms),
             ("hold_ms", self.hold_ms == plain.hold_ms),
             ("retries", self.retries == plain.retries),
@@ -679,6 +706,7 @@ impl GroupFile {
             handler: self.handler.clone(),
             parallel: self.parallel,
             on_failure: self.on_failure.unwrap_or_default(),
+            recover: self.recover,
             deadlines: self.deadlines_ms,
             hold_ms: self.hold_ms,
             retries: self.retries,

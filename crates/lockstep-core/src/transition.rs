@@ -30,6 +30,10 @@ use std::sync::Arc;
 /// The wait before something is tried again: doubled each time, from the first to the last of these.
 const BACKOFF_MS: (u64, u64) = (50, 5000);
 
+/// How long candidates are waited for that are asked how fit they are, in milliseconds. Too low: the best may not be
+/// heard. Too high: one that hangs keeps a repair waiting.
+const STATUS_MS: u64 = 2000;
+
 const STALE: &str = "something that the plan rests on has changed";
 
 /// What all members of a transition may hand on together, in bytes of JSON.
@@ -53,12 +57,18 @@ pub(crate) struct Run {
     holds: BTreeMap<MemberId, Hold>,
     /// The members whose no, or silence, does not count.
     overridden: BTreeSet<MemberId>,
+    /// It repairs, and goes before what operators ask for.
+    is_automatic: bool,
+    /// Its candidates have been asked.
+    has_asked: bool,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Stage {
     /// Waits for its footprint.
     Queued,
+    /// Asks those among whom is to be chosen how fit they are.
+    Status { asked: BTreeSet<MemberId>, deadline: Time },
     /// Asks, without side effects.
     Check(Poll),
     /// Holds and prepares, wave by wave.
@@ -89,17 +99,17 @@ impl Poll {
 
 /// A call that is made until it succeeds or its time is up.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-struct Try {
-    attempt: u32,
+pub(crate) struct Try {
+    pub(crate) attempt: u32,
     failures: u32,
-    deadline: Time,
+    pub(crate) deadline: Time,
     /// It has ended, and is made again then; none: it is under way.
-    again_at: Option<Time>,
+    pub(crate) again_at: Option<Time>,
 }
 
 impl Try {
     /// Made now.
-    fn first(deadline: Time) -> Self {
+    pub(crate) fn first(deadline: Time) -> Self {
         Self { attempt: 1, failures: 0, deadline, again_at: None }
     }
 
@@ -109,18 +119,18 @@ impl Try {
     }
 
     /// To be made again after a pause that grows with each try.
-    fn again(&mut self, now: Time) {
+    pub(crate) fn again(&mut self, now: Time) {
         let (first, last) = BACKOFF_MS;
         let pause = first.saturating_mul(1 << self.attempt.min(16)).min(last);
         self.again_at = Some(now.plus(pause).min(self.deadline));
     }
 
-    fn wake(&self) -> Time {
+    pub(crate) fn wake(&self) -> Time {
         self.again_at.unwrap_or(self.deadline).min(self.deadline)
     }
 
     /// Whether it is to be made again now; if so, counts the new try.
-    fn is_due(&mut self, now: Time) -> bool {
+    pub(crate) fn is_due(&mut self, now: Time) -> bool {
         let due = self.again_at.is_some_and(|at| at <= now);
         if due {
             self.attempt += 1;
@@ -183,12 +193,35 @@ impl Run {
             out_bytes: 0,
             holds: BTreeMap::new(),
             overridden: BTreeSet::new(),
+            is_automatic: false,
+            has_asked: false,
         }
     }
 
     /// Whether it has, or waits for, a claim on the group.
     pub(crate) fn claims(&self, group: &GroupName) -> bool {
         self.plan.exclusive.contains(group) || self.plan.shared.contains(group)
+    }
+
+    /// Whether it is decided, or repairs, and moves a group.
+    pub(crate) fn moves(&self, group: &GroupName) -> bool {
+        (self.is_automatic || !self.is_undecided()) && self.plan.exclusive.contains(group)
+    }
+
+    /// Whether it is aborted because a repair needs what it has claimed.
+    pub(crate) fn gives_way_to(&self, repair: &Self) -> bool {
+        let has_claimed = self.is_undecided() && !matches!(self.stage, Stage::Queued);
+        has_claimed && !self.is_automatic && self.conflicts_with(repair)
+    }
+
+    /// Whether it has to wait for another one that is not done.
+    fn waits_for(&self, id: TransitionId, other_id: TransitionId, other: &Self) -> bool {
+        let is_before = match (self.is_automatic, other.is_automatic) {
+            (true, false) => false,
+            (false, true) => true,
+            (true, true) | (false, false) => other_id < id,
+        };
+        (is_before || !matches!(other.stage, Stage::Queued)) && self.conflicts_with(other)
     }
 
     fn conflicts_with(&self, other: &Self) -> bool {
@@ -210,7 +243,7 @@ impl Run {
     }
 
     fn is_undecided(&self) -> bool {
-        matches!(self.stage, Stage::Queued | Stage::Check(_) | Stage::Prepare { .. })
+        matches!(self.stage, Stage::Queued | Stage::Status { .. } | Stage::Check(_) | Stage::Prepare { .. })
     }
 
     /// When something is due at the latest.
@@ -230,6 +263,7 @@ impl Run {
         };
         let stage = match &self.stage {
             Stage::Queued => self.decide_by,
+            Stage::Status { deadline, .. } => Some(*deadline),
             Stage::Check(asked) | Stage::Prepare { poll: asked, .. } => poll(asked),
             Stage::Abort { cancels } => cancels.values().map(Try::wake).min(),
             Stage::Commit(course) => course.tries.values().chain(course.stops.values()).map(Try::wake).min(),
@@ -240,7 +274,7 @@ impl Run {
 
     fn phase(&self) -> &'static str {
         match &self.stage {
-            Stage::Queued => "queued",
+            Stage::Queued | Stage::Status { .. } => "queued",
             Stage::Check(_) => "check",
             Stage::Prepare { .. } => "prepare",
             Stage::Abort { .. } => "release",
@@ -270,8 +304,9 @@ impl Engine {
         plan.exclusive.extend(request.targets.iter().flat_map(|target| self.head.groups_of(target)));
         let decide_by = request.deadline_ms.map(|ms| self.now.time.plus(ms));
         let fresh = fresh.map(|plan| (self.head.revision, Arc::new(plan)));
-        let overridden = request.overrides.clone();
-        self.runs.insert(id, Run { fresh, overridden, ..Run::queued(Arc::new(plan), decide_by) });
+        let (overridden, is_automatic) = (request.overrides.clone(), request.is_automatic);
+        let queued = Run::queued(Arc::new(plan), decide_by);
+        self.runs.insert(id, Run { fresh, overridden, is_automatic, ..queued });
         self.stirred.insert(id);
         self.event(Event::Phase { transition: id, phase: Some("queued") });
     }
@@ -289,6 +324,7 @@ impl Engine {
                 continue;
             };
             let mut run = Run::queued(plan.clone(), None);
+            run.is_automatic = transition.request.is_automatic;
             run.votes = transition.votes.to_vec();
             for holder in plan.with_role(Role::Holder) {
                 let hold = Hold::begin(self.now.time, self.hold_ms(&holder.group));
@@ -329,6 +365,7 @@ impl Engine {
             let before = run.phase();
             let next = match run.stage {
                 Stage::Queued => self.advance_queued(id, &mut run),
+                Stage::Status { .. } => self.advance_status(&mut run),
                 Stage::Check(_) => self.advance_check(id, &mut run),
                 Stage::Prepare { .. } => self.advance_prepare(id, &mut run),
                 Stage::Abort { .. } => self.advance_abort(id, &mut run),
@@ -353,6 +390,8 @@ impl Engine {
     fn over(&mut self, id: TransitionId, run: &Run) {
         self.stirred.insert(id);
         self.stir_queued(run);
+        self.repair_ended(id);
+        self.stir_recovery();
         self.event(Event::Phase { transition: id, phase: None });
     }
 
@@ -368,9 +407,7 @@ impl Engine {
             return self.give_up(id, run, "vote-missing", "it was not decided within its deadline", None);
         }
         // In order of arrival: one that is blocked blocks those behind it that overlap it, so none starves.
-        let blocked = self.runs.iter().any(|(other, theirs)| {
-            (*other < id || !matches!(theirs.stage, Stage::Queued)) && run.conflicts_with(theirs)
-        });
+        let blocked = self.runs.iter().any(|(other, theirs)| run.waits_for(id, *other, theirs));
         if blocked {
             return Next::Wait;
         }
@@ -399,6 +436,9 @@ impl Engine {
         if self.runs.values().any(claimed) {
             return Next::Wait;
         }
+        if !std::mem::replace(&mut run.has_asked, true) && !plan.candidates.is_empty() {
+            return self.ask_candidates(id, run, &plan);
+        }
         if let Err(Rejection { code, message, .. }) = self.check_overrides(&request, &plan) {
             return self.give_up(id, run, code.as_str(), &message, None);
         }
@@ -411,6 +451,46 @@ impl Engine {
         let poll = self.ask(id, run, Round::Check, roles, self.now.time.plus(plan.check_ms));
         run.stage = Stage::Check(poll);
         Next::Again
+    }
+
+    /// Scores have to be of now where they decide who is chosen: what was last said may be old, and a server that has
+    /// just started has heard nothing.
+    fn ask_candidates(&mut self, id: TransitionId, run: &mut Run, plan: &Plan) -> Next {
+        let connected = plan.candidates.iter().filter(|member| self.sessions.contains_key(&member.host));
+        let asked: BTreeSet<MemberId> = connected.cloned().collect();
+        for member in &asked {
+            let mut call = self.call(id, run, member, Phase::Status, Role::Actor);
+            call.within_ms = STATUS_MS;
+            self.send_call(call);
+        }
+        run.stage = Stage::Status { asked, deadline: self.now.time.plus(STATUS_MS) };
+        Next::Again
+    }
+
+    fn advance_status(&mut self, run: &mut Run) -> Next {
+        let Stage::Status { asked, deadline } = &mut run.stage else {
+            unreachable!("advance dispatches by stage")
+        };
+        asked.retain(|member| self.sessions.contains_key(&member.host));
+        if !asked.is_empty() && *deadline > self.now.time {
+            return Next::Wait;
+        }
+        // Who has not answered by now is chosen by what is known of it.
+        run.stage = Stage::Queued;
+        run.fresh = None;
+        Next::Again
+    }
+
+    /// A member has said how fit it is, because it was asked.
+    pub(crate) fn status_done(&mut self, done: Done) {
+        let findings = done.findings;
+        if done.answer == Answer::Yes {
+            self.note_state(&done.member, findings.state, findings.score, done.reason, findings.facts);
+        }
+        let Some(run) = done.transition.and_then(|id| self.runs.get_mut(&id)) else { return };
+        if let Stage::Status { asked, .. } = &mut run.stage {
+            asked.remove(&done.member);
+        }
     }
 
     fn advance_check(&mut self, id: TransitionId, run: &mut Run) -> Next {
@@ -903,7 +983,7 @@ impl Engine {
         self.head.spec.groups.get(group).map_or_else(spec::hold_ms, |group| group.hold_ms)
     }
 
-    fn commit_ms(&self, group: &GroupName) -> u64 {
+    pub(crate) fn commit_ms(&self, group: &GroupName) -> u64 {
         let declared = self.head.spec.groups.get(group);
         declared.map_or_else(Deadlines::default, |group| group.deadlines).commit
     }

@@ -147,8 +147,20 @@ struct Process {
     cut: BTreeSet<Way>,
     is_paused: bool,
     connect_at: Time,
+    /// What its guard was last told; it outlives the agent. None: there is nothing to stop, or the host has no guard.
+    guard: Option<Watch>,
+    has_guard: bool,
+    /// Whether it can make sure that other hosts have stopped.
+    has_fence: bool,
     /// Without an engine: handlers that have outlived their agent.
     running: BTreeMap<CallId, Running>,
+}
+
+/// Whom a guard stops, and when by its host's clock.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Watch {
+    until: Time,
+    members: BTreeSet<MemberId>,
 }
 
 /// A connection; it delivers in order. Each end is closed by itself, and learns that the other one is after all
@@ -194,6 +206,8 @@ pub struct World {
     software: BTreeMap<MemberId, StateName>,
     /// The settings that software has taken, once it has taken some.
     taken: BTreeMap<MemberId, Settings>,
+    /// How fit members say that they are to be chosen.
+    scores: Scores,
     /// What software says that it provides and consumes.
     published: BTreeMap<MemberId, Published>,
     /// What software has been asked to prepare or hold, and not to forget again.
@@ -212,6 +226,7 @@ impl World {
             phases: Phase::ALL.into_iter().collect(),
             timeout_ms: BTreeMap::new(),
             status_ms: STATUS_MS,
+            checks_tokens: false,
         };
         let handler = HandlerName::new("sim").expect("a valid name");
         let rules = Arc::new(BTreeMap::from([(handler, rules)]));
@@ -514,8 +529,9 @@ impl World {
         reply
     }
 
-    /// Lets the active server know how fit members are to be chosen, as though they had just said so.
-    pub(crate) fn know_scores(&mut self, scores: &Scores) {
+    /// Lets members say from now on how fit they are to be chosen, and the active server know it already.
+    pub fn know_scores(&mut self, scores: &Scores) {
+        self.scores.clone_from(scores);
         if let Some(server) = self.active.and_then(|id| self.servers.get_mut(&id)) {
             server.engine.scores.clone_from(scores);
         }
@@ -526,6 +542,17 @@ impl World {
         let Some(id) = self.active else { return };
         let now = self.now_of(self.servers[&id].clock);
         self.servers.get_mut(&id).expect("it is the active one").engine.lease_ended(now, host);
+    }
+
+    /// Says where a member is that cannot tell.
+    pub fn resolve(&mut self, member: MemberId, state: StateName) -> ReplyId {
+        let (principal, reason) = ("operator".to_owned(), "seen".to_owned());
+        self.input(|reply| Input::Resolve { reply, member, state, principal, reason })
+    }
+
+    /// Says that the active server is going to be away.
+    pub fn go_away(&mut self, lease_ms: u64) -> ReplyId {
+        self.input(|reply| Input::Away { reply, lease_ms, principal: "operator".to_owned() })
     }
 
     /// Asks for a transition to be aborted.
@@ -575,6 +602,9 @@ impl World {
             cut: BTreeSet::new(),
             is_paused: false,
             connect_at: self.time,
+            guard: None,
+            has_guard: true,
+            has_fence: false,
             running: BTreeMap::new(),
         };
         self.processes.insert(name.into(), Shared::new(process));
@@ -590,6 +620,7 @@ impl World {
             session: None,
             cut: BTreeSet::new(),
             is_paused: false,
+            guard: None,
             running: BTreeMap::new(),
             // So that its runs have other names.
             starts: process.starts + 1_000_000,
@@ -618,8 +649,13 @@ impl World {
 
     /// Starts an agent over what is durable. Handlers that outlived its last run are killed.
     pub fn start_agent(&mut self, name: &str) {
-        let (now, rules) = (self.time, (*self.rules).clone());
+        let (now, mut rules) = (self.time, (*self.rules).clone());
         let process = self.process(name);
+        if process.has_fence
+            && let Some(any) = rules.values().next().cloned()
+        {
+            rules.insert(HandlerName::new("fence").expect("a valid name"), any);
+        }
         process.starts += 1;
         process.running.clear();
         let mut state = process.base.clone();
@@ -632,7 +668,8 @@ impl World {
             labels: process.labels.clone(),
         };
         let clock = process.clock.read(now);
-        let mut engine = AgentEngine::new(identity, rules, state, clock);
+        let lease = process.guard.as_ref().map(|guard| guard.until);
+        let mut engine = AgentEngine::new(identity, rules, state, clock, lease);
         engine.handle(clock, AgentInput::Tick);
         process.engine = Some(engine);
         process.is_paused = false;
@@ -660,6 +697,24 @@ impl World {
         self.record_agent(name, in_flight.into_iter().flatten());
     }
 
+    /// Gives a host a handler that makes sure that other hosts have stopped: from its agent's next start on.
+    pub fn set_fence(&mut self, name: &str) {
+        self.process(name).has_fence = true;
+    }
+
+    /// Stops a host at once, and all that runs on it: agent, guard and software. [`World::start_agent`] is its boot.
+    pub fn power_off(&mut self, host: &HostName) {
+        let on_it = self.processes.iter().filter(|(_, process)| process.host == *host);
+        for name in on_it.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            self.kill_agent(&name, false);
+            self.reboot(&name);
+        }
+        let running = self.software.keys().filter(|member| member.host == *host).cloned();
+        for member in running.collect::<Vec<_>>() {
+            self.stop_software(&member);
+        }
+    }
+
     /// Gives a host's clock since boot a new beginning, as its restart does. Its agent has been killed before.
     pub fn reboot(&mut self, name: &str) {
         let now = self.time;
@@ -667,6 +722,19 @@ impl World {
         assert!(process.engine.is_none(), "agents do not live through their host's restart");
         process.running.clear();
         process.clock = Clock::booted(now);
+        // What runs by a lease is started by its agent and by nobody else.
+        let guard = process.guard.take();
+        for member in guard.into_iter().flat_map(|guard| guard.members) {
+            self.stop_software(&member);
+        }
+    }
+
+    /// Ends a host's guard for good. Its agent finds out.
+    pub fn end_guard(&mut self, name: &str) {
+        let process = self.process(name);
+        process.has_guard = false;
+        process.guard = None;
+        self.tell_agent(name, AgentInput::Guarded(BTreeSet::new()));
     }
 
     /// Makes a host's clock run at another rate, in millionths more or less.
@@ -870,6 +938,7 @@ impl World {
             let Server { engine, clock, .. } = &*self.servers[&id];
             assert!(!is_due(engine.next_deadline(), *clock), "{id:?} is due again at once");
         }
+        self.guard();
         for (name, process) in self.processes.iter_mut().filter(|(_, process)| !process.is_paused) {
             let clock = process.clock;
             if process.engine.as_ref().is_none_or(|engine| !is_due(engine.next_deadline(), clock)) {
@@ -885,6 +954,8 @@ impl World {
     pub fn next_due(&self) -> Option<Time> {
         let servers = self.servers.values().filter(|server| server.paused_at.is_none());
         let servers = servers.filter_map(|server| Some(server.clock.when(server.engine.next_deadline()?)));
+        let guards = self.processes.values();
+        let guards = guards.filter_map(|process| Some(process.clock.when(process.guard.as_ref()?.until)));
         let processes = self.processes.values().filter(|process| !process.is_paused);
         let processes = processes.flat_map(|process| {
             let deadline = process.engine.as_ref().and_then(AgentEngine::next_deadline);
@@ -893,7 +964,7 @@ impl World {
             let connects = self.would_connect(process).then_some(process.connect_at);
             running.chain(deadline).chain(connects)
         });
-        servers.chain(processes).map(|due| Time(due.0.max(self.time.0 + 1))).min()
+        servers.chain(processes).chain(guards).map(|due| Time(due.0.max(self.time.0 + 1))).min()
     }
 
     fn would_connect(&self, process: &Process) -> bool {
@@ -976,6 +1047,9 @@ impl World {
                 assert!(server.in_flight.replace(records).is_none(), "one batch in flight at a time");
                 self.appends += 1;
             }
+            // The store knows at once; whoever is deposed gets no answer.
+            Output::Confirm if self.active == Some(id) => self.tell_server(id, Input::Confirmed),
+            Output::Confirm => {}
             Output::Order { session, order } => {
                 let link = self.links.get_mut(&session);
                 if let Some(link) = link.filter(|link| link.agent_is_there && link.server_end == End::Open) {
@@ -993,7 +1067,8 @@ impl World {
                 self.answers.insert(reply, answer);
             }
             Output::Event(Event::Warning(message)) => self.note(Happened::ServerWarned(message)),
-            Output::Event(Event::Phase { .. } | Event::Voted { .. } | Event::Reported { .. }) => {}
+            Output::Event(Event::Phase { .. } | Event::Voted { .. }) => {}
+            Output::Event(Event::Reported { .. } | Event::Waits(_)) => {}
         }
     }
 
@@ -1029,6 +1104,21 @@ impl World {
             }
             AgentOutput::Run { call, order, timeout_ms, .. } => {
                 self.start_handler(name, call, *order, timeout_ms);
+            }
+            AgentOutput::Kill(call) => {
+                if let Some(running) = process.running.get_mut(&call) {
+                    let reason = Some("killed: the lease has ended".to_owned());
+                    running.script =
+                        Script { answer: Answer::No, reason, has_effect: false, ..running.script.clone() };
+                    running.script.takes_ms = 0;
+                }
+            }
+            AgentOutput::Guard { until, pids } => {
+                let members: BTreeSet<_> =
+                    pids.into_iter().filter(|(_, pids)| !pids.is_empty()).map(|(member, _)| member).collect();
+                let guarded = if process.has_guard { members.clone() } else { BTreeSet::new() };
+                process.guard = process.has_guard.then_some(Watch { until, members });
+                self.tell_agent(name, AgentInput::Guarded(guarded));
             }
             AgentOutput::Joined => self.note(Happened::Joined(name.clone())),
             AgentOutput::Disconnect(message) => {
@@ -1106,6 +1196,43 @@ impl World {
         }
     }
 
+    // ---- guards
+
+    /// Lets every guard act whose time has come: it stops what it was told of, and the handlers that may be about to
+    /// start it, whatever has become of the agent.
+    fn guard(&mut self) {
+        let now = self.time;
+        let due = self.processes.iter().filter(|(_, process)| {
+            process.guard.as_ref().is_some_and(|guard| guard.until <= process.clock.read(now))
+        });
+        for name in due.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            let process = self.process(&name);
+            let members = process.guard.take().expect("it was just seen").members;
+            let is_of_it = |running: &Running| members.contains(&running.call.member);
+            let ended: Vec<CallId> =
+                process.running.iter().filter(|(_, running)| is_of_it(running)).map(|(id, _)| *id).collect();
+            ended.iter().for_each(|id| _ = process.running.remove(id));
+            for call in ended {
+                let (reason, findings) = (Some("killed by the guard".to_owned()), Findings::default());
+                self.tell_agent(&name, AgentInput::Ended { call, answer: Answer::No, reason, findings });
+            }
+            for member in members {
+                self.stop_software(&member);
+                self.note(Happened::Guarded { agent: name.clone(), member });
+            }
+        }
+    }
+
+    fn stop_software(&mut self, member: &MemberId) {
+        let groups = self.server().map(|server| &server.acknowledged().spec.groups);
+        let lowest = groups.and_then(|groups| Some(groups.get(&member.group)?.lifecycle.lowest().clone()));
+        match lowest {
+            Some(lowest) => drop(self.software.insert(member.clone(), lowest)),
+            // New software is in the lowest state.
+            None => drop(self.software.remove(member)),
+        }
+    }
+
     // ---- handlers
 
     fn start_handler(&mut self, name: &Name, id: CallId, call: Call, timeout_ms: u64) {
@@ -1130,9 +1257,20 @@ impl World {
         self.software.get(member).cloned().or_else(lowest)
     }
 
+    /// Software that is not in its lowest state has a process.
+    fn pids_of(&self, member: &MemberId) -> Option<BTreeSet<u32>> {
+        let groups = &self.server()?.acknowledged().spec.groups;
+        let lowest = groups.get(&member.group)?.lifecycle.lowest();
+        let runs = self.software.get(member).is_some_and(|state| state != lowest);
+        Some(if runs { BTreeSet::from([1]) } else { BTreeSet::new() })
+    }
+
     fn end_handler(&mut self, name: &Name, id: CallId) {
         let running = self.process(name).running.remove(&id).expect("it was named as one that ends");
         let Running { call, script, .. } = running;
+        if call.phase == Phase::Fence && script.has_effect {
+            self.power_off(&call.member.host);
+        }
         let moves = matches!(call.phase, Phase::Commit | Phase::Undo | Phase::Stop);
         if let (true, true, Some(to)) = (moves, script.has_effect, &call.to) {
             self.software.insert(call.member.clone(), to.clone());
@@ -1155,7 +1293,10 @@ impl World {
         let published =
             (call.phase == Phase::Status).then(|| self.published.get(&call.member).cloned()).flatten();
         let Published { provides, consumes } = published.unwrap_or_default();
-        let findings = Findings { out: script.out, state, provides, consumes, ..Findings::default() };
+        let pids = self.pids_of(&call.member);
+        let score = (call.phase == Phase::Status).then(|| self.scores.get(&call.member).copied()).flatten();
+        let findings =
+            Findings { out: script.out, state, score, pids, provides, consumes, ..Findings::default() };
         self.note(Happened::Ended { agent: name.clone(), call, answer: script.answer });
         let Script { answer, reason, .. } = script;
         self.tell_agent(name, AgentInput::Ended { call: id, answer, reason, findings });

@@ -37,6 +37,7 @@ fn run_until_commit(engine: &mut Engine, now: Now) -> Vec<Call> {
     while let Some(output) = engine.poll_output() {
         match output {
             Output::Append { .. } => engine.handle(now, Input::Appended),
+            Output::Confirm => engine.handle(now, Input::Confirmed),
             Output::Order { order: Order::Call(call), .. } if call.phase == Phase::Commit => {
                 commits.push(call)
             }
@@ -98,6 +99,7 @@ fn hello(host: &HostName) -> Hello {
         token: Default::default(),
         open: Vec::new(),
         noticed: Index(0),
+        fences: false,
     }
 }
 
@@ -171,6 +173,7 @@ fn a_vote_that_hands_on_more_than_a_record_holds_is_a_no() {
     while let Some(output) = engine.poll_output() {
         match output {
             Output::Append { .. } => engine.handle(at(0), Input::Appended),
+            Output::Confirm => engine.handle(at(0), Input::Confirmed),
             Output::Order { order: Order::Call(call), .. } if call.phase == Phase::Check => {
                 let Input::Report { session, report: Report::Done(mut done) } = done(call) else {
                     unreachable!()
@@ -199,6 +202,7 @@ fn a_spec_that_no_record_could_hold_is_refused() {
     while let Some(output) = engine.poll_output() {
         match output {
             Output::Append { .. } => engine.handle(at(0), Input::Appended),
+            Output::Confirm => engine.handle(at(0), Input::Confirmed),
             Output::Reply { answer: given, .. } => answer = Some(given),
             Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
         }
@@ -214,7 +218,8 @@ fn values() -> String {
 fn reports(engine: &mut Engine, now: Now, state: Option<&str>) -> Vec<Body> {
     let (member, state) = ("a@h1".parse().unwrap(), state.map(|state| state.parse().unwrap()));
     let (score, reason, facts) = (None, None, Default::default());
-    let report = Report::State { member, state, score, reason, facts, published: None };
+    let report =
+        Report::State { member, state, score, reason, facts, published: None, guarded: Default::default() };
     engine.handle(now, Input::Report { session: SessionId(1), report });
     written(engine, now)
 }
@@ -281,6 +286,7 @@ fn whoever_plans_sees_what_was_held_back() {
     while let Some(output) = engine.poll_output() {
         match output {
             Output::Append { .. } => engine.handle(at(3), Input::Appended),
+            Output::Confirm => engine.handle(at(3), Input::Confirmed),
             Output::Reply { answer, .. } => answers.push(answer),
             Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
         }
@@ -297,6 +303,7 @@ fn a_server_that_a_host_has_seen_a_later_one_of_orders_nothing_in_that_host_s_gr
         while let Some(output) = engine.poll_output() {
             match output {
                 Output::Append { .. } => engine.handle(at(1), Input::Appended),
+                Output::Confirm => engine.handle(at(1), Input::Confirmed),
                 Output::Order { order: Order::Call(call), .. } => calls.push(call),
                 Output::Event(Event::Warning(message)) => warnings.push(message),
                 Output::Reply { answer, .. } => answers.push(answer),
@@ -329,6 +336,7 @@ fn published(provides: &[&str], consumes: &[&str]) -> Report {
         reason: None,
         facts: Default::default(),
         published: Some(Published { provides: all(provides), consumes: all(consumes) }),
+        guarded: Default::default(),
     }
 }
 

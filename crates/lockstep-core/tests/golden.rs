@@ -44,6 +44,7 @@ fn records_stay_as_they_are() {
         Body::Host { change, .. } => match change {
             HostChange::Joined { .. } => "host joined",
             HostChange::Published { .. } => "host published",
+            HostChange::Guarded { .. } => "host guarded",
             HostChange::Undrained => "host undrained",
             HostChange::Labelled { .. } => "host labelled",
             HostChange::Forgotten => "host forgotten",
@@ -56,9 +57,11 @@ fn records_stay_as_they_are() {
         Body::Turn { .. } => "turn",
         Body::Outcome { .. } => "outcome",
         Body::Report { .. } => "report",
+        Body::Evidence { .. } => "evidence",
+        Body::Away { .. } => "away",
         Body::Acknowledged { .. } => "acknowledged",
     });
-    assert_eq!(names.len(), 16, "every variant has a line: {names:?}");
+    assert_eq!(names.len(), 19, "every variant has a line: {names:?}");
 }
 
 #[test]

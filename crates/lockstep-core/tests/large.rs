@@ -91,6 +91,7 @@ fn settle(engine: &mut Engine, now: Now) -> usize {
         while let Some(output) = engine.poll_output() {
             match output {
                 Output::Append { .. } => engine.handle(now, Input::Appended),
+                Output::Confirm => engine.handle(now, Input::Confirmed),
                 Output::Order { session, order: Order::Call(call) } => {
                     if call.phase == Phase::Commit {
                         assert!(call.decision.is_some());
@@ -139,6 +140,7 @@ fn a_thousand_members_are_moved() {
                 token: Default::default(),
                 open: Vec::new(),
                 noticed: Index(0),
+                fences: false,
             };
             let session = SessionId(number as u64);
             engine.handle(now, Input::Report { session, report: Report::Hello(hello) });
@@ -163,8 +165,13 @@ fn a_thousand_members_are_moved() {
         let begun = Instant::now();
         for number in 0..HOSTS {
             let session = SessionId(number as u64);
-            engine
-                .handle(now, Input::Report { session, report: Report::Renew { sent: now.time, open: None } });
+            engine.handle(
+                now,
+                Input::Report {
+                    session,
+                    report: Report::Renew { sent: now.time, open: None, lease_ms: None },
+                },
+            );
             while engine.poll_output().is_some() {}
             assert!(engine.next_deadline().is_some());
         }
@@ -195,6 +202,7 @@ fn a_thousand_transitions_wait_and_no_more() {
         while let Some(output) = engine.poll_output() {
             match output {
                 Output::Append { .. } => engine.handle(now, Input::Appended),
+                Output::Confirm => engine.handle(now, Input::Confirmed),
                 Output::Reply { answer, .. } => codes.push(answer),
                 Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
             }

@@ -166,6 +166,7 @@ fn greeted(engine: &mut Engine, host: &str, role: &str, noticed: Index) -> Vec<O
         token: Default::default(),
         open: Vec::new(),
         noticed,
+        fences: false,
     };
     // A host that comes again comes on another connection.
     engine.handle(Now::default(), Input::Closed { session });
@@ -174,6 +175,7 @@ fn greeted(engine: &mut Engine, host: &str, role: &str, noticed: Index) -> Vec<O
     while let Some(output) = engine.poll_output() {
         match output {
             Output::Append { .. } => engine.handle(Now::default(), Input::Appended),
+            Output::Confirm => engine.handle(Now::default(), Input::Confirmed),
             Output::Order { order, .. } => orders.push(order),
             Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
         }
@@ -186,6 +188,7 @@ fn answer(engine: &mut Engine) -> Result<Accepted, lockstep_core::request::Rejec
     while let Some(output) = engine.poll_output() {
         match output {
             Output::Append { .. } => engine.handle(Now::default(), Input::Appended),
+            Output::Confirm => engine.handle(Now::default(), Input::Confirmed),
             Output::Reply { answer, .. } => answers.push(answer),
             Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
         }

@@ -128,6 +128,23 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
             let ask = HostAsk::Forget { is_stopped: rest == ["stopped"] };
             world.ask_of_host(HostName::new(host).unwrap(), ask);
         }
+        ["fence", host] => drop(world.ask_of_host(HostName::new(host).unwrap(), HostAsk::Fence)),
+        ["fenced", host] => {
+            let (principal, reason) = ("operator".to_owned(), "pulled the plug".to_owned());
+            world.ask_of_host(HostName::new(host).unwrap(), HostAsk::Fenced { principal, reason });
+        }
+        ["resolve", member] => {
+            let (member, state) = member.split_once('=').unwrap();
+            world.resolve(member.parse().unwrap(), state.parse().unwrap());
+        }
+        ["away", ms] => drop(world.go_away(ms.parse().unwrap())),
+        ["end-guard", name] => world.end_guard(name),
+        ["fencer", name] => world.set_fence(name),
+        ["power-off", host] => world.power_off(&HostName::new(host).unwrap()),
+        ["scores", scores @ ..] => {
+            let scores = scores.iter().map(|word| word.split_once('=').unwrap());
+            world.know_scores(&scores.map(|(id, n)| (id.parse().unwrap(), n.parse().unwrap())).collect());
+        }
         ["undrain", host] => drop(world.ask_of_host(HostName::new(host).unwrap(), HostAsk::Undrain)),
         ["abort", id] => drop(world.abort(named(world, id))),
         ["deliver"] => world.deliver(),
@@ -155,6 +172,9 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
         ["start", "agent", name] => world.start_agent(name),
         ["pause", "server"] => world.pause_server(),
         ["resume", "server", number] => world.resume_server(ServerId(number.parse().unwrap())),
+        ["kill", "agent-only", name] => world.kill_agent_only(name, false),
+        ["pause", "agent", name] => world.pause(name),
+        ["resume", "agent", name] => world.resume(name),
         ["cut", name] => world.cut(name),
         ["cut", name, "to-server"] => world.cut_way(name, Way::ToServer),
         ["cut", name, "to-agent"] => world.cut_way(name, Way::ToAgent),
@@ -299,6 +319,9 @@ fn status(world: &World) -> Vec<String> {
         if member.leaving {
             line.push_str(" leaving");
         }
+        if let Some(state) = &member.returns_to {
+            write!(line, " returns to {state}").unwrap();
+        }
         let in_force = cluster.settings.get(&id.group);
         for (key, value) in member.settings.iter().flat_map(|settings| settings.iter()) {
             if in_force.and_then(|settings| settings.get(key)) != Some(value) {
@@ -317,6 +340,9 @@ fn status(world: &World) -> Vec<String> {
         if let Some(open) = open.filter(|open| !open.is_empty()) {
             lines.push(format!("{host} waits for {open:?}"));
         }
+    }
+    for (group, rejection) in server.waits() {
+        lines.push(format!("{group} waits: {}: {}", rejection.code, rejection.message));
     }
     lines.extend(world.promises().iter().map(|(member, phase)| format!("{member} is left in {phase}")));
     lines

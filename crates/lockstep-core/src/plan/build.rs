@@ -19,6 +19,17 @@ impl Planner<'_> {
         self.add_steps(&mut plan)?;
         plan.drains =
             self.drains.iter().filter(|host| !self.cluster.hosts[*host].is_drained).cloned().collect();
+        for (id, goal) in &self.goals_only {
+            plan.goals.insert(id.clone(), goal.clone());
+            plan.goals_before.insert(id.clone(), self.cluster.members[id].goal.clone());
+        }
+        plan.returns_to.clone_from(&self.returns);
+        plan.candidates.clone_from(&self.candidates);
+        plan.returns_before = plan
+            .goals
+            .keys()
+            .filter_map(|id| Some((id.clone(), self.cluster.members[id].returns_to.clone()?)))
+            .collect();
         let mut relations = Vec::new();
         for relation in self.relations_beside(plan.moving()) {
             let (now, at_end) = (self.exists(&relation, false), self.exists(&relation, true));

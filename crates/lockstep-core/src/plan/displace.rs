@@ -49,23 +49,28 @@ impl Planner<'_> {
 
     /// Who takes a place in a serving state over: the best score, then the name, among those that are not missed where
     /// they are.
-    fn best_for(&self, name: &GroupName, state: &StateName) -> Option<MemberId> {
+    fn best_for(&mut self, name: &GroupName, state: &StateName) -> Option<MemberId> {
         let group = &self.cluster.spec.groups[name];
         let count = self.cluster.members_of(name).count();
         let is_missed = |actual: &StateName| {
             group.lifecycle.serves(actual) && self.surely(name, actual, true) <= group.min(actual, count)
         };
         let missed: BTreeSet<&StateName> = group.lifecycle.states.iter().filter(|at| is_missed(at)).collect();
-        self.cluster
+        let can_take = self
+            .cluster
             .members_of(name)
             .filter(|id| !self.wanted.contains_key(id) && self.cluster.can_act(id))
             .filter(|id| !self.cluster.members[*id].leaving && !self.is_drained(&id.host))
             .filter(|id| {
                 let actual = self.cluster.members[*id].actual.as_ref();
                 actual.is_some_and(|actual| actual != state && !missed.contains(actual))
-            })
-            .min_by_key(|id| (std::cmp::Reverse(self.score(id)), (*id).clone()))
-            .cloned()
+            });
+        let can_take: BTreeSet<MemberId> = can_take.cloned().collect();
+        let best = can_take.iter().min_by_key(|id| (std::cmp::Reverse(self.score(id)), *id)).cloned();
+        if can_take.len() > 1 {
+            self.candidates.extend(can_take);
+        }
+        best
     }
 
     /// Pulls along, where a relation says `cascade`, whoever could not stay as it is. Tells whether anybody was.
@@ -201,7 +206,7 @@ impl Planner<'_> {
 }
 
 /// The nearest state with room, ties to the higher rank.
-fn refuge(
+pub(super) fn refuge(
     group: &Group,
     from: &StateName,
     count: usize,

@@ -6,6 +6,7 @@ use crate::id::{GroupName, HostName, MemberId, SettingId, SettingKey, StateName}
 use crate::relation::{Relation, setting_in};
 use crate::request::{Code, Rejection, Target};
 use crate::spec::{Group, SettingValue, list};
+use std::collections::BTreeSet;
 
 impl<'a> Planner<'a> {
     pub(super) fn resolve(&mut self, target: &Target) -> Result<(), Rejection> {
@@ -35,6 +36,9 @@ impl<'a> Planner<'a> {
                 self.want(member, state)
             }
             Target::Setting(group, key, value) => self.resolve_setting(group, key, value),
+            Target::Repair(name) => {
+                self.leaves(name)?.into_iter().try_for_each(|group| self.resolve_repair(group))
+            }
             Target::Drain(host) => {
                 self.known_host(host)?;
                 for (name, group) in &self.cluster.spec.groups {
@@ -96,8 +100,8 @@ impl<'a> Planner<'a> {
         members.sort_by_key(|id| {
             (std::cmp::Reverse(rank(id)), std::cmp::Reverse(self.score(id)), (*id).clone())
         });
-        let mut fills = Vec::new();
-        let mut members = members.into_iter();
+        let (mut fills, mut alike) = (Vec::new(), BTreeSet::new());
+        let mut members = members.as_slice();
         for state in lifecycle.states.iter().rev() {
             // Those that cannot be moved keep the places that they may have.
             let others = self.cluster.members_of(name).filter(|id| !can_rise(id));
@@ -107,8 +111,16 @@ impl<'a> Planner<'a> {
             };
             let taken = others.filter(stays_in).count();
             let room = group.max(state, count).map_or(usize::MAX, |max| max.saturating_sub(taken));
-            fills.extend(members.by_ref().take(room).map(|member| (member, state)));
+            let (taken, rest) = members.split_at(room.min(members.len()));
+            fills.extend(taken.iter().map(|member| (*member, state)));
+            if let (Some(last), Some(next)) = (taken.last(), rest.first())
+                && rank(last) == rank(next)
+            {
+                alike.extend(members.iter().filter(|id| rank(id) == rank(next)).map(|id| (*id).clone()));
+            }
+            members = rest;
         }
+        self.candidates.extend(alike);
         fills.into_iter().try_for_each(|(member, state)| self.want(member, state))
     }
 
@@ -167,9 +179,8 @@ impl<'a> Planner<'a> {
 pub(super) fn drained(target: &Target) -> Option<&HostName> {
     match target {
         Target::Drain(host) => Some(host),
-        Target::Group(..) | Target::Member(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) => {
-            None
-        }
+        Target::Group(..) | Target::Member(..) | Target::Up(_) | Target::Down(_) => None,
+        Target::Setting(..) | Target::Repair(_) => None,
     }
 }
 

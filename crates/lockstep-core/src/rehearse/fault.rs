@@ -229,6 +229,8 @@ fn kinds(records: &[Record]) -> Vec<&'static str> {
             Body::Turn { .. } => "turn",
             Body::Outcome { .. } => "outcome",
             Body::Report { .. } => "report",
+            Body::Evidence { .. } => "evidence",
+            Body::Away { .. } => "away",
             Body::Acknowledged { .. } => "acknowledged",
         };
         if !kinds.contains(&kind) {

@@ -4,8 +4,9 @@ use super::fault::{self, Fault};
 use super::{Broken, Case, Elsewhere, Limit, Stage};
 use crate::agent::{AgentRecord, CallId};
 use crate::cluster::Transition;
-use crate::engine::{Engine, ReplyId, lost_after_ms};
+use crate::engine::{Engine, ReplyId};
 use crate::id::{HostName, MemberId, StateName, TransitionId};
+use crate::lease::lost_after_ms;
 use crate::message::{Call, Outcome, Phase};
 use crate::record::Cause;
 use crate::request::{Rejection, Request};
@@ -225,6 +226,7 @@ impl<'a> Trial<'a> {
                         self.moved(member, to);
                     }
                 }
+                Happened::Guarded { .. } => unreachable!("nobody runs by a lease in a rehearsal"),
                 Happened::AgentRecorded { record, .. } => self.recorded(record),
                 Happened::Ended { .. }
                 | Happened::Recorded { .. }

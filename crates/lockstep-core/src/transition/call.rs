@@ -67,7 +67,7 @@ impl Engine {
         };
         let open = match &run.stage {
             Stage::Check(poll) | Stage::Prepare { poll, .. } => Some(&poll.ballot),
-            Stage::Queued | Stage::Abort { .. } | Stage::Commit(_) => None,
+            Stage::Queued | Stage::Status { .. } | Stage::Abort { .. } | Stage::Commit(_) => None,
         };
         let transition = &self.head.transitions[&id];
         let votes = transition.votes.iter().chain(&run.votes).chain(open.into_iter().flat_map(Ballot::votes));
@@ -100,7 +100,7 @@ impl Engine {
 
     /// What a handler is told of its own and the related groups outside of any transition; nothing when there is none
     /// to tell.
-    pub(super) fn context_of(&self, name: &GroupName) -> Option<Context> {
+    pub(crate) fn context_of(&self, name: &GroupName) -> Option<Context> {
         self.head.spec.groups.get(name).filter(|group| group.handler.as_str() != HANDLER_NONE)?;
         // What it may be told of: the groups that relations lead to, however far.
         let mut groups = BTreeSet::from([name]);

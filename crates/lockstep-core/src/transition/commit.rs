@@ -145,6 +145,11 @@ impl Engine {
                     let reason = "given up when the transition turned back".to_owned();
                     self.note_step(id, StepResult::Failed { step, direction, reason });
                 }
+                for gone in &transition.stopped {
+                    if !self.is_reachable(&gone.host) {
+                        self.give_up_steps(id, &run.plan, course, gone);
+                    }
+                }
             }
             OnFailure::Undo | OnFailure::Exclude => {
                 self.propose(Body::Turn {
@@ -153,9 +158,11 @@ impl Engine {
                     member: member.clone(),
                     reason,
                 });
-                let deadline = self.now.time.plus(self.commit_ms(&member.group));
-                let stop = Try::due(self.now.time, deadline);
-                course.stops.insert(member.clone(), stop);
+                // One that is known to have stopped already is asked for nothing.
+                if !transition.stopped.contains(&member) {
+                    let deadline = self.now.time.plus(self.commit_ms(&member.group));
+                    course.stops.insert(member.clone(), Try::due(self.now.time, deadline));
+                }
                 let transition = self.head.transitions[&id].clone();
                 course.is_halted = self.would_break_limits(&transition, &run.plan);
                 course.is_unanswered = true;
@@ -220,6 +227,40 @@ impl Engine {
                 self.note_step(id, StepResult::Stopped { member: done.member });
             }
             Answer::No | Answer::Again => stop.again(self.now.time),
+        }
+    }
+
+    /// There is evidence that a member has stopped, on a host that does not answer: nothing of it is waited for.
+    pub(crate) fn stopped_for_sure(&mut self, member: &MemberId) {
+        let Some(id) = self.head.members.get(member).and_then(|known| known.transition) else { return };
+        let Some(mut run) = self.runs.remove(&id) else { return };
+        let plan = run.plan.clone();
+        if let Stage::Commit(course) = &mut run.stage {
+            course.stops.remove(member);
+            self.note_step(id, StepResult::Stopped { member: member.clone() });
+            self.give_up_steps(id, &plan, course, member);
+            self.stirred.insert(id);
+        }
+        self.runs.insert(id, run);
+    }
+
+    /// What is left of a member's steps, in the direction that the course takes, is not going to be taken.
+    fn give_up_steps(&mut self, id: TransitionId, plan: &Plan, course: &mut Course, member: &MemberId) {
+        let direction = if course.back.is_some() { Direction::Back } else { Direction::Forward };
+        for step in plan.steps_of(member).map(|step| step.id) {
+            let known = &self.head.transitions[&id].steps;
+            let is_open = |direction| !known.contains_key(&(step, direction));
+            let was_under_way = course.tries.remove(&(step, Direction::Forward)).is_some();
+            let open: Vec<Direction> = [Direction::Forward, Direction::Back]
+                .into_iter()
+                .filter(|way| is_open(*way) && (*way == direction || was_under_way))
+                .collect();
+            course.tries.remove(&(step, Direction::Back));
+            for direction in open {
+                let reason = format!("host {} is gone, and its members have stopped", member.host);
+                self.note_step(id, StepResult::Failed { step, direction, reason });
+                self.failed(course, step, direction);
+            }
         }
     }
 
@@ -361,7 +402,8 @@ impl Engine {
             return self.head.may_be_in(member, state);
         }
         let is_going_back = course.back.is_some();
-        if transition.stopped.contains(member) && !is_going_back {
+        let is_gone = !is_going_back || !self.is_reachable(&member.host);
+        if transition.stopped.contains(member) && is_gone {
             return self.head.members[member].actual.as_ref() == Some(state);
         }
         let is_open = |step: &plan::Step, direction| {
@@ -546,8 +588,13 @@ impl Engine {
             });
             let actual = self.head.members.get(id).and_then(|member| member.actual.as_ref());
             let is_elsewhere = actual != Some(should);
-            let in_doubt = unsettled.is_some();
+            let has_stopped = transition.stopped.contains(id);
+            let in_doubt = unsettled.is_some() && !has_stopped;
+            // Nobody was asked to move it: its host was gone before the plan was made, and its goal waits for it.
+            let is_absent = steps().next().is_none() && !self.is_reachable(&id.host);
             let problem = match (unsettled, actual) {
+                _ if is_absent => continue,
+                (Some(_), _) if has_stopped && !is_elsewhere => continue,
                 (Some(problem), _) => problem,
                 (None, Some(actual)) if is_elsewhere => format!("it is {actual}, not {should}"),
                 (None, Some(_)) => continue,

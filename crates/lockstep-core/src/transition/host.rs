@@ -22,7 +22,7 @@ impl Engine {
             let Some(run) = self.runs.get(&id) else { continue };
             let poll = match &run.stage {
                 Stage::Check(poll) | Stage::Prepare { poll, .. } => poll,
-                Stage::Queued | Stage::Abort { .. } | Stage::Commit(_) => continue,
+                Stage::Queued | Stage::Status { .. } | Stage::Abort { .. } | Stage::Commit(_) => continue,
             };
             let counts = |member: &MemberId| !run.overridden.contains(member);
             let voted = run.votes.iter().chain(poll.ballot.votes()).filter(|vote| counts(&vote.member));
@@ -65,7 +65,7 @@ impl Engine {
             self.runs.iter().filter(|(_, run)| run.is_undecided()).map(|(id, _)| *id).collect();
         for id in undecided {
             let Some(run) = self.runs.get(&id) else { continue };
-            if matches!(run.stage, Stage::Queued) {
+            if matches!(run.stage, Stage::Queued | Stage::Status { .. }) {
                 continue;
             }
             let asked = run.plan.asked().map(|who| &who.member);
@@ -117,7 +117,8 @@ impl Engine {
     /// Sends a host again what was ordered and not answered. The agent knows what it has done already.
     fn send_again(&mut self, id: TransitionId, run: &Run, host: &HostName) {
         match &run.stage {
-            Stage::Queued => {}
+            // Its candidates are waited for no longer than a moment, and asked no second time.
+            Stage::Queued | Stage::Status { .. } => {}
             Stage::Check(poll) | Stage::Prepare { poll, .. } => {
                 let open = poll
                     .tries

@@ -3,9 +3,9 @@
 use super::{Name, ServerId};
 use crate::agent::{AgentRecord, CallId};
 use crate::engine::{Accepted, ReplyId};
-use crate::id::{Capability, Index, StateName};
+use crate::id::{Capability, Index, MemberId, StateName};
 use crate::message::{Call, Order, Phase, Report};
-use crate::record::{Acknowledged, Body, HostChange, Record, StepResult};
+use crate::record::{Acknowledged, Body, Evidence, HostChange, Record, StepResult};
 use crate::request::{Rejection, Request};
 use crate::vote::Answer;
 use serde_json::Value;
@@ -90,6 +90,13 @@ pub enum Happened {
     },
     /// The server has something for its log.
     ServerWarned(String),
+    /// A guard has stopped a member.
+    Guarded {
+        /// On which host.
+        agent: Name,
+        /// Which.
+        member: MemberId,
+    },
     /// An agent has something for its log.
     AgentWarned {
         /// Which.
@@ -109,6 +116,7 @@ impl Happened {
                 Ok(Accepted::Nothing) => "nothing to do".to_owned(),
                 Ok(Accepted::Spec(index)) => format!("spec in force from {index}"),
                 Ok(Accepted::Host(index)) => format!("host changed at {index}"),
+                Ok(Accepted::Away { told, missing }) => format!("{told} hosts told, {missing} not"),
                 Ok(Accepted::Aborted) => "aborted".to_owned(),
                 Err(Rejection { code, message, .. }) => format!("rejected {code}: {message}"),
             },
@@ -118,6 +126,7 @@ impl Happened {
             Self::TurnedAway { agent, message } => format!("{agent} turns away: {message}"),
             Self::Started { call, .. } if call.phase == Phase::Status => return None,
             Self::Started { agent, call, .. } => format!("{agent} runs {}", describe_call(call)),
+            Self::Guarded { agent, member } => format!("the guard of {agent} stops {member}"),
             Self::ServerWarned(message) => format!("server warns: {message}"),
             Self::AgentWarned { agent, message } => format!("{agent} warns: {message}"),
             Self::Asked { .. } | Self::AgentRecorded { .. } | Self::Ended { .. } => return None,
@@ -215,6 +224,9 @@ fn describe(index: Index, record: &Record) -> String {
             });
             format!("host {host} labelled {}", labels.collect::<Vec<_>>().join(" "))
         }
+        Body::Host { host, change: HostChange::Guarded { group, states } } => {
+            format!("{group}@{host} guarded in [{}]", crate::spec::list(states))
+        }
         Body::Host { host, change: HostChange::Published { group, published } } => {
             let words = |capabilities: &BTreeSet<Capability>| {
                 capabilities.iter().map(Capability::as_str).collect::<Vec<_>>().join(" ")
@@ -251,6 +263,16 @@ fn describe(index: Index, record: &Record) -> String {
         Body::Report { member, actual } => {
             format!("report {member} {}", actual.as_ref().map_or("unknown", StateName::as_str))
         }
+        Body::Evidence { members, by } => {
+            let members: Vec<_> = members.iter().map(|(id, state)| format!("{id} {state}")).collect();
+            let by = match by {
+                Evidence::Lease => "lease".to_owned(),
+                Evidence::Fence { on } => format!("fence on {on}"),
+                Evidence::Person { principal, reason } => format!("{principal}: {reason}"),
+            };
+            format!("evidence {} ({by})", members.join(", "))
+        }
+        Body::Away { lease_ms, .. } => format!("away, lease {lease_ms} ms"),
         Body::Acknowledged { hosts } => {
             let hosts = hosts.iter().map(|(host, Acknowledged { noticed, outcomes })| {
                 let outcomes = outcomes.iter().map(ToString::to_string);

@@ -87,6 +87,7 @@ pub(crate) fn asked(model: &Model, request: &Request) -> Asked {
                         .for_each(|member| _ = explicit.entry(member).or_default().insert(0));
                 }
             }
+            Target::Repair(_) => unreachable!("none is asked for: the simulator judges repairs"),
             Target::Up(name) => {
                 for group in leaves(model, name) {
                     asked.whole.insert(group);

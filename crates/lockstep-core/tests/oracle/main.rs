@@ -221,6 +221,7 @@ fn features(case: &Case, plan: &Plan) -> BTreeSet<&'static str> {
             Target::Group(_, _) => see("group", !plan.steps.is_empty()),
             Target::Member(_, _) => see("member", !plan.steps.is_empty()),
             Target::Setting(_, _, _) => see("setting", !plan.settings.is_empty()),
+            Target::Repair(_) => unreachable!("none is asked for: the simulator judges repairs"),
             Target::Drain(_) => see("drain", !plan.drains.is_empty() && !plan.steps.is_empty()),
         }
     }

@@ -44,7 +44,9 @@ fn unsure(known: &Member, request: &Request) -> Vec<(Vec<Code>, String)> {
     let is_named = request.targets.iter().any(|target| match target {
         Target::Member(id, _) => *id == known.id,
         Target::Drain(host) => *host == known.id.host,
-        Target::Group(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) => false,
+        Target::Group(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) | Target::Repair(_) => {
+            false
+        }
     });
     let is_left_out = request.exclude_lost && !is_named;
     let codes = known.unsure().into_iter().filter(|code| *code != Code::HostLost || !is_left_out);
@@ -315,7 +317,9 @@ pub(crate) fn refusal(
         Code::UnknownHost => any(&|target| match target {
             Target::Member(id, _) => !cluster.hosts.contains_key(&id.host),
             Target::Drain(host) => !cluster.hosts.contains_key(host),
-            Target::Group(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) => false,
+            Target::Group(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..) | Target::Repair(_) => {
+                false
+            }
         }),
         Code::UnknownMember => any(&|target| {
             if let Target::Member(id, _) = target {
@@ -329,7 +333,11 @@ pub(crate) fn refusal(
             match target {
                 Target::Group(name, state) => leaves(model, name).iter().any(|&group| !has(group, state)),
                 Target::Member(id, state) => model.group(&id.group).is_none_or(|group| !has(group, state)),
-                Target::Up(_) | Target::Down(_) | Target::Setting(..) | Target::Drain(_) => false,
+                Target::Up(_)
+                | Target::Down(_)
+                | Target::Setting(..)
+                | Target::Drain(_)
+                | Target::Repair(_) => false,
             }
         }),
         Code::UnknownSetting => any(&|target| match target {
@@ -338,9 +346,12 @@ pub(crate) fn refusal(
                 let known = cluster.settings.get(name).and_then(|settings| settings.get(key));
                 known.is_none_or(|known| known.parse_alike(text).is_err())
             }
-            Target::Group(..) | Target::Member(..) | Target::Up(_) | Target::Down(_) | Target::Drain(_) => {
-                false
-            }
+            Target::Group(..)
+            | Target::Member(..)
+            | Target::Up(_)
+            | Target::Down(_)
+            | Target::Drain(_)
+            | Target::Repair(_) => false,
         }),
         Code::Cycle => has_cycle(&model.links[AFTER], model.groups.len()),
         Code::LimitBroken

@@ -1,0 +1,178 @@
+//! Repair: what brings a group back to where its goals want it, with the members that can act. Nobody asked for it by
+//! name, so it does no more than that: it gives away the places of those that are known to be gone, brings back those
+//! that are below their goals, and takes down with `cascade` those whose requirement has failed.
+
+use super::displace::refuge;
+use super::{Planner, rule};
+use crate::cluster::group_serves;
+use crate::id::{GroupName, MemberId, StateName};
+use crate::record::Liveness;
+use crate::relation::Relation;
+use crate::request::{Code, Rejection};
+use crate::spec::{Group, Kind};
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BTreeSet};
+
+impl<'a> Planner<'a> {
+    pub(super) fn resolve_repair(&mut self, name: &GroupName) -> Result<(), Rejection> {
+        let group = self.group(name)?;
+        let (held_down, down) = self.unmet(name);
+        if !down.is_empty() {
+            // Who serves without what it requires goes first; the rest is repaired once that is so.
+            for id in down {
+                let lowest = group.lifecycle.lowest();
+                let goal = self.cluster.members[&id].goal.clone();
+                self.returns.extend(goal.filter(|goal| goal != lowest).map(|goal| (id.clone(), goal)));
+                self.whole.insert(name.clone());
+                self.want(&id, lowest)?;
+            }
+            return Ok(());
+        }
+        let can_rise = |id: &MemberId| {
+            let member = &self.cluster.members[id];
+            let stays_down = member.leaving || self.is_drained(&id.host) || held_down.contains(id);
+            // One whose connection is closed is back in a moment, or lost.
+            let is_alive = self.cluster.hosts[&id.host].liveness == Liveness::Alive;
+            is_alive && self.cluster.can_act(id) && member.transition.is_none() && !stays_down
+        };
+        let free: BTreeSet<MemberId> =
+            self.cluster.members_of(name).filter(|id| can_rise(id)).cloned().collect();
+        for state in group.lifecycle.states.iter().skip(1).rev() {
+            let count = self.cluster.members_of(name).count();
+            match group.max(state, count) {
+                Some(max) => self.fill(name, group, state, max, &free)?,
+                None => {
+                    let below = free.iter().filter(|id| self.is_below(group, id, state));
+                    below.cloned().collect::<Vec<_>>().iter().try_for_each(|id| self.want(id, state))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Where a member should be: its goal, or what it goes back to by itself.
+    fn should_be(&self, id: &MemberId) -> Option<&'a StateName> {
+        let member = &self.cluster.members[id];
+        member.returns_to.as_ref().or(member.goal.as_ref())
+    }
+
+    /// Whether a member should be in a state, is not wanted anywhere yet, and is in a lower one.
+    fn is_below(&self, group: &Group, id: &MemberId, state: &StateName) -> bool {
+        let actual = self.cluster.members[id].actual.as_ref();
+        let is_lower =
+            actual.is_some_and(|actual| group.lifecycle.rank(actual) < group.lifecycle.rank(state));
+        is_lower && self.should_be(id) == Some(state) && !self.wanted.contains_key(id)
+    }
+
+    /// Gives the places of a limited state to those that can take them, as many as goals want there and limits ask for.
+    /// Who is nearest comes first, then whose place it is, then the best score, then the name.
+    fn fill(
+        &mut self,
+        name: &GroupName,
+        group: &Group,
+        state: &StateName,
+        max: usize,
+        free: &BTreeSet<MemberId>,
+    ) -> Result<(), Rejection> {
+        let count = self.cluster.members_of(name).count();
+        let owners: Vec<&MemberId> =
+            self.cluster.members_of(name).filter(|id| self.should_be(id) == Some(state)).collect();
+        // Members of a host that left run on there.
+        let is_there = |id: &MemberId| {
+            let member = &self.cluster.members[id];
+            let has_left = self.cluster.hosts[&id.host].has_left();
+            member.actual.as_ref() == Some(state) && (self.cluster.can_act(id) || has_left)
+        };
+        let present = owners.iter().filter(|id| is_there(id)).count();
+        let able = owners.iter().filter(|id| free.contains(**id) && !is_there(id)).count();
+        let needed = (present + able).max(group.min(state, count)).min(owners.len()).min(max);
+        let missing = needed.saturating_sub(present);
+        if missing == 0 {
+            return Ok(());
+        }
+        let rank = |id: &MemberId| {
+            self.cluster.members[id].actual.as_ref().and_then(|actual| group.lifecycle.rank(actual))
+        };
+        // Nobody is taken down from where it serves for it.
+        let is_candidate =
+            |id: &&MemberId| !self.wanted.contains_key(*id) && rank(id) < group.lifecycle.rank(state);
+        let mut candidates: Vec<&MemberId> = free.iter().filter(is_candidate).collect();
+        if candidates.is_empty() {
+            let message = format!("nobody can be {state} in {name} in place of those that are gone");
+            let help = "bring a host of the group back, or add one";
+            return Err(Rejection::new(Code::NoCandidate, message, help));
+        }
+        let is_owner = |id: &MemberId| owners.contains(&id);
+        candidates.sort_by_key(|id| {
+            (Reverse(rank(id)), Reverse(is_owner(id)), Reverse(self.score(id)), (*id).clone())
+        });
+        let place = |id: &MemberId| (rank(id), is_owner(id));
+        if let Some(next) =
+            candidates.get(missing).filter(|next| place(next) == place(candidates[missing - 1]))
+        {
+            let alike = candidates.iter().filter(|id| place(id) == place(next));
+            self.candidates.extend(alike.map(|id| (*id).clone()));
+        }
+        let chosen: Vec<MemberId> = candidates.into_iter().take(missing).cloned().collect();
+        let replaced = chosen.iter().filter(|id| !owners.contains(id)).count();
+        let ousted = owners.iter().filter(|id| !is_there(id) && !chosen.contains(id));
+        let ousted: Vec<MemberId> = ousted.take(replaced).map(|id| (*id).clone()).collect();
+        chosen.iter().try_for_each(|id| self.want(id, state))?;
+        let mut counts: BTreeMap<&StateName, usize> =
+            group.lifecycle.states.iter().map(|state| (state, 0)).collect();
+        for id in self.cluster.members_of(name).filter(|id| !ousted.contains(id)) {
+            let ends = self.wanted.get(id).or_else(|| self.should_be(id));
+            ends.and_then(|ends| counts.get_mut(ends)).into_iter().for_each(|count| *count += 1);
+        }
+        for id in ousted {
+            let refuge = refuge(group, state, count, &counts).filter(|_| !self.cluster.members[&id].leaving);
+            let refuge = refuge.unwrap_or_else(|| group.lifecycle.lowest().clone());
+            *counts.get_mut(&refuge).expect("it is a state of the lifecycle") += 1;
+            if free.contains(&id) {
+                self.want(&id, &refuge)?;
+            } else {
+                // It cannot be asked. It is where evidence says, and comes back to there.
+                self.goals_only.insert(id, refuge);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what a relation needs at a place would serve if members of hosts that have left run on there.
+    fn may_be_met(&self, relation: &Relation, pair: &rule::Pair<'_>) -> bool {
+        let runs_on = |id: &MemberId, state: &StateName| {
+            let has_left = self.cluster.hosts[&id.host].has_left();
+            let is_there = self.cluster.members[id].actual.as_ref() == Some(state);
+            self.cluster.is_surely_in(id, state) || (has_left && is_there)
+        };
+        let ends = relation.to.iter().zip(&pair.to);
+        let serving = ends.filter(|(to, members)| {
+            group_serves(&self.cluster.spec.groups[*to], members, pair.place.is_some(), runs_on)
+        });
+        serving.count() >= relation.need.as_min(relation.to.count())
+    }
+
+    /// The members of a group that may not come up because what they require does not serve, and those that serve all
+    /// the same and are taken down with `cascade`.
+    fn unmet(&self, name: &GroupName) -> (BTreeSet<MemberId>, BTreeSet<MemberId>) {
+        let (mut held_down, mut down) = (BTreeSet::new(), BTreeSet::new());
+        let serves = |id: &&MemberId| {
+            let actual = self.cluster.members[*id].actual.as_ref();
+            actual.is_some_and(|state| self.cluster.spec.groups[name].lifecycle.serves(state))
+        };
+        let required = self.cluster.relations.of(name);
+        for relation in required.filter(|known| known.from == *name && known.kind == Kind::Requires) {
+            for pair in rule::pairs(self.cluster, relation) {
+                if self.is_pair_met(relation, &pair, false) {
+                    continue;
+                }
+                held_down.extend(pair.from.iter().map(|id| (*id).clone()));
+                if relation.cascade && !self.may_be_met(relation, &pair) {
+                    let here = pair.from.iter().filter(|id| serves(id) && self.cluster.can_act(id));
+                    down.extend(here.map(|id| (*id).clone()));
+                }
+            }
+        }
+        (held_down, down)
+    }
+}

@@ -1,0 +1,624 @@
+//! What happens by itself when hosts and members fail: the evidence of where members are that cannot be asked, fencing,
+//! repair, and what is asked of those that come back.
+//!
+//! Repair is planned and carried out as everything else is. What is here decides when, and for whom it waits.
+
+use crate::cluster::Mark;
+use crate::engine::{Accepted, Engine, Event, ReplyId};
+use crate::id::{GroupName, HostName, MemberId, StateName, TransitionId};
+use crate::message::{Call, Done, Outcome, Phase, Role};
+use crate::mutant::{self, Mutant};
+use crate::plan;
+use crate::record::{Body, Cause, Evidence, HostChange, Liveness};
+use crate::request::{Code, Rejection, Request, Target};
+use crate::spec::{Kind, OnFailure, Recover};
+use crate::time::Time;
+use crate::transition::Try;
+use crate::vote::Answer;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What is lost within a tenth of a lease is one event; at most so many milliseconds. Too low: a switch that fails
+/// leads to a repair for each of its hosts. Too high: repair comes late.
+const TOGETHER_MS_MAX: u64 = 500;
+/// The pause before a repair that failed is tried again, in milliseconds, doubled each time: the first and the last.
+const PAUSE_MS: (u64, u64) = (1000, 300_000);
+/// How long a fence handler may take, in milliseconds: a power switch answers within seconds.
+const FENCE_MS: u64 = 60_000;
+/// Losses of a host within so many milliseconds of each other make it one that flaps: nothing is moved onto it until it
+/// has stood for a while, longer each time.
+const FLAP_MS: u64 = 600_000;
+
+/// What is under way, or waited for, beside transitions. It is all made anew from the cluster by a server that starts.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Recovery {
+    /// When groups are looked at next.
+    due: Option<Time>,
+    /// What keeps a group from being repaired.
+    waits: BTreeMap<GroupName, Rejection>,
+    /// Groups whose last repairs have failed: how often, and until when nothing is tried.
+    pauses: BTreeMap<GroupName, (u32, Time)>,
+    /// Members of hosts that have come back, until their first status is judged.
+    returning: BTreeSet<MemberId>,
+    /// Members that are being taken down because they came back elsewhere than they should be.
+    stops: BTreeMap<MemberId, Try>,
+    /// The hosts that are being fenced.
+    fences: BTreeMap<HostName, Fencing>,
+    /// How often hosts were lost lately, and from when on they count as steady again.
+    losses: BTreeMap<HostName, (u32, Time)>,
+}
+
+/// A host that is being fenced.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Fencing {
+    /// For whom.
+    member: MemberId,
+    /// Where the handler runs; none: nobody offers one that has not been tried.
+    on: Option<HostName>,
+    /// The hosts whose handlers have failed.
+    tried: BTreeSet<HostName>,
+    attempt: u32,
+    begun: Time,
+    /// When it is given up there, or tried again.
+    due: Time,
+    reply: Option<ReplyId>,
+}
+
+impl Recovery {
+    fn next_due(&self) -> Option<Time> {
+        let stops = self.stops.values().map(Try::wake);
+        let fences = self.fences.values().map(|fencing| fencing.due);
+        self.due.into_iter().chain(stops).chain(fences).min()
+    }
+}
+
+impl Engine {
+    pub(crate) fn recovery_due(&self) -> Option<Time> {
+        self.recovery.next_due()
+    }
+
+    /// What keeps groups from being repaired, of those that repair themselves.
+    pub fn waits(&self) -> &BTreeMap<GroupName, Rejection> {
+        &self.recovery.waits
+    }
+
+    /// Something may have to be repaired, or may be possible that was not.
+    pub(crate) fn stir_recovery(&mut self) {
+        let together_ms = (self.lease_ms() / 10).min(TOGETHER_MS_MAX);
+        self.look_again(self.now.time.plus(together_ms));
+    }
+
+    fn look_again(&mut self, at: Time) {
+        self.recovery.due = Some(self.recovery.due.map_or(at, |due| due.min(at)));
+    }
+
+    /// Does what is due.
+    pub(crate) fn recover(&mut self) {
+        if self.recovery.next_due().is_none_or(|due| due > self.now.time) {
+            return;
+        }
+        self.stop_again();
+        self.fence_again();
+        if self.recovery.due.is_some_and(|due| due <= self.now.time) {
+            self.recovery.due = None;
+            self.repair();
+        }
+    }
+
+    // ---- evidence
+
+    /// A host's lease has ended: members that are surely stopped by then are out of the way.
+    pub(crate) fn lease_is_evidence(&mut self, host: &HostName) {
+        let ends = |id: &&MemberId| {
+            id.host == *host && (self.head.ends_with_lease(id) || mutant::is(Mutant::LossIsEvidence))
+        };
+        let ended = self.head.members.keys().filter(ends).filter(|id| self.head.may_hold_a_place(id));
+        let ended = ended.cloned().collect();
+        self.take_evidence(ended, Evidence::Lease);
+    }
+
+    /// All of a host has stopped.
+    fn host_is_stopped(&mut self, host: &HostName, by: Evidence) {
+        let change = HostChange::Liveness { liveness: Liveness::Fenced };
+        self.propose(Body::Host { host: host.clone(), change });
+        let here = self.head.members.keys().filter(|id| id.host == *host);
+        let here = here.filter(|id| !self.is_surely_lowest(id)).cloned().collect();
+        self.take_evidence(here, by);
+        self.recovery.fences.remove(host);
+        self.stir_all();
+    }
+
+    fn is_surely_lowest(&self, id: &MemberId) -> bool {
+        let member = &self.head.members[id];
+        let lowest = self.head.spec.groups.get(&id.group).map(|group| group.lifecycle.lowest());
+        lowest.is_none()
+            || (member.actual.as_ref() == lowest && !member.is_in_doubt() && member.transition.is_none())
+    }
+
+    fn take_evidence(&mut self, stopped: BTreeSet<MemberId>, by: Evidence) {
+        let lowest = |id: &MemberId| Some(self.head.spec.groups.get(&id.group)?.lifecycle.lowest().clone());
+        let members: BTreeMap<MemberId, StateName> =
+            stopped.iter().filter_map(|id| Some((id.clone(), lowest(id)?))).collect();
+        if members.is_empty() {
+            return;
+        }
+        self.propose(Body::Evidence { members: members.clone(), by });
+        for id in members.keys() {
+            self.stopped_for_sure(id);
+        }
+        self.stir_all();
+    }
+
+    /// A person says where a member is that cannot tell, or of which nobody knows.
+    pub(crate) fn resolve(
+        &mut self,
+        id: &MemberId,
+        state: &StateName,
+        principal: String,
+        reason: String,
+    ) -> Result<Accepted, Rejection> {
+        let Some(member) = self.head.members.get(id) else {
+            let help = "`lockstep member list` shows the members";
+            return Err(Rejection::new(Code::UnknownMember, format!("there is no member {id}"), help));
+        };
+        let group = &self.head.spec.groups[&id.group];
+        if group.lifecycle.rank(state).is_none() {
+            let message = format!("group {} has no state {state}", id.group);
+            let help = format!("its states are {}", crate::spec::list(&group.lifecycle.states));
+            return Err(Rejection::new(Code::UnknownState, message, help));
+        }
+        if let Some(transition) = member.transition {
+            let message = format!("{id} is driven by {transition}");
+            return Err(Rejection::new(
+                Code::Busy,
+                message,
+                format!("resolve it when {transition} has ended"),
+            ));
+        }
+        let host = &self.head.hosts[&id.host];
+        let is_told = host.is_reachable() && member.actual.is_some() && member.mark != Mark::InDoubt;
+        if is_told {
+            let message = format!("{id} is not in doubt: its own host says where it is");
+            let help = format!("to move it, ask for it: lockstep run {id}={state}");
+            return Err(Rejection::new(Code::NotAllowed, message, help));
+        }
+        let members = BTreeMap::from([(id.clone(), state.clone())]);
+        let by = Evidence::Person { principal, reason };
+        let index = self.propose(Body::Evidence { members, by });
+        self.stir_all();
+        Ok(Accepted::Host(index))
+    }
+
+    // ---- fencing
+
+    /// A person says that a host has stopped.
+    pub(crate) fn fenced_by(
+        &mut self,
+        host: &HostName,
+        principal: String,
+        reason: String,
+    ) -> Result<Accepted, Rejection> {
+        let known = self.known_host(host)?;
+        if self.sessions.contains_key(host) {
+            let message = format!("host {host} is {}, and its agent is connected", known.liveness);
+            let help =
+                "a host that is connected has not stopped: fence it without --confirm, or stop it first";
+            return Err(Rejection::new(Code::NotAllowed, message, help));
+        }
+        self.host_is_stopped(host, Evidence::Person { principal, reason });
+        Ok(Accepted::Host(self.head.revision))
+    }
+
+    /// An operator wants a host fenced; the answer comes when that is done, or cannot be.
+    pub(crate) fn fence(&mut self, host: &HostName, reply: ReplyId) -> Result<(), Rejection> {
+        self.known_host(host)?;
+        if let Some(Fencing { reply: Some(_), .. }) = self.recovery.fences.get(host) {
+            let message = format!("host {host} is being fenced");
+            return Err(Rejection::new(Code::Busy, message, "wait for the one who asked before"));
+        }
+        let Some(member) = self.head.members.keys().find(|id| id.host == *host).cloned() else {
+            let message = format!("host {host} has no members");
+            return Err(Rejection::new(Code::NotAllowed, message, "there is nothing to make sure of"));
+        };
+        self.recovery.fences.remove(host);
+        if self.fencer(host, &BTreeSet::new()).is_none() {
+            let message = format!(
+                "no other living host has a handler called fence, to make sure that {host} has stopped"
+            );
+            let help = format!(
+                "add [handlers.fence] to the agent.toml of another host, or make sure yourself and say so: lockstep fence {host} --confirm"
+            );
+            return Err(Rejection::new(Code::NoCandidate, message, help));
+        }
+        self.begin_fencing(host, member, Some(reply));
+        Ok(())
+    }
+
+    fn fencer(&self, host: &HostName, tried: &BTreeSet<HostName>) -> Option<HostName> {
+        let offers = self.sessions.iter().filter(|(name, session)| session.fences && *name != host);
+        let mut offers = offers.map(|(name, _)| name).filter(|name| !tried.contains(*name));
+        offers.find(|name| self.is_reachable(name)).cloned()
+    }
+
+    fn begin_fencing(&mut self, host: &HostName, member: MemberId, reply: Option<ReplyId>) {
+        if self.recovery.fences.contains_key(host) {
+            return;
+        }
+        let now = self.now.time;
+        let fencing =
+            Fencing { member, on: None, tried: BTreeSet::new(), attempt: 0, begun: now, due: now, reply };
+        self.recovery.fences.insert(host.clone(), fencing);
+        self.fence_next(host);
+    }
+
+    /// Asks the next host that offers a fence handler; after the last one, the first again after a pause.
+    fn fence_next(&mut self, host: &HostName) {
+        let Some(mut fencing) = self.recovery.fences.remove(host) else { return };
+        let now = self.now.time;
+        fencing.on = self.fencer(host, &fencing.tried);
+        let Some(on) = fencing.on.clone() else {
+            if let Some(reply) = fencing.reply.take() {
+                let message = format!("nobody could make sure that host {host} has stopped");
+                let help = format!(
+                    "the log of the hosts that tried has the reason; make sure yourself and say so: lockstep fence {host} --confirm"
+                );
+                return self.reply(reply, Err(Rejection::new(Code::NoCandidate, message, help)));
+            }
+            fencing.tried.clear();
+            let (first, last) = PAUSE_MS;
+            fencing.due = now.plus(first.saturating_mul(1 << fencing.attempt.min(16)).min(last));
+            self.recovery.fences.insert(host.clone(), fencing);
+            return;
+        };
+        fencing.attempt += 1;
+        fencing.begun = now;
+        fencing.due = now.plus(FENCE_MS);
+        let context = self.context_of(&fencing.member.group);
+        let order = Call {
+            attempt: fencing.attempt,
+            within_ms: FENCE_MS,
+            context,
+            ..bare_call(&fencing.member, Phase::Fence)
+        };
+        self.recovery.fences.insert(host.clone(), fencing);
+        self.order(&on, crate::message::Order::Call(order));
+    }
+
+    fn fence_again(&mut self) {
+        let now = self.now.time;
+        let due: Vec<HostName> = self
+            .recovery
+            .fences
+            .iter()
+            .filter(|(_, fencing)| fencing.due <= now)
+            .map(|(host, _)| host.clone())
+            .collect();
+        for host in due {
+            let fencing = self.recovery.fences.get_mut(&host).expect("it was just seen");
+            fencing.tried.extend(fencing.on.take());
+            self.fence_next(&host);
+        }
+    }
+
+    /// A fence handler has ended, on that host.
+    pub(crate) fn fence_done(&mut self, on: &HostName, done: &Done) {
+        let host = &done.member.host;
+        let Some(fencing) = self.recovery.fences.get(host) else { return };
+        if fencing.on.as_ref() != Some(on) || fencing.attempt != done.attempt {
+            return;
+        }
+        if done.answer != Answer::Yes {
+            let reason = done.reason.as_deref().unwrap_or("no reason given");
+            self.event(Event::Warning(format!("host {host} could not be fenced from {on}: {reason}")));
+            let fencing = self.recovery.fences.get_mut(host).expect("it was just seen");
+            fencing.tried.extend(fencing.on.take());
+            return self.fence_next(&host.clone());
+        }
+        let (begun, reply) = (fencing.begun, fencing.reply);
+        let host = host.clone();
+        // Who came after the handler was started says itself where it is, and may have come after the handler's effect.
+        let is_back = self.sessions.get(&host).is_some_and(|session| session.since >= begun);
+        if is_back {
+            self.recovery.fences.remove(&host);
+        } else {
+            self.drop_session(&host);
+            self.host_is_stopped(&host, Evidence::Fence { on: on.clone() });
+            self.host_lost(&host);
+        }
+        if let Some(reply) = reply {
+            self.reply(reply, Ok(Accepted::Host(self.head.revision)));
+        }
+    }
+
+    // ---- hosts that come back
+
+    /// A host has come back after it was lost, fenced or had left: its members are judged by their first status.
+    pub(crate) fn host_returns(&mut self, host: &HostName) {
+        let here = self.head.members.keys().filter(|id| id.host == *host).cloned();
+        self.recovery.returning.extend(here);
+        // One that is being fenced for somebody who waits is fenced all the same.
+        if self.recovery.fences.get(host).is_some_and(|fencing| fencing.reply.is_none()) {
+            self.recovery.fences.remove(host);
+        }
+    }
+
+    /// What was asked of a host's members outside of transitions is asked again on a new connection.
+    pub(crate) fn stop_again_on(&mut self, host: &HostName) {
+        let here: Vec<_> = self.recovery.stops.keys().filter(|id| id.host == *host).cloned().collect();
+        here.iter().for_each(|id| self.order_stop(id));
+    }
+
+    /// A host is gone: nothing is asked of its members, and they are judged anew when they are back.
+    pub(crate) fn host_is_gone(&mut self, host: &HostName) {
+        self.recovery.stops.retain(|id, _| id.host != *host);
+        self.recovery.returning.retain(|id| id.host != *host);
+        let (count, last) = self.recovery.losses.get(host).copied().unwrap_or_default();
+        let is_recent = count > 0 && self.now.time.since(last) < FLAP_MS;
+        let count = if is_recent { count + 1 } else { 1 };
+        self.recovery.losses.insert(host.clone(), (count, self.now.time));
+    }
+
+    /// From when on a host that was lost lately is taken for steady.
+    fn steady_at(&self, host: &HostName) -> Time {
+        let Some((count, last)) = self.recovery.losses.get(host) else { return Time(0) };
+        let lease_ms = self.lease_ms();
+        let stands_ms = lease_ms.saturating_mul((1 << (count - 1).min(16)) - 1).min(PAUSE_MS.1);
+        last.plus(stands_ms)
+    }
+
+    /// A member of a host that has come back says where it is. It leaves at once, downwards, what its goal or a limit
+    /// forbids.
+    pub(crate) fn judge_return(&mut self, id: &MemberId, actual: Option<&StateName>) {
+        let Some(actual) = actual else { return };
+        if !self.recovery.returning.remove(id) || mutant::is(Mutant::ReturnUnjudged) {
+            return;
+        }
+        let Some(group) = self.head.spec.groups.get(&id.group) else { return };
+        let Some(member) = self.head.members.get(id).filter(|member| member.transition.is_none()) else {
+            return;
+        };
+        let rank = |state| group.lifecycle.rank(state);
+        let is_above = member.goal.as_ref().is_some_and(|goal| rank(actual) > rank(goal));
+        let count = self.head.members_of(&id.group).count();
+        let is_full = group.max(actual, count).is_some_and(|max| {
+            let others = self.head.members_of(&id.group).filter(|other| *other != id);
+            others.filter(|other| self.head.is_surely_in(other, actual)).count() >= max
+        });
+        if (is_above || is_full) && actual != group.lifecycle.lowest() {
+            let deadline = self.now.time.plus(self.commit_ms(&id.group));
+            self.recovery.stops.insert(id.clone(), Try::first(deadline));
+            self.order_stop(id);
+        }
+    }
+
+    fn order_stop(&mut self, id: &MemberId) {
+        let Some(group) = self.head.spec.groups.get(&id.group) else { return };
+        let Some(stop) = self.recovery.stops.get(id) else { return };
+        let order = Call {
+            attempt: stop.attempt,
+            from: self.head.members.get(id).and_then(|member| member.actual.clone()),
+            to: Some(group.lifecycle.lowest().clone()),
+            within_ms: stop.deadline.since(self.now.time).max(1),
+            context: self.context_of(&id.group),
+            ..bare_call(id, Phase::Stop)
+        };
+        self.send_call(order);
+    }
+
+    fn stop_again(&mut self) {
+        let now = self.now.time;
+        let ids: Vec<MemberId> = self.recovery.stops.keys().cloned().collect();
+        for id in ids {
+            let is_driven = self.head.members.get(&id).is_none_or(|member| member.transition.is_some());
+            if is_driven {
+                self.recovery.stops.remove(&id);
+                continue;
+            }
+            let commit_ms = self.commit_ms(&id.group);
+            let stop = self.recovery.stops.get_mut(&id).expect("it was listed");
+            if stop.deadline <= now {
+                // Nobody else is going to stop it.
+                stop.deadline = now.plus(commit_ms);
+                stop.again_at = Some(now);
+            }
+            if stop.is_due(now) {
+                self.order_stop(&id);
+            }
+        }
+    }
+
+    /// A member that came back has been taken down, or not.
+    pub(crate) fn return_stopped(&mut self, done: &Done) {
+        let Some(stop) = self.recovery.stops.get_mut(&done.member) else { return };
+        if done.attempt != stop.attempt {
+            return;
+        }
+        if done.answer != Answer::Yes {
+            return stop.again(self.now.time);
+        }
+        self.recovery.stops.remove(&done.member);
+        let lowest =
+            self.head.spec.groups.get(&done.member.group).map(|group| group.lifecycle.lowest().clone());
+        let is_free = self.head.members.get(&done.member).is_some_and(|member| member.transition.is_none());
+        if is_free && lowest.is_some() {
+            self.propose(Body::Report { member: done.member.clone(), actual: lowest });
+            self.stir_all();
+        }
+    }
+
+    // ---- repair
+
+    /// Looks at every group that repairs itself, those first that others require.
+    fn repair(&mut self) {
+        let mut waits = BTreeMap::new();
+        for name in self.repairable() {
+            // What is on its way may be all that is missing.
+            if self.required_by(&name).chain([&name]).any(|group| self.is_on_its_way(group)) {
+                continue;
+            }
+            if let Err(rejection) = self.repair_group(&name) {
+                self.seek_evidence(&name);
+                waits.insert(name.clone(), rejection);
+            }
+        }
+        if waits != self.recovery.waits {
+            for (name, rejection) in &waits {
+                if self.recovery.waits.get(name) != Some(rejection) {
+                    self.event(Event::Warning(format!("{name} waits to be repaired: {}", rejection.message)));
+                }
+            }
+            self.recovery.waits = waits.clone();
+            self.event(Event::Waits(waits));
+        }
+    }
+
+    fn repairable(&self) -> Vec<GroupName> {
+        let groups = self.head.spec.groups.iter().filter(|(_, group)| group.recover != Recover::Off);
+        let mut order = Vec::new();
+        let mut seen = BTreeSet::new();
+        for (name, _) in groups {
+            // What it requires, however far, comes before it.
+            let mut open = vec![(name, false)];
+            while let Some((group, is_done)) = open.pop() {
+                if is_done {
+                    order.push(group.clone());
+                } else if seen.insert(group) {
+                    open.push((group, true));
+                    open.extend(self.required_by(group).map(|to| (to, false)));
+                }
+            }
+        }
+        order.retain(|name| {
+            self.head.spec.groups.get(name).is_some_and(|group| group.recover != Recover::Off)
+        });
+        order
+    }
+
+    /// The groups that one requires.
+    fn required_by<'a>(&'a self, name: &'a GroupName) -> impl Iterator<Item = &'a GroupName> + 'a {
+        let required = self.head.relations.of(name);
+        let required = required.filter(|known| known.from == *name && known.kind == Kind::Requires);
+        required.flat_map(|known| known.to.iter())
+    }
+
+    /// Whether a transition moves a group, or a repair of it waits for its turn.
+    fn is_on_its_way(&self, group: &GroupName) -> bool {
+        self.runs.values().any(|run| run.moves(group))
+    }
+
+    /// Has a group repaired, if it has to be and can be.
+    fn repair_group(&mut self, name: &GroupName) -> Result<(), Rejection> {
+        let mut request = Request {
+            request_id: format!("repair-{name}-{}", self.head.revision),
+            principal: "lockstep".to_owned(),
+            targets: vec![Target::Repair(name.clone())],
+            on_failure: Some(OnFailure::Exclude),
+            exclude_lost: true,
+            is_automatic: true,
+            ..Request::default()
+        };
+        let plan = plan::plan_request(&self.head, &request, &self.scores)?;
+        if plan.is_empty() {
+            self.recovery.pauses.remove(name);
+            return Ok(());
+        }
+        let now = self.now.time;
+        let steady = plan.goals.keys().map(|id| self.steady_at(&id.host)).max();
+        let pause = self.recovery.pauses.get(name).map(|(_, until)| *until);
+        if let Some(until) = steady.max(pause).filter(|until| *until > now) {
+            self.look_again(until);
+            let (message, help) = match pause {
+                Some(_) if pause >= steady => (
+                    format!("its last repair failed, and it is tried again in {} ms", until.since(now)),
+                    "see why: `lockstep transition list`",
+                ),
+                Some(_) | None => (
+                    format!("a host that comes and goes has to stand for another {} ms", until.since(now)),
+                    "see what is wrong with its network: `lockstep host list`",
+                ),
+            };
+            return Err(Rejection::new(Code::Busy, message, help));
+        }
+        self.check_not_behind(&plan)?;
+        request.reason = Some(self.why(name));
+        let id = TransitionId(self.propose(Body::Request { request: std::sync::Arc::new(request) }).0);
+        self.enqueue(id, Some(plan));
+        self.preempt(id);
+        Ok(())
+    }
+
+    /// Why a group is repaired, in words: the first of its members that is not where it should be.
+    fn why(&self, name: &GroupName) -> String {
+        let wrong = self.head.members_of(name).find_map(|id| {
+            let member = &self.head.members[id];
+            let host = &self.head.hosts[&id.host];
+            let should = member.returns_to.as_ref().or(member.goal.as_ref())?;
+            if !host.is_reachable() && !host.has_left() {
+                return Some(format!("host {} is {}", id.host, host.liveness));
+            }
+            let actual = member.actual.as_ref()?;
+            (actual != should).then(|| format!("{id} is {actual}, should be {should}"))
+        });
+        wrong.unwrap_or_else(|| format!("what {name} requires has failed"))
+    }
+
+    /// Repair goes first: what is not decided yet, and stands in its way, is aborted.
+    fn preempt(&mut self, id: TransitionId) {
+        let Some(repair) = self.runs.get(&id) else { return };
+        let in_the_way = self.runs.iter().filter(|(_, theirs)| theirs.gives_way_to(repair));
+        let in_the_way: Vec<_> = in_the_way.map(|(id, _)| *id).collect();
+        for other in in_the_way {
+            let message = format!("{id} repairs what it would move");
+            self.abort(other, Cause { code: "preempted".to_owned(), message, member: None });
+        }
+    }
+
+    /// A group cannot be repaired as it is: whoever may still be where only so many may be has to be known to be gone.
+    fn seek_evidence(&mut self, name: &GroupName) {
+        let is_lost = |id: &&MemberId| self.head.hosts[&id.host].liveness == Liveness::Lost;
+        let lost = self.head.members_of(name).filter(is_lost).filter(|id| self.head.may_hold_a_place(id));
+        for id in lost.cloned().collect::<Vec<_>>() {
+            if self.fencer(&id.host, &BTreeSet::new()).is_some() {
+                self.begin_fencing(&id.host.clone(), id, None);
+            }
+        }
+    }
+
+    /// A repair has ended: one that failed is tried again, later each time.
+    pub(crate) fn repair_ended(&mut self, id: TransitionId) {
+        let transition = &self.head.transitions[&id];
+        let Some(Target::Repair(name)) = transition.request.targets.first().cloned() else { return };
+        if !transition.request.is_automatic {
+            return;
+        }
+        if transition.outcome == Some(Outcome::Committed) {
+            self.recovery.pauses.remove(&name);
+            return;
+        }
+        let (first, last) = PAUSE_MS;
+        let failures = self.recovery.pauses.get(&name).map_or(0, |(failures, _)| *failures);
+        let until = self.now.time.plus(first.saturating_mul(1 << failures.min(16)).min(last));
+        self.recovery.pauses.insert(name, (failures + 1, until));
+        self.look_again(until);
+    }
+}
+
+/// A call of a member's handler outside of any transition.
+fn bare_call(member: &MemberId, phase: Phase) -> Call {
+    Call {
+        member: member.clone(),
+        phase,
+        role: Role::Actor,
+        transition: None,
+        step: None,
+        attempt: 1,
+        token: None,
+        plan: None,
+        subject: Vec::new(),
+        from: None,
+        to: None,
+        decision: None,
+        within_ms: 0,
+        hold_ms: None,
+        context: None,
+    }
+}
