@@ -384,8 +384,13 @@ pub enum AgentInput {
         /// What it said.
         findings: Findings,
     },
-    /// Which members a guard makes sure of, as of the last [`AgentOutput::Guard`].
-    Guarded(BTreeSet<MemberId>),
+    /// A guard has answered [`AgentOutput::Guard`].
+    Guarded {
+        /// The members that it makes sure of.
+        members: BTreeSet<MemberId>,
+        /// How much before the lease's end it acts, in milliseconds: a watchdog takes its own time.
+        early_ms: u64,
+    },
     /// A deadline may have passed.
     Tick,
 }
@@ -515,6 +520,8 @@ pub struct AgentEngine {
     watched: Option<(Time, BTreeMap<MemberId, BTreeSet<u32>>)>,
     /// The members that it makes sure of.
     guarded: BTreeSet<MemberId>,
+    /// How much before the lease's end it acts.
+    guard_early_ms: u64,
 }
 
 impl AgentEngine {
@@ -547,6 +554,7 @@ impl AgentEngine {
             pids: BTreeMap::new(),
             watched: None,
             guarded: BTreeSet::new(),
+            guard_early_ms: 0,
             state,
             identity,
         };
@@ -590,7 +598,10 @@ impl AgentEngine {
                 self.heard_at = now;
                 self.order(order);
             }
-            AgentInput::Guarded(members) => self.note_guarded(members),
+            AgentInput::Guarded { members, early_ms } => {
+                self.guard_early_ms = early_ms;
+                self.note_guarded(members);
+            }
             AgentInput::Ended { call, answer, reason, findings } => {
                 self.ended(call, answer, reason, findings)
             }
@@ -700,7 +711,7 @@ impl AgentEngine {
             Order::Gap(Gap { index, calls }) => self.notice(index, Index(0), calls),
             Order::Renewed { sent, lease_ms } => {
                 self.lease_ms = lease_ms.unwrap_or(self.lease_ms);
-                self.lease = Held::renewed(sent.min(self.now), self.lease_ms);
+                self.lease = Held::renewed(sent.min(self.now), self.lease_ms, self.guard_early_ms);
                 self.has_lapsed = false;
                 self.renew_at = self.renew_at.min(self.now.plus((self.lease_ms / 3).max(1)));
             }
@@ -1039,11 +1050,11 @@ impl AgentEngine {
         if pids.is_empty() && self.watched.is_none() {
             return;
         }
-        let watched = Some((self.lease.until, pids));
-        if watched != self.watched {
-            self.watched.clone_from(&watched);
-            let (until, pids) = watched.expect("it was just made");
+        let watched = (self.lease.until, pids);
+        if self.watched.as_ref() != Some(&watched) {
+            let (until, pids) = watched.clone();
             self.outbox.emit(AgentOutput::Guard { until, pids });
+            self.watched = Some(watched);
         }
     }
 

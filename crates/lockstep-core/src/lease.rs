@@ -74,9 +74,9 @@ impl Held {
         Self { until, margin_ms: 0 }
     }
 
-    /// A renewal that was sent then has been answered.
-    pub(crate) fn renewed(sent: Time, lease_ms: u64) -> Self {
-        Self { until: sent.plus(lease_ms), margin_ms: lease_ms / 10 }
+    /// A renewal that was sent then has been answered. A guard acts so much before the end.
+    pub(crate) fn renewed(sent: Time, lease_ms: u64, early_ms: u64) -> Self {
+        Self { until: sent.plus(lease_ms), margin_ms: lease_ms / 10 + early_ms }
     }
 
     /// From then on nothing may begin that needs the lease, and what runs by it is stopped.
@@ -92,7 +92,7 @@ mod tests {
     #[test]
     fn the_holder_stops_first() {
         for (lease_ms, delay_ms) in [(3000, 0), (3000, 700), (300, 20), (600_000, 3)] {
-            let held = Held::renewed(Time(1000), lease_ms);
+            let held = Held::renewed(Time(1000), lease_ms, 0);
             let mut heard = Heard::new(Time(0), lease_ms);
             heard.tell(Time(1000 + delay_ms), lease_ms);
             assert!(held.stops_at() < held.until && held.until < heard.lost_at(lease_ms));

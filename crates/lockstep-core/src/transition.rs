@@ -472,7 +472,8 @@ impl Engine {
             unreachable!("advance dispatches by stage")
         };
         asked.retain(|member| self.sessions.contains_key(&member.host));
-        if !asked.is_empty() && *deadline > self.now.time {
+        let is_late = |by: Time| by <= self.now.time;
+        if !asked.is_empty() && !is_late(*deadline) && !run.decide_by.is_some_and(is_late) {
             return Next::Wait;
         }
         // Who has not answered by now is chosen by what is known of it.

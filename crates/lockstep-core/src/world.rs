@@ -734,7 +734,7 @@ impl World {
         let process = self.process(name);
         process.has_guard = false;
         process.guard = None;
-        self.tell_agent(name, AgentInput::Guarded(BTreeSet::new()));
+        self.tell_agent(name, AgentInput::Guarded { members: BTreeSet::new(), early_ms: 0 });
     }
 
     /// Makes a host's clock run at another rate, in millionths more or less.
@@ -1118,7 +1118,7 @@ impl World {
                     pids.into_iter().filter(|(_, pids)| !pids.is_empty()).map(|(member, _)| member).collect();
                 let guarded = if process.has_guard { members.clone() } else { BTreeSet::new() };
                 process.guard = process.has_guard.then_some(Watch { until, members });
-                self.tell_agent(name, AgentInput::Guarded(guarded));
+                self.tell_agent(name, AgentInput::Guarded { members: guarded, early_ms: 0 });
             }
             AgentOutput::Joined => self.note(Happened::Joined(name.clone())),
             AgentOutput::Disconnect(message) => {

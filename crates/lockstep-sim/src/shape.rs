@@ -242,6 +242,7 @@ impl Shape {
                 BTreeSet::new()
             },
             exclude_lost: rng.random_ratio(1, 8),
+            is_automatic: false,
         }
     }
 }

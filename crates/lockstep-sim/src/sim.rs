@@ -382,6 +382,7 @@ impl Sim {
                 | Happened::TurnedAway { .. }
                 | Happened::Ended { .. }
                 | Happened::ServerWarned(_)
+                | Happened::Guarded { .. }
                 | Happened::AgentWarned { .. } => {}
             }
         }
@@ -760,6 +761,7 @@ impl Tally {
             Ok(Accepted::Spec(_)) => "spec".to_owned(),
             Ok(Accepted::Host(_)) => "host".to_owned(),
             Ok(Accepted::Aborted) => "abort".to_owned(),
+            Ok(Accepted::Away { .. }) => "away".to_owned(),
             Err(rejection) => rejection.code.to_string(),
         };
         *self.answers.entry(told).or_default() += 1;

@@ -23,7 +23,7 @@ use std::io::{self, Write};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::sleep;
 use tracing::{debug, error, warn};
 
@@ -103,7 +103,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
         labels,
     };
     let rules = config.handlers.iter().map(|(name, handler)| (name.clone(), handler.rules.clone())).collect();
-    let engine = AgentEngine::new(identity, rules, state, now());
+    let engine = AgentEngine::new(identity, rules, state, now(), None);
     let (inputs, heard) = mpsc::channel(INPUTS_MAX);
     tokio::spawn(link::keep(options.server.clone(), inputs.clone()));
     let handlers = Arc::new(config.handlers);
@@ -116,6 +116,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
         name: options.name.to_string(),
         inputs,
         link: None,
+        kills: BTreeMap::new(),
     }
     .drive(heard)
     .await
@@ -178,6 +179,8 @@ struct Driver {
     name: String,
     inputs: mpsc::Sender<Heard>,
     link: Option<mpsc::Sender<Report>>,
+    /// How each handler that runs is ended before its time.
+    kills: BTreeMap<CallId, oneshot::Sender<()>>,
 }
 
 impl Driver {
@@ -207,8 +210,11 @@ impl Driver {
             }
             Heard::Failed(error) => return Err(error.into()),
         };
-        if input == AgentInput::Disconnected {
-            self.link = None;
+        match &input {
+            AgentInput::Disconnected => self.link = None,
+            AgentInput::Ended { call, .. } => _ = self.kills.remove(call),
+            AgentInput::Appended | AgentInput::Connected | AgentInput::Order(_) => {}
+            AgentInput::Guarded { .. } | AgentInput::Tick => {}
         }
         self.engine.handle(now(), input);
         Ok(())
@@ -222,6 +228,12 @@ impl Driver {
                 AgentOutput::Run { call, handler, order, timeout_ms } => {
                     self.run(call, &handler, *order, timeout_ms);
                 }
+                AgentOutput::Kill(call) => {
+                    // It may have ended by itself meanwhile.
+                    let kill = self.kills.remove(&call);
+                    kill.into_iter().for_each(|kill| _ = kill.send(()));
+                }
+                AgentOutput::Guard { until: _, pids: _ } => {}
                 AgentOutput::Joined => {
                     // Whoever started it may read no more of it; the session stands all the same.
                     let _ = writeln!(io::stdout(), "joined as {}", self.name);
@@ -263,9 +275,11 @@ impl Driver {
         }
     }
 
-    fn run(&self, id: CallId, handler: &HandlerName, order: Call, timeout_ms: u64) {
+    fn run(&mut self, id: CallId, handler: &HandlerName, order: Call, timeout_ms: u64) {
         let (handlers, handler) = (self.handlers.clone(), handler.clone());
         let (inputs, leftovers) = (self.inputs.clone(), self.leftovers.clone());
+        let (kill, killed) = oneshot::channel();
+        self.kills.insert(id, kill);
         tokio::spawn(async move {
             let program = &handlers[&handler].program;
             let end = match leftovers.note() {
@@ -279,7 +293,13 @@ impl Driver {
                     let mut call = call::of(&order, timeout_ms);
                     call.vars.insert(leftover::CALL.to_owned(), name);
                     let started = |pid| noted.iter().for_each(|note| note.started(pid));
-                    handler::run(program, call, started, pending()).await
+                    let killed = async {
+                        // Dropped without a word it is no order.
+                        if killed.await.is_err() {
+                            pending::<()>().await;
+                        }
+                    };
+                    handler::run(program, call, started, killed).await
                 }
             };
             debug!(member = %order.member, phase = %order.phase, answer = ?end.answer, reason = end.reason, "handler ended");

@@ -82,6 +82,7 @@ pub fn default_rules() -> HandlerRules {
         phases: BTreeSet::from(Phase::ALL),
         timeout_ms: Phase::ALL.map(|phase| (phase, built_in_timeout_ms(phase))).into(),
         status_ms: STATUS_MS_DEFAULT,
+        checks_tokens: false,
     }
 }
 

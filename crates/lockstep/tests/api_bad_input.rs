@@ -17,7 +17,7 @@ use lockstep_core::engine::HostAsk;
 use lockstep_core::id::{AgentId, HostName, Index, Reign, TransitionId};
 use lockstep_core::message::{Decision, Outcome};
 use lockstep_core::plan::plan;
-use lockstep_core::record::{Body as RecordBody, Cause, HostChange, Record};
+use lockstep_core::record::{Body as RecordBody, Cause, Evidence, HostChange, Liveness, Record};
 use lockstep_core::request::{Code, Rejection};
 use lockstep_core::spec::SpecFile;
 use lockstep_core::time::WallTime;
@@ -88,10 +88,22 @@ impl Engine {
                     HostAsk::Label { labels } => HostChange::Labelled { labels },
                     HostAsk::Forget { .. } => HostChange::Forgotten,
                     HostAsk::Undrain => HostChange::Undrained,
+                    HostAsk::Fence | HostAsk::Fenced { .. } => {
+                        HostChange::Liveness { liveness: Liveness::Fenced }
+                    }
                 };
                 let index = self.add(RecordBody::Host { host, change });
                 self.publish();
                 let _ = reply.send(Ok(index));
+            }
+            Command::Resolve { member, state, principal, reason, reply } => {
+                let by = Evidence::Person { principal, reason };
+                let index = self.add(RecordBody::Evidence { members: [(member, state)].into(), by });
+                self.publish();
+                let _ = reply.send(Ok(index));
+            }
+            Command::Away { reply, .. } => {
+                let _ = reply.send(Ok((0, 0)));
             }
             Command::Apply { spec, principal, reply } => {
                 let index = self.add(RecordBody::Spec { spec: Arc::new(spec), principal });

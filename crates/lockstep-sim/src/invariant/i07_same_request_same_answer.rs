@@ -38,7 +38,8 @@ impl Invariant for SameRequestSameAnswer {
                 let is_same = *known == request;
                 Err(format!("{key} was {first}; asked again, the same: {is_same}, the answer is {answer:?}"))
             }
-            (Ok(Accepted::Nothing | Accepted::Spec(_) | Accepted::Host(_) | Accepted::Aborted) | Err(_), None) => Ok(()),
+            (Ok(Accepted::Nothing | Accepted::Spec(_) | Accepted::Host(_)) | Err(_), None) => Ok(()),
+            (Ok(Accepted::Aborted | Accepted::Away { .. }), None) => Ok(()),
         }
     }
 }

@@ -85,6 +85,8 @@ impl Invariant for SettingsAsDecided {
             | Body::Host { .. }
             | Body::Request { .. }
             | Body::Acknowledged { .. }
+            | Body::Evidence { .. }
+            | Body::Away { .. }
             | Body::Report { .. } => {}
         }
         Ok(())

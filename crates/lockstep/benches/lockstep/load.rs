@@ -530,7 +530,7 @@ impl Agent {
             address: None,
             labels: [("role".to_owned(), "g".to_owned())].into(),
         };
-        let engine = AgentEngine::new(identity, BTreeMap::new(), AgentState::default(), Time(0));
+        let engine = AgentEngine::new(identity, BTreeMap::new(), AgentState::default(), Time(0), None);
         let stream = dial(readable, address, host);
         Self { engine, stream, received: Vec::new(), link: Link::Dialled }
     }
@@ -611,7 +611,8 @@ impl Agent {
                     put_message(&mut out, &text);
                 }
                 AgentOutput::Joined => joined += 1,
-                AgentOutput::Run { .. } => unreachable!("`none` runs nothing"),
+                AgentOutput::Run { .. } | AgentOutput::Kill(_) => unreachable!("`none` runs nothing"),
+                AgentOutput::Guard { .. } => unreachable!("nobody runs by a lease"),
                 AgentOutput::Disconnect(_) => give_up(),
                 AgentOutput::Warning(message) => eprintln!("{message}"),
             }

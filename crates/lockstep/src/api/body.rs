@@ -157,6 +157,8 @@ impl RunBody {
             plan_hash,
             overrides,
             exclude_lost,
+            // Only the server itself asks for that.
+            is_automatic: false,
         })
     }
 }

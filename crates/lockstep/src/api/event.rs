@@ -8,7 +8,7 @@ use super::object::{Left, Vote, direction, hold_end, settings, strings};
 use crate::server::handle::View;
 use lockstep_core::cluster::Transition;
 use lockstep_core::id::{GroupName, Index, MemberId, StepId, TransitionId};
-use lockstep_core::record::{Body, Direction, HostChange, Record, StepResult, Turn};
+use lockstep_core::record::{Body, Direction, Evidence, HostChange, Record, StepResult, Turn};
 use lockstep_core::{plan, vote};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -169,6 +169,33 @@ pub enum What {
         /// The observers that had not acknowledged the intent.
         untold: Vec<String>,
     },
+    /// It is known where members are that cannot tell.
+    Evidence {
+        /// The state of each.
+        members: BTreeMap<String, String>,
+        /// How it is known: `lease`, `fence` or `person`.
+        by: String,
+        /// On which host the fence handler ran.
+        on: Option<String>,
+        /// Which person.
+        principal: Option<String>,
+        /// In that person's words.
+        reason: Option<String>,
+    },
+    /// The server is going to be away: hosts are told of a longer lease.
+    Away {
+        /// That lease, in milliseconds.
+        lease_ms: u64,
+        /// Who said so.
+        principal: String,
+    },
+    /// In which states a member is surely stopped when its host's lease ends.
+    MemberGuarded {
+        /// Which.
+        member: String,
+        /// The states.
+        states: Vec<String>,
+    },
     /// Some hosts have taken outcomes and notices, which need not be kept for them any longer.
     Acknowledged {
         /// Which.
@@ -270,6 +297,9 @@ impl What {
             Body::Host { host, change: HostChange::Forgotten } => {
                 Self::HostForgotten { host: host.to_string() }
             }
+            Body::Host { host, change: HostChange::Guarded { group, states } } => {
+                Self::MemberGuarded { member: format!("{group}@{host}"), states: strings(states) }
+            }
             Body::Host { host, change: HostChange::Undrained } => {
                 Self::HostUndrained { host: host.to_string() }
             }
@@ -324,6 +354,20 @@ impl What {
                 left: left.iter().map(Left::of).collect(),
                 untold: strings(untold),
             },
+            Body::Evidence { members, by } => {
+                let members = members.iter().map(|(id, state)| (id.to_string(), state.to_string())).collect();
+                let (by, on, principal, reason) = match by {
+                    Evidence::Lease => ("lease", None, None, None),
+                    Evidence::Fence { on } => ("fence", Some(on.to_string()), None, None),
+                    Evidence::Person { principal, reason } => {
+                        ("person", None, Some(principal.clone()), Some(reason.clone()))
+                    }
+                };
+                Self::Evidence { members, by: by.to_owned(), on, principal, reason }
+            }
+            Body::Away { lease_ms, principal } => {
+                Self::Away { lease_ms: *lease_ms, principal: principal.clone() }
+            }
             Body::Acknowledged { hosts } => Self::Acknowledged { hosts: strings(hosts.keys()) },
             Body::Report { member, actual } => {
                 Self::Report { member: member.to_string(), actual: actual.as_ref().map(ToString::to_string) }

@@ -107,7 +107,9 @@ impl<'a> Concerned<'a> {
             ..Self::default()
         };
         match what {
-            What::Reign { .. } | What::Spec { .. } | What::Acknowledged { .. } => Self::default(),
+            What::Reign { .. } | What::Spec { .. } | What::Acknowledged { .. } | What::Away { .. } => {
+                Self::default()
+            }
             What::HostJoined { host, .. }
             | What::HostLiveness { host, .. }
             | What::HostLabelled { host, .. }
@@ -129,9 +131,12 @@ impl<'a> Concerned<'a> {
             What::Outcome { transition, groups, left, .. } => {
                 of(transition, groups, left.iter().map(|left| left.member.as_str()).collect())
             }
-            What::Report { member, .. } | What::MemberPublished { member, .. } => {
-                Self { members: vec![member], ..Self::default() }
+            What::Evidence { members, .. } => {
+                Self { members: members.keys().map(String::as_str).collect(), ..Self::default() }
             }
+            What::Report { member, .. }
+            | What::MemberGuarded { member, .. }
+            | What::MemberPublished { member, .. } => Self { members: vec![member], ..Self::default() },
             What::Vote { transition, groups, vote } => of(transition, groups, vec![&vote.member]),
         }
     }
@@ -149,7 +154,8 @@ impl<'a> Concerned<'a> {
         let is_target = |target: &String| match target.parse() {
             Ok(Target::Member(member, _)) => member.host == *host,
             Ok(Target::Drain(drained)) => drained == *host,
-            Ok(Target::Group(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..)) | Err(_) => false,
+            Ok(Target::Group(..) | Target::Up(_) | Target::Down(_) | Target::Setting(..)) => false,
+            Ok(Target::Repair(_)) | Err(_) => false,
         };
         self.host == Some(host.as_str())
             || self.members().any(|member| member.host == *host)
@@ -217,6 +223,20 @@ fn told(what: &What) -> String {
             });
             format!("{transition} {outcome}{}", left.collect::<String>())
         }
+        What::Evidence { members, by, on, principal, reason } => {
+            let members: Vec<_> = members.iter().map(|(member, state)| format!("{member} {state}")).collect();
+            let by = match (on, principal) {
+                (Some(on), _) => format!("fenced from {on}"),
+                (None, Some(principal)) => format!("{principal} says so{}", because(reason.as_deref())),
+                (None, None) => format!("the {by} has ended"),
+            };
+            format!("{} surely: {by}", members.join(", "))
+        }
+        What::Away { lease_ms, principal } => {
+            format!("{principal} takes the server away: a lease of {lease_ms} ms until it is back")
+        }
+        What::MemberGuarded { member, states } if states.is_empty() => format!("{member} is not guarded"),
+        What::MemberGuarded { member, states } => format!("{member} is guarded while {}", states.join(", ")),
         What::Acknowledged { hosts } => format!("{} hosts have taken what they were told", hosts.len()),
         What::Report { member, actual } => format!("{member} is {}", actual.as_deref().unwrap_or("unknown")),
         What::Phase { transition, phase, .. } => format!("{transition} in {phase}"),

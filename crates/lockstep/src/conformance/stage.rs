@@ -286,6 +286,7 @@ impl Stage {
             member: MemberId { group: group.parse().expect("a valid name"), host: self.host() },
             handler: self.options.handler.clone(),
             lowest: state("offline"),
+            leased: Default::default(),
         };
         groups.iter().map(assignment).collect()
     }
@@ -460,6 +461,7 @@ impl Session {
             token: Token(0),
             open: Vec::new(),
             noticed: Index(0),
+            fences: false,
         };
         let mut session = Self {
             socket,

@@ -43,10 +43,12 @@ const STOPPED_MS: u64 = 500;
 const UNKNOWN_PAUSE: Duration = Duration::from_millis(100);
 
 type Append = Pin<Box<dyn Future<Output = Result<(), ServerError>> + Send>>;
+type Confirm = Pin<Box<dyn Future<Output = Result<Fenced, Error>> + Send>>;
 
 /// What the loop has waited for.
 enum Heard {
     Appended(Result<(), ServerError>),
+    Confirmed(Result<Fenced, Error>),
     Said(Said),
     Command(Command),
     Tick,
@@ -57,6 +59,7 @@ enum Waiting {
     Run(oneshot::Sender<Result<Option<TransitionId>, Rejection>>),
     Abort(oneshot::Sender<Result<(), Rejection>>),
     Revision(oneshot::Sender<Result<Index, Rejection>>),
+    Away(oneshot::Sender<Result<(usize, usize), Rejection>>),
 }
 
 pub(super) struct Driver<S> {
@@ -68,6 +71,7 @@ pub(super) struct Driver<S> {
     replies: HashMap<ReplyId, Waiting>,
     next_reply: u64,
     append: Option<Append>,
+    confirm: Option<Confirm>,
     /// How many bytes the batch in flight has.
     append_bytes: u64,
     saver: Saver<S>,
@@ -108,6 +112,7 @@ impl<S: Store> Driver<S> {
             replies: HashMap::new(),
             next_reply: 0,
             append: None,
+            confirm: None,
             appended: News::None,
             publish,
             view: View::default(),
@@ -132,6 +137,9 @@ impl<S: Store> Driver<S> {
                 done = async { self.append.as_mut().expect("guarded").await }, if self.append.is_some() => {
                     Heard::Appended(done)
                 }
+                done = async { self.confirm.as_mut().expect("guarded").await }, if self.confirm.is_some() => {
+                    Heard::Confirmed(done)
+                }
                 Some(first) = said.recv() => Heard::Said(first),
                 Some(command) = asked.recv() => Heard::Command(command),
                 () = sleep(Duration::from_millis(pause)) => Heard::Tick,
@@ -152,6 +160,13 @@ impl<S: Store> Driver<S> {
                     // before a thousand agents are told.
                     self.publish();
                     tokio::task::yield_now().await;
+                }
+                Heard::Confirmed(done) => {
+                    self.confirm = None;
+                    match done? {
+                        Fenced::Held => self.engine.handle(self.clock.now(), Input::Confirmed),
+                        Fenced::Deposed => return Err(ServerError::Deposed),
+                    }
                 }
                 Heard::Said(first) => {
                     let mut heard = vec![self.hear(first)];
@@ -211,6 +226,14 @@ impl<S: Store> Driver<S> {
                 self.replies.insert(reply, Waiting::Revision(waiting));
                 Input::Host { reply, host, ask }
             }
+            Command::Resolve { member, state, principal, reason, reply: waiting } => {
+                self.replies.insert(reply, Waiting::Revision(waiting));
+                Input::Resolve { reply, member, state, principal, reason }
+            }
+            Command::Away { lease_ms, principal, reply: waiting } => {
+                self.replies.insert(reply, Waiting::Away(waiting));
+                Input::Away { reply, lease_ms, principal }
+            }
             Command::Apply { spec, principal, reply: waiting } => {
                 self.replies.insert(reply, Waiting::Revision(waiting));
                 Input::Apply { reply, spec, principal }
@@ -223,6 +246,10 @@ impl<S: Store> Driver<S> {
         while let Some(output) = self.engine.poll_output() {
             match output {
                 Output::Append { first, records } => self.append(first, &records),
+                Output::Confirm => {
+                    let (store, reign) = (self.store.clone(), self.reign);
+                    self.confirm = Some(Box::pin(async move { store.confirm(reign).await }));
+                }
                 Output::Order { session, order } => self.sessions.send(session, &order),
                 Output::Close { session } => self.sessions.close(session),
                 Output::Reply { reply, answer } => self.reply(reply, answer),
@@ -257,7 +284,8 @@ impl<S: Store> Driver<S> {
             Waiting::Run(sender) => {
                 let _ = sender.send(answer.map(|accepted| match accepted {
                     Accepted::Transition(id) => Some(id),
-                    Accepted::Nothing | Accepted::Spec(_) | Accepted::Host(_) | Accepted::Aborted => None,
+                    Accepted::Nothing | Accepted::Spec(_) | Accepted::Host(_) => None,
+                    Accepted::Aborted | Accepted::Away { .. } => None,
                 }));
             }
             Waiting::Abort(sender) => {
@@ -266,11 +294,21 @@ impl<S: Store> Driver<S> {
             Waiting::Revision(sender) => {
                 let _ = sender.send(answer.and_then(|accepted| match accepted {
                     Accepted::Spec(index) | Accepted::Host(index) => Ok(index),
-                    Accepted::Transition(_) | Accepted::Nothing | Accepted::Aborted => Err(Rejection::new(
+                    Accepted::Transition(_)
+                    | Accepted::Nothing
+                    | Accepted::Aborted
+                    | Accepted::Away { .. } => Err(Rejection::new(
                         Code::StoreUnavailable,
                         "the server gave no revision",
                         "ask again",
                     )),
+                }));
+            }
+            Waiting::Away(sender) => {
+                let _ = sender.send(answer.map(|accepted| match accepted {
+                    Accepted::Away { told, missing } => (told, missing),
+                    Accepted::Transition(_) | Accepted::Nothing | Accepted::Aborted => (0, 0),
+                    Accepted::Spec(_) | Accepted::Host(_) => (0, 0),
                 }));
             }
         }
@@ -297,6 +335,10 @@ impl<S: Store> Driver<S> {
                 Arc::make_mut(&mut self.view.reported).insert(member, reported);
                 self.news = self.news.max(News::Small);
             }
+            Event::Waits(waits) => {
+                self.view.waits = Arc::new(waits);
+                self.news = self.news.max(News::Small);
+            }
             Event::Warning(message) => warn!("{message}"),
         }
     }
@@ -321,6 +363,8 @@ fn awaited(body: &Body) -> News {
             News::Small
         }
         Body::Reign { .. }
+        | Body::Evidence { .. }
+        | Body::Away { .. }
         | Body::Spec { .. }
         | Body::Host { .. }
         | Body::Request { .. }

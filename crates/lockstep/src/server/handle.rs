@@ -2,7 +2,7 @@
 
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::HostAsk;
-use lockstep_core::id::{HostName, Index, MemberId, TransitionId};
+use lockstep_core::id::{GroupName, HostName, Index, MemberId, StateName, TransitionId};
 use lockstep_core::plan::Plan;
 use lockstep_core::request::{Rejection, Request, Target};
 use lockstep_core::spec::SpecFile;
@@ -26,6 +26,8 @@ pub struct View {
     pub phases: BTreeMap<TransitionId, &'static str>,
     /// What members last said of themselves; never a reason for anything.
     pub reported: Arc<BTreeMap<MemberId, Reported>>,
+    /// What keeps groups from being repaired.
+    pub waits: Arc<BTreeMap<GroupName, Rejection>>,
 }
 
 /// What a member last said of itself.
@@ -73,6 +75,28 @@ pub enum Command {
         ask: HostAsk,
         /// The answer: the revision from which on it is so.
         reply: oneshot::Sender<Result<Index, Rejection>>,
+    },
+    /// A person says where a member is that cannot tell.
+    Resolve {
+        /// Which.
+        member: MemberId,
+        /// Where it is.
+        state: StateName,
+        /// Who.
+        principal: String,
+        /// In that person's words.
+        reason: String,
+        /// The answer: the revision from which on it is so.
+        reply: oneshot::Sender<Result<Index, Rejection>>,
+    },
+    /// The server is going to be away: hosts are told of a longer lease.
+    Away {
+        /// That lease, in milliseconds.
+        lease_ms: u64,
+        /// Who.
+        principal: String,
+        /// The answer, once the hosts go by it: how many do, and how many may not.
+        reply: oneshot::Sender<Result<(usize, usize), Rejection>>,
     },
     /// Declare the cluster.
     Apply {
