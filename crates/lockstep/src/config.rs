@@ -656,10 +656,62 @@ mod tests {
     fn bad_configurations() {
         // Whole files end in a newline; the others are keys of a handler that is otherwise good.
         let table: Vec<(&str, Expect)> = vec![
-            ("[guard]\nwatchdog = \"watchdog\"\n", expect![[""]]),
-            ("[guard]\nwatchdog_timeout_ms = 2000\n", expect![[""]]),
-            ("[guard]\nwatchdog_timeout_ms = 999\n", expect![[""]]),
-            ("[guard]\ndog = true\n", expect![[""]]),
+            (
+                "[guard]\nwatchdog = \"watchdog\"\n",
+                expect![[r#"
+                refused:
+                  × `watchdog` must be a device
+                   ╭─[/etc/lockstep/agent.toml:2:12]
+                 1 │ [guard]
+                 2 │ watchdog = "watchdog"
+                   ·            ─────┬────
+                   ·                 ╰── this path
+                   ╰────
+                  help: write an absolute path, such as "/dev/watchdog"
+            "#]],
+            ),
+            (
+                "[guard]\nwatchdog_timeout_ms = 2000\n",
+                expect![[r#"
+                refused:
+                  × a timeout without a `watchdog`
+                   ╭─[/etc/lockstep/agent.toml:1:2]
+                 1 │ [guard]
+                   ·  ──┬──
+                   ·    ╰── here
+                 2 │ watchdog_timeout_ms = 2000
+                   ╰────
+                  help: add watchdog = "/dev/watchdog", or remove watchdog_timeout_ms
+            "#]],
+            ),
+            (
+                "[guard]\nwatchdog_timeout_ms = 999\n",
+                expect![[r#"
+                refused:
+                  × `watchdog_timeout_ms` is out of range
+                   ╭─[/etc/lockstep/agent.toml:2:23]
+                 1 │ [guard]
+                 2 │ watchdog_timeout_ms = 999
+                   ·                       ─┬─
+                   ·                        ╰── this number
+                   ╰────
+                  help: 1000 to 600000, in milliseconds
+            "#]],
+            ),
+            (
+                "[guard]\ndog = true\n",
+                expect![[r#"
+                refused:
+                  × unknown key
+                   ╭─[/etc/lockstep/agent.toml:2:1]
+                 1 │ [guard]
+                 2 │ dog = true
+                   · ─┬─
+                   ·  ╰── not known here
+                   ╰────
+                  help: [guard] has watchdog and watchdog_timeout_ms
+            "#]],
+            ),
             (
                 "[handlers.pg\n",
                 expect![[r#"
@@ -698,7 +750,7 @@ mod tests {
                        ·     ╰── not known here
                      2 │ exec = ["/bin/true"]
                        ╰────
-                      help: agent.toml has [labels] and [handlers.NAME]
+                      help: agent.toml has [labels], [handlers.NAME] and [guard]
                 "#]],
             ),
             (

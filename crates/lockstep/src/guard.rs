@@ -108,17 +108,18 @@ pub fn run(options: &GuardOptions) -> Result<(), GuardError> {
     lines.with_writer(Mutex::new(log)).log_internal_errors(false).init();
     std::env::set_current_dir("/").map_err(cannot("leave the directory that it was started in"))?;
     let _deaf = Deaf::to_farewells().map_err(cannot("ignore signals that are meant for the agent"))?;
+    info!(pid = std::process::id(), data = %options.data.display(), "the guard stands");
+    if let Err(error) = detached {
+        warn!(%error, "no session of its own: what ends whoever started it may end it too");
+    }
+    // Before anybody reaches it: whoever does is answered at once.
+    hold_on();
     let listener = listen(&place).map_err(cannot("listen for the agent"))?;
     let flags = TimerfdFlags::CLOEXEC | TimerfdFlags::NONBLOCK;
     let timer =
         rustix::time::timerfd_create(TimerfdClockId::Boottime, flags).map_err(cannot("make a timer"))?;
     let watchdog = options.watchdog.clone();
     let watchdog = watchdog.map(|device| WatchdogConfig { device, timeout_ms: options.watchdog_timeout_ms });
-    info!(pid = std::process::id(), data = %options.data.display(), "the guard stands");
-    if let Err(error) = detached {
-        warn!(%error, "no session of its own: what ends whoever started it may end it too");
-    }
-    hold_on();
     let guard = Guard { dir, place, watchdog, started: now(), watch: None, armed: None, unarmed: None };
     guard.stand(&listener, &timer).map_err(cannot("wait"))
 }

@@ -14,7 +14,7 @@ use std::fs;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 use tempfile::TempDir;
 
 /// What a busy machine may take for anything.
@@ -99,6 +99,10 @@ impl Drop for Script {
     fn drop(&mut self) {
         let _ = kill_process_group(Pid::from_child(&self.child), Signal::KILL);
         let _ = self.child.wait();
+        let apart = fs::read_to_string(self.dir.join("apart")).unwrap_or_default();
+        if let Some(apart) = apart.trim().parse().ok().and_then(Pid::from_raw) {
+            let _ = kill_process(apart, Signal::KILL);
+        }
     }
 }
 
@@ -212,7 +216,7 @@ async fn what_ends_or_stops_its_agent_does_not_end_or_stop_the_guard() {
         let db_a = software(data.path());
         // Whoever starts it has it in its process group, as a shell without job control has.
         let lockstep = env!("CARGO_BIN_EXE_lockstep");
-        let start = format!("trap '' TERM HUP INT; {lockstep} guard --data . & {SLEEP}");
+        let start = format!("trap '' TERM HUP INT; {lockstep} guard --data . > /dev/null 2>&1 & {SLEEP}");
         let agent = Script::start(data.path(), &start, &[]);
         let pid = guard_of(data.path());
         wait_for("the guard to listen", || data.path().join("guard.sock").exists());
@@ -242,9 +246,11 @@ async fn a_restarted_agent_learns_when_its_lease_ends() {
     earlier.watch(until, db(&[db_a.pid()]), true).await.unwrap();
     let pid = guard_of(data.path());
     drop(earlier);
-    let watching = guard(data.path()).ask().await.unwrap();
+    let later = guard(data.path());
+    let watching = later.ask().await.unwrap();
     assert_eq!((watching.until, watching.members), (Some(until), db(&[db_a.pid()])));
     assert_eq!(guard_of(data.path()), pid, "it is the same one");
+    later.goodbye().await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -336,25 +342,18 @@ async fn a_stopped_guard_does_not_stop_its_agent_and_acts_when_it_goes_on() {
     guard.watch(until, db(&[db_a.pid()]), true).await.unwrap();
     let pid = guard_of(data.path());
     signal(pid, Signal::STOP);
-    // More than its socket holds.
-    let many: Vec<u32> = (2..1_000).collect();
-    for _ in 0..100 {
-        let began = Instant::now();
-        let answer =
-            tokio::time::timeout(Duration::from_millis(LATE_MS), guard.watch(until, db(&many), true));
+    for _ in 0..2 {
+        let answer = tokio::time::timeout(Duration::from_millis(LATE_MS), guard.watch(until, db(&[]), true));
         let error = answer.await.expect("a bounded time").unwrap_err();
         assert!(matches!(error, NotGuarded::Silent), "{error}");
-        if began.elapsed() < Duration::from_millis(100) {
-            break;
-        }
     }
-    assert!(now() < until || lives(db_a.pid()), "nobody guards it");
     guard.ask().await.unwrap_err();
-    // What it says to its last agent is lost; what it was told counts, the last of it.
+    // What it was told meanwhile counts, the last of it, and answers that come too late confuse nobody.
     signal(pid, Signal::CONT);
     wait_for("the guard to have acted", || said(data.path()).contains("the lease is over"));
     let watching = guard.ask().await.unwrap();
-    assert!(watching.over, "{watching:?}");
+    assert!(watching.over && watching.members == db(&[]), "{watching:?}");
+    assert!(lives(db_a.pid()), "it was not named any more");
 }
 
 #[tokio::test(flavor = "multi_thread")]

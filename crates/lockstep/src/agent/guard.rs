@@ -22,10 +22,10 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
-/// The most that an answer may take, in ms: of the least lease a small part, for a guard that is not stopped a
-/// thousand times what it needs.
-pub const ANSWER_MS_MAX: u64 = 300;
-/// The most that a guard may take to stand, in ms. Only the first answer after a start may take so long too.
+/// The most that an answer may take, in ms: of a lease a small part, for a guard that is not stopped a thousand times
+/// what it needs.
+pub const ANSWER_MS_MAX: u64 = 500;
+/// The most that a guard may take to stand, in ms, before the first answer.
 pub const START_MS_MAX: u64 = 2_000;
 /// The pause between two looks whether it stands.
 const START_LOOK: Duration = Duration::from_millis(5);
@@ -237,12 +237,9 @@ impl Line {
         if bytes.len() > PACKET_BYTES_MAX {
             return Err(NotGuarded::Refused(format!("the pids take more than {PACKET_BYTES_MAX} bytes")));
         }
-        match self.socket.try_send(&bytes) {
-            Ok(_) => {}
-            // It has not read what it was told before.
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Err(NotGuarded::Silent),
-            Err(error) => return Err(NotGuarded::Absent(error)),
-        }
+        // One that has not read what it was told before has no room for more.
+        let sent = timeout_at(until, self.socket.send(&bytes)).await.map_err(|_| NotGuarded::Silent)?;
+        sent.map_err(NotGuarded::Absent)?;
         loop {
             let heard = timeout_at(until, self.hear()).await.map_err(|_| NotGuarded::Silent)?;
             let answer = heard.map_err(NotGuarded::Absent)?;
