@@ -2,7 +2,8 @@
 //! chooses nothing.
 
 mod call;
-mod leftover;
+pub mod guard;
+pub(crate) mod leftover;
 mod link;
 
 use crate::cli::option::AgentOptions;

@@ -23,6 +23,7 @@ use crate::agent::{self, AgentError};
 use crate::api::problem::Problem;
 use crate::config::ConfigError;
 use crate::dev;
+use crate::guard::{self, GuardOptions};
 use crate::server::{self, ServerError};
 use crate::spec_file::FileError;
 use clap::{CommandFactory, Parser, Subcommand};
@@ -256,6 +257,9 @@ enum Command {
     Server(ServerOptions),
     /// Run this host's agent
     Agent(AgentOptions),
+    /// The agent's own: what it starts to be outlived by
+    #[command(hide = true)]
+    Guard(GuardOptions),
     /// Run a server, agents and a small example on this machine
     Dev(DevOptions),
     /// Try out an agent of your own, as docs/protocol.md has it
@@ -366,6 +370,9 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         }
         Command::Agent(options) => {
             staying("info", async { agent::run(options).await.map_err(Failure::from) })
+        }
+        Command::Guard(options) => {
+            guard::run(&options).map(|()| Exit::Done).map_err(|error| Failure::error(chain(&error)))
         }
         Command::AgentConformance(args) => conformance::conformance(args, form),
         Command::Dev(options) => staying("warn", async { dev::run(options).await }),

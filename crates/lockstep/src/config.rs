@@ -30,6 +30,7 @@ use lockstep_core::id::{HandlerName, HostName, NAME_LEN_MAX};
 use lockstep_core::message::Phase;
 use lockstep_core::spec::{HANDLER_NONE, TEXT_LEN_MAX};
 
+use crate::guard::WatchdogConfig;
 use crate::handler::{Program, User};
 
 /// Largest agent.toml, in bytes. A thousand handlers fit; a log file given by mistake does not.
@@ -52,6 +53,9 @@ pub const STATUS_MS_DEFAULT: u64 = 2_000;
 /// What `status_ms` may be: 100 ms to 1 h.
 pub const STATUS_MS_RANGE: RangeInclusive<u64> = 100..=3_600_000;
 
+/// What `watchdog_timeout_ms` may be: 1 s, the least that devices know, to 10 min.
+pub const WATCHDOG_TIMEOUT_MS_RANGE: RangeInclusive<u64> = 1_000..=600_000;
+
 /// Kinds of handlers that are planned and do not exist yet, to say so rather than "unknown key".
 const KINDS_TO_COME: [&str; 3] = ["systemd", "ocf", "http"];
 
@@ -65,6 +69,8 @@ pub struct AgentConfig {
     pub labels: BTreeMap<String, String>,
     /// Its handlers by name, from `[handlers.NAME]`. Without `none`.
     pub handlers: BTreeMap<HandlerName, Handler>,
+    /// The watchdog of its guard, from `[guard]`.
+    pub watchdog: Option<WatchdogConfig>,
 }
 
 /// A handler: what to run, and when.
@@ -244,7 +250,8 @@ fn parse(text: &str, base: &Path, passwd: &str) -> Checked<AgentConfig> {
         match key.get_ref().as_ref() {
             "labels" => config.labels = labels(value)?,
             "handlers" => config.handlers = handlers(value, base, passwd)?,
-            _ => return Err(unknown_key(key, "agent.toml has [labels] and [handlers.NAME]")),
+            "guard" => config.watchdog = watchdog(key, value)?,
+            _ => return Err(unknown_key(key, "agent.toml has [labels], [handlers.NAME] and [guard]")),
         }
     }
     Ok(config)
@@ -265,6 +272,35 @@ fn labels(value: &Spanned<DeValue<'_>>) -> Checked<BTreeMap<String, String>> {
         labels.insert(key.get_ref().to_string(), text.to_owned());
     }
     Ok(labels)
+}
+
+fn watchdog(
+    name: &Spanned<impl AsRef<str>>,
+    value: &Spanned<DeValue<'_>>,
+) -> Checked<Option<WatchdogConfig>> {
+    let (mut device, mut timeout_ms) = (None, None);
+    for (key, value) in table(value, "`guard`")? {
+        match key.get_ref().as_ref() {
+            "watchdog" => {
+                let path = string(value, "watchdog")?;
+                refuse_nul(value.span(), path)?;
+                if !path.starts_with('/') {
+                    let help = "write an absolute path, such as \"/dev/watchdog\"";
+                    return Err(problem(value.span(), "`watchdog` must be a device", "this path", help));
+                }
+                device = Some(PathBuf::from(path));
+            }
+            "watchdog_timeout_ms" => {
+                timeout_ms = Some(millis(value, "watchdog_timeout_ms", &WATCHDOG_TIMEOUT_MS_RANGE)?);
+            }
+            _ => return Err(unknown_key(key, "[guard] has watchdog and watchdog_timeout_ms")),
+        }
+    }
+    if device.is_none() && timeout_ms.is_some() {
+        let help = "add watchdog = \"/dev/watchdog\", or remove watchdog_timeout_ms";
+        return Err(problem(name.span(), "a timeout without a `watchdog`", "here", help));
+    }
+    Ok(device.map(|device| WatchdogConfig { device, timeout_ms }))
 }
 
 fn handlers(
@@ -560,6 +596,17 @@ mod tests {
     }
 
     #[test]
+    fn the_watchdog_of_the_guard() {
+        let read = |keys: &str| parse(&format!("[guard]\n{keys}\n")).unwrap().watchdog;
+        assert_eq!(read(""), None);
+        let device = PathBuf::from("/dev/watchdog1");
+        let keys = "watchdog = \"/dev/watchdog1\"";
+        assert_eq!(read(keys), Some(WatchdogConfig { device: device.clone(), timeout_ms: None }));
+        let keys = format!("{keys}\nwatchdog_timeout_ms = 2000");
+        assert_eq!(read(&keys), Some(WatchdogConfig { device, timeout_ms: Some(2_000) }));
+    }
+
+    #[test]
     fn a_relative_program_starts_at_the_file() {
         let config = parse("[handlers.h]\nexec = [\"./handlers/pg\"]\n").unwrap();
         assert_eq!(config.handlers[&name("h")].program.path, Path::new("/etc/lockstep/./handlers/pg"));
@@ -611,6 +658,62 @@ mod tests {
         // Whole files end in a newline; the others are keys of a handler that is otherwise good.
         let table: Vec<(&str, Expect)> = vec![
             (
+                "[guard]\nwatchdog = \"watchdog\"\n",
+                expect![[r#"
+                refused:
+                  × `watchdog` must be a device
+                   ╭─[/etc/lockstep/agent.toml:2:12]
+                 1 │ [guard]
+                 2 │ watchdog = "watchdog"
+                   ·            ─────┬────
+                   ·                 ╰── this path
+                   ╰────
+                  help: write an absolute path, such as "/dev/watchdog"
+            "#]],
+            ),
+            (
+                "[guard]\nwatchdog_timeout_ms = 2000\n",
+                expect![[r#"
+                refused:
+                  × a timeout without a `watchdog`
+                   ╭─[/etc/lockstep/agent.toml:1:2]
+                 1 │ [guard]
+                   ·  ──┬──
+                   ·    ╰── here
+                 2 │ watchdog_timeout_ms = 2000
+                   ╰────
+                  help: add watchdog = "/dev/watchdog", or remove watchdog_timeout_ms
+            "#]],
+            ),
+            (
+                "[guard]\nwatchdog_timeout_ms = 999\n",
+                expect![[r#"
+                refused:
+                  × `watchdog_timeout_ms` is out of range
+                   ╭─[/etc/lockstep/agent.toml:2:23]
+                 1 │ [guard]
+                 2 │ watchdog_timeout_ms = 999
+                   ·                       ─┬─
+                   ·                        ╰── this number
+                   ╰────
+                  help: 1000 to 600000, in milliseconds
+            "#]],
+            ),
+            (
+                "[guard]\ndog = true\n",
+                expect![[r#"
+                refused:
+                  × unknown key
+                   ╭─[/etc/lockstep/agent.toml:2:1]
+                 1 │ [guard]
+                 2 │ dog = true
+                   · ─┬─
+                   ·  ╰── not known here
+                   ╰────
+                  help: [guard] has watchdog and watchdog_timeout_ms
+            "#]],
+            ),
+            (
                 "[handlers.pg\n",
                 expect![[r#"
                     refused:
@@ -648,7 +751,7 @@ mod tests {
                        ·     ╰── not known here
                      2 │ exec = ["/bin/true"]
                        ╰────
-                      help: agent.toml has [labels] and [handlers.NAME]
+                      help: agent.toml has [labels], [handlers.NAME] and [guard]
                 "#]],
             ),
             (

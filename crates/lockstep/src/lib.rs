@@ -6,6 +6,7 @@ pub mod cli;
 pub mod config;
 pub mod conformance;
 pub mod dev;
+pub mod guard;
 pub mod handler;
 pub mod json;
 pub mod server;

@@ -20,7 +20,9 @@ const LOOK_MS: u64 = 10;
 /// After so many looks, 2 s, it is said that it takes long.
 const LOOKS_TOLD: u64 = 200;
 /// The variable that names a call in its handler's environment, without the prefix that all of them have.
-pub(super) const CALL: &str = "CALL";
+pub(crate) const CALL: &str = "CALL";
+/// The directory of those files, in the agent's own.
+pub(crate) const RUNNING: &str = "running";
 
 /// The directory in which each running handler has a file with its process group.
 #[derive(Debug, Clone)]
@@ -35,9 +37,30 @@ pub(super) struct Note {
     path: PathBuf,
 }
 
+/// What a file says of a handler that runs, or ran when its agent was killed.
+pub(crate) struct Noted {
+    /// What its call is named; the file has this name.
+    pub(crate) name: String,
+    /// Its process group and the start of the group's leader, where they were written down.
+    pub(crate) group: Option<(Pid, String)>,
+}
+
+/// All that is noted in a directory.
+pub(crate) fn noted(dir: &Path) -> Vec<Noted> {
+    let Ok(files) = fs::read_dir(dir) else { return Vec::new() };
+    let read = |file: fs::DirEntry| {
+        let text = fs::read_to_string(file.path()).unwrap_or_default();
+        let mut words = text.split_ascii_whitespace();
+        let group = words.next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
+        let group = group.zip(words.next().map(str::to_owned));
+        Some(Noted { name: file.file_name().to_str()?.to_owned(), group })
+    };
+    files.flatten().filter_map(read).collect()
+}
+
 impl Leftovers {
     pub(super) fn open(data: &Path) -> Result<Self, Error> {
-        let dir = data.join("running");
+        let dir = data.join(RUNNING);
         let made = fs::create_dir_all(&dir);
         let doing = "make a directory for running handlers";
         made.map_err(|source| Error::Directory { path: dir.clone(), doing, source: Arc::new(source) })?;
@@ -56,21 +79,16 @@ impl Leftovers {
 
     /// Ends what an earlier run of this agent left, and waits until it is gone.
     pub(super) async fn end(&self) {
-        let Ok(files) = fs::read_dir(self.dir.as_path()) else { return };
-        for path in files.flatten().map(|file| file.path()) {
-            let text = fs::read_to_string(&path).unwrap_or_default();
-            let mut words = text.split_ascii_whitespace();
-            let group = words.next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
-            match (group, words.next()) {
-                (Some(group), Some(started)) => end_group(group, started).await,
-                (Some(_) | None, _) => {
-                    let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-                    for (group, started) in groups_of_call(name) {
+        for Noted { name, group } in noted(&self.dir) {
+            match group {
+                Some((group, started)) => end_group(group, &started).await,
+                None => {
+                    for (group, started) in groups_of_call(&name) {
                         end_group(group, &started).await;
                     }
                 }
             }
-            remove(&path);
+            remove(&self.dir.join(name));
         }
     }
 }
@@ -112,7 +130,7 @@ fn start_of(pid: Pid) -> Option<String> {
 
 /// The fields of a `/proc/PID/stat` from its third, the state, on: pid (name, which may hold anything) state ppid
 /// pgrp ... start is the 22nd, the 20th after the name.
-fn after_name(stat: &str) -> Option<impl Iterator<Item = &str>> {
+pub(crate) fn after_name(stat: &str) -> Option<impl Iterator<Item = &str>> {
     stat.rsplit_once(')').map(|(_, after_name)| after_name.split_ascii_whitespace())
 }
 
