@@ -8,20 +8,23 @@ mod link;
 
 use crate::cli::option::AgentOptions;
 use crate::config::{AgentConfig, ConfigError, Handler};
+use crate::guard::WatchdogConfig;
 use crate::handler;
 use crate::store::{self, Journal};
+use guard::{Guard, Taken};
 use leftover::Leftovers;
 use lockstep_core::agent::{AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, Identity};
-use lockstep_core::id::{AgentId, HandlerName, Index, RunId};
+use lockstep_core::id::{AgentId, HandlerName, Index, MemberId, RunId};
 use lockstep_core::log::Disk;
 use lockstep_core::message::{Call, Findings, Order, Phase, Report};
 use lockstep_core::time::Time;
 use lockstep_core::vote::Answer;
 use serde::Deserialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::future::pending;
 use std::io::{self, Write};
 use std::net::IpAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -104,7 +107,13 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
         labels,
     };
     let rules = config.handlers.iter().map(|(name, handler)| (name.clone(), handler.rules.clone())).collect();
-    let engine = AgentEngine::new(identity, rules, state, now(), None);
+    let is_leased = state.members.values().any(|assignment| !assignment.leased.is_empty());
+    let guard = is_leased.then(|| Guard::start(&options.data, config.watchdog.clone()));
+    let lease = match &guard {
+        Some(guard) => remembered(guard).await,
+        None => None,
+    };
+    let engine = AgentEngine::new(identity, rules, state, now(), lease);
     let (inputs, heard) = mpsc::channel(INPUTS_MAX);
     tokio::spawn(link::keep(options.server.clone(), inputs.clone()));
     let handlers = Arc::new(config.handlers);
@@ -118,6 +127,9 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
         inputs,
         link: None,
         kills: BTreeMap::new(),
+        data: options.data,
+        watchdog: config.watchdog,
+        guard,
     }
     .drive(heard)
     .await
@@ -171,6 +183,26 @@ async fn replay(journal: &Journal) -> Result<(AgentState, usize), AgentError> {
     }
 }
 
+/// When the lease of an earlier run ends, as the guard that outlived it knows.
+async fn remembered(guard: &Guard) -> Option<Time> {
+    match guard.ask().await {
+        Ok(watching) if watching.over => None,
+        Ok(watching) => watching.until,
+        Err(error) => {
+            warn!(%error, "nobody knows when the lease ends: it counts as over");
+            None
+        }
+    }
+}
+
+/// The members that a guard makes sure of: those whose processes it has found, or all, where a watchdog resets the host.
+fn guarded(pids: &BTreeMap<MemberId, BTreeSet<u32>>, taken: &Taken) -> BTreeSet<MemberId> {
+    let is_guarded = |(member, pids): &(&MemberId, &BTreeSet<u32>)| {
+        taken.early_ms > 0 || (!pids.is_empty() && !taken.unknown.contains_key(*member))
+    };
+    pids.iter().filter(is_guarded).map(|(member, _)| member.clone()).collect()
+}
+
 struct Driver {
     engine: AgentEngine,
     journal: Journal,
@@ -182,6 +214,10 @@ struct Driver {
     link: Option<mpsc::Sender<Report>>,
     /// How each handler that runs is ended before its time.
     kills: BTreeMap<CallId, oneshot::Sender<()>>,
+    data: PathBuf,
+    watchdog: Option<WatchdogConfig>,
+    /// The guard, from when there is somebody to guard.
+    guard: Option<Guard>,
 }
 
 impl Driver {
@@ -234,7 +270,7 @@ impl Driver {
                     let kill = self.kills.remove(&call);
                     kill.into_iter().for_each(|kill| _ = kill.send(()));
                 }
-                AgentOutput::Guard { until: _, pids: _ } => {}
+                AgentOutput::Guard { until, pids } => self.guard(until, pids),
                 AgentOutput::Joined => {
                     // Whoever started it may read no more of it; the session stands all the same.
                     let _ = writeln!(io::stdout(), "joined as {}", self.name);
@@ -246,6 +282,32 @@ impl Driver {
                 AgentOutput::Warning(message) => warn!("{message}"),
             }
         }
+    }
+
+    fn guard(&mut self, until: Time, pids: BTreeMap<MemberId, BTreeSet<u32>>) {
+        if pids.is_empty() {
+            if let Some(guard) = self.guard.take() {
+                let goodbye = guard.goodbye();
+                tokio::spawn(async move {
+                    if let Err(error) = goodbye.await {
+                        warn!(%error, "the guard, which nobody needs any more, was not told so");
+                    }
+                });
+            }
+            return;
+        }
+        let guard = self.guard.get_or_insert_with(|| Guard::start(&self.data, self.watchdog.clone()));
+        let (taken, inputs) = (guard.watch(until, pids.clone(), true), self.inputs.clone());
+        tokio::spawn(async move {
+            let (members, early_ms) = match taken.await {
+                Ok(taken) => (guarded(&pids, &taken), taken.early_ms),
+                Err(error) => {
+                    warn!(%error, "nothing is guarded");
+                    (BTreeSet::new(), 0)
+                }
+            };
+            let _ = inputs.send(Heard::Engine(AgentInput::Guarded { members, early_ms })).await;
+        });
     }
 
     async fn append(&mut self, records: &[AgentRecord]) {

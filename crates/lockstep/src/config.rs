@@ -60,7 +60,7 @@ pub const WATCHDOG_TIMEOUT_MS_RANGE: RangeInclusive<u64> = 1_000..=600_000;
 const KINDS_TO_COME: [&str; 3] = ["systemd", "ocf", "http"];
 
 /// Keys of a handler.
-const HANDLER_KEYS: &str = "exec, user, env, phases, timeout_ms and status_ms";
+const HANDLER_KEYS: &str = "exec, user, env, phases, timeout_ms, status_ms and checks_tokens";
 
 /// A host's own configuration.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -95,15 +95,15 @@ pub fn default_rules() -> HandlerRules {
 /// Undo does what commit does, the other way: it gets the same time.
 fn built_in_timeout_ms(phase: Phase) -> u64 {
     match phase {
-        Phase::Commit | Phase::Undo | Phase::Stop => TIMEOUT_MS_COMMIT,
+        // A power switch takes its time, too.
+        Phase::Commit | Phase::Undo | Phase::Stop | Phase::Fence => TIMEOUT_MS_COMMIT,
         Phase::Check
         | Phase::Prepare
         | Phase::Cancel
         | Phase::Hold
         | Phase::Release
         | Phase::Status
-        | Phase::Notice
-        | Phase::Fence => TIMEOUT_MS_DEFAULT,
+        | Phase::Notice => TIMEOUT_MS_DEFAULT,
     }
 }
 
@@ -341,6 +341,7 @@ fn handler(
             "env" => env = environment(value)?,
             "phases" => rules.phases = phases(value)?,
             "timeout_ms" => rules.timeout_ms = timeouts(value)?,
+            "checks_tokens" => rules.checks_tokens = flag(value, "checks_tokens")?,
             "status_ms" => rules.status_ms = millis(value, "status_ms", &STATUS_MS_RANGE)?,
             kind if KINDS_TO_COME.contains(&kind) => {
                 let help = "this version knows `exec` handlers and the built-in `none`; write exec = \
@@ -475,6 +476,13 @@ fn millis(value: &Spanned<DeValue<'_>>, key: &str, range: &RangeInclusive<u64>) 
         let help = format!("{} to {}, in milliseconds", range.start(), range.end());
         problem(value.span(), format!("`{key}` is out of range"), "this number", help)
     })
+}
+
+fn flag(value: &Spanned<DeValue<'_>>, key: &str) -> Checked<bool> {
+    match value.get_ref() {
+        DeValue::Boolean(flag) => Ok(*flag),
+        _ => Err(wrong_type(value, key, "true or false")),
+    }
 }
 
 fn refuse_nul(span: Range<usize>, text: &str) -> Checked<()> {
@@ -978,7 +986,7 @@ mod tests {
                        · ───┬───
                        ·    ╰── not known here
                        ╰────
-                      help: a handler has exec, user, env, phases, timeout_ms and status_ms
+                      help: a handler has exec, user, env, phases, timeout_ms, status_ms and checks_tokens
                 "#]],
             ),
             (
