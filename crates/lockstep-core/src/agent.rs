@@ -50,6 +50,15 @@ pub struct HandlerRules {
     pub checks_tokens: bool,
 }
 
+/// What a guard remembers of an earlier run of its agent.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Remembered {
+    /// When the lease ends, by the host's clock since boot.
+    pub until: Time,
+    /// Whom it stops then.
+    pub pids: BTreeMap<MemberId, BTreeSet<u32>>,
+}
+
 /// Who an agent is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Identity {
@@ -525,15 +534,17 @@ pub struct AgentEngine {
 }
 
 impl AgentEngine {
-    /// An agent over its replayed journal. `lease` is when the lease of an earlier run ends, as its guard knows; without
-    /// a guard that remembers, it counts as over.
+    /// An agent over its replayed journal. What the guard of an earlier run remembers goes on; without one that does, the
+    /// lease counts as over.
     pub fn new(
         identity: Identity,
         rules: BTreeMap<HandlerName, HandlerRules>,
         state: AgentState,
         now: Time,
-        lease: Option<Time>,
+        remembered: Option<Remembered>,
     ) -> Self {
+        let Remembered { until, pids } =
+            remembered.clone().unwrap_or_else(|| Remembered { until: now, ..Remembered::default() });
         let mut engine = Self {
             rules,
             outbox: Outbox::default(),
@@ -548,11 +559,11 @@ impl AgentEngine {
             answers: BTreeMap::new(),
             closing: BTreeMap::new(),
             notices: VecDeque::new(),
-            lease: Held::until(lease.unwrap_or(now)),
+            lease: Held::until(until),
             // Whoever never ran by a lease runs on until it has one.
             has_lapsed: !state.members.values().any(|assignment| !assignment.leased.is_empty()),
-            pids: BTreeMap::new(),
-            watched: None,
+            watched: remembered.map(|_| (until, pids.clone())),
+            pids,
             guarded: BTreeSet::new(),
             guard_early_ms: 0,
             state,
@@ -1047,7 +1058,8 @@ impl AgentEngine {
             .into_iter()
             .map(|member| (member.clone(), self.pids.get(&member).cloned().unwrap_or_default()))
             .collect();
-        if pids.is_empty() && self.watched.is_none() {
+        // A guard acts at once on a lease that is over, or has not begun.
+        if (self.has_lapsed && !pids.is_empty()) || (pids.is_empty() && self.watched.is_none()) {
             return;
         }
         let watched = (self.lease.until, pids);

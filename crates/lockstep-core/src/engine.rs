@@ -312,6 +312,8 @@ pub struct Engine {
     reports: HeldBack<Option<StateName>>,
     /// The capabilities that they publish.
     publications: HeldBack<Published>,
+    /// The states in which they are guarded.
+    guards: HeldBack<BTreeSet<StateName>>,
     /// Groups with a host that has seen a higher token or reign than this journal has, and that host. Nobody in them is
     /// ordered anything: another server has gone on from here.
     pub(crate) ahead: BTreeMap<GroupName, HostName>,
@@ -352,6 +354,7 @@ impl Engine {
             hosts_due: Some(now.time),
             reports: HeldBack::default(),
             publications: HeldBack::default(),
+            guards: HeldBack::default(),
             ahead: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             acknowledged_count: 0,
@@ -502,7 +505,8 @@ impl Engine {
     }
 
     fn late_due(&self) -> Option<Time> {
-        self.reports.due().into_iter().chain(self.publications.due()).min()
+        let due = self.reports.due().into_iter().chain(self.publications.due());
+        due.chain(self.guards.due()).min()
     }
 
     pub(crate) fn propose(&mut self, body: Body) -> Index {
@@ -702,6 +706,7 @@ impl Engine {
         self.scores.retain(|id, _| id.host != *name);
         self.reports.forget_host(name);
         self.publications.forget_host(name);
+        self.guards.forget_host(name);
         self.stir_all();
         Ok(Accepted::Host(index))
     }
@@ -1113,7 +1118,20 @@ impl Engine {
 
     /// In which states a member is surely stopped when its host's lease ends.
     fn note_guarded(&mut self, id: &MemberId, states: BTreeSet<StateName>) {
+        self.guards.forget(id);
+        let Some(known) = self.head.members.get(id).map(|member| &member.guarded) else { return };
+        // That something is not guarded any more counts at once: places are given away on it.
+        let until = self.guards.until(id, self.now.time).filter(|_| states.is_superset(known));
+        match until {
+            Some(due) if states != *known => self.guards.keep(id, due, states),
+            Some(_) => {}
+            None => self.record_guarded(id, states),
+        }
+    }
+
+    fn record_guarded(&mut self, id: &MemberId, states: BTreeSet<StateName>) {
         if self.head.members.get(id).is_some_and(|member| member.guarded != states) {
+            self.guards.note(id, self.now.time);
             let change = HostChange::Guarded { group: id.group.clone(), states };
             self.propose(Body::Host { host: id.host.clone(), change });
         }
@@ -1165,6 +1183,9 @@ impl Engine {
         }
         for (id, published) in self.publications.take(by, now) {
             self.record_published(&id, published);
+        }
+        for (id, states) in self.guards.take(by, now) {
+            self.record_guarded(&id, states);
         }
     }
 

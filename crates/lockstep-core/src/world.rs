@@ -14,7 +14,7 @@ pub use happened::{Happened, journal_lines};
 use shared::{Journal, Shared};
 
 use crate::agent::{
-    AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, HandlerRules, Identity,
+    AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, HandlerRules, Identity, Remembered,
 };
 use crate::cluster::Cluster;
 use crate::engine::{Accepted, Engine, Event, HostAsk, Input, Output, ReplyId, SessionId};
@@ -668,8 +668,11 @@ impl World {
             labels: process.labels.clone(),
         };
         let clock = process.clock.read(now);
-        let lease = process.guard.as_ref().map(|guard| guard.until);
-        let mut engine = AgentEngine::new(identity, rules, state, clock, lease);
+        let remembered = process.guard.as_ref().map(|guard| {
+            let pids = guard.members.iter().map(|member| (member.clone(), BTreeSet::from([1])));
+            Remembered { until: guard.until, pids: pids.collect() }
+        });
+        let mut engine = AgentEngine::new(identity, rules, state, clock, remembered);
         engine.handle(clock, AgentInput::Tick);
         process.engine = Some(engine);
         process.is_paused = false;

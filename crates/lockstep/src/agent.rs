@@ -13,7 +13,9 @@ use crate::handler;
 use crate::store::{self, Journal};
 use guard::{Guard, Taken};
 use leftover::Leftovers;
-use lockstep_core::agent::{AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, Identity};
+use lockstep_core::agent::{
+    AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, Identity, Remembered,
+};
 use lockstep_core::id::{AgentId, HandlerName, Index, MemberId, RunId};
 use lockstep_core::log::Disk;
 use lockstep_core::message::{Call, Findings, Order, Phase, Report};
@@ -109,11 +111,11 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     let rules = config.handlers.iter().map(|(name, handler)| (name.clone(), handler.rules.clone())).collect();
     let is_leased = state.members.values().any(|assignment| !assignment.leased.is_empty());
     let guard = is_leased.then(|| Guard::start(&options.data, config.watchdog.clone()));
-    let lease = match &guard {
+    let remembered = match &guard {
         Some(guard) => remembered(guard).await,
         None => None,
     };
-    let engine = AgentEngine::new(identity, rules, state, now(), lease);
+    let engine = AgentEngine::new(identity, rules, state, now(), remembered);
     let (inputs, heard) = mpsc::channel(INPUTS_MAX);
     tokio::spawn(link::keep(options.server.clone(), inputs.clone()));
     let handlers = Arc::new(config.handlers);
@@ -183,11 +185,11 @@ async fn replay(journal: &Journal) -> Result<(AgentState, usize), AgentError> {
     }
 }
 
-/// When the lease of an earlier run ends, as the guard that outlived it knows.
-async fn remembered(guard: &Guard) -> Option<Time> {
+/// When the lease of an earlier run ends, and whom the guard that outlived it stops then.
+async fn remembered(guard: &Guard) -> Option<Remembered> {
     match guard.ask().await {
         Ok(watching) if watching.over => None,
-        Ok(watching) => watching.until,
+        Ok(watching) => watching.until.map(|until| Remembered { until, pids: watching.members }),
         Err(error) => {
             warn!(%error, "nobody knows when the lease ends: it counts as over");
             None
