@@ -1381,7 +1381,7 @@ impl AgentEngine {
             (given, reason) = (Answer::No, Some(format!("its handler reports {state}, not {to}")));
         }
         self.note_pids(&call.member, &findings);
-        if call.phase == Phase::Status {
+        if call.phase == Phase::Status && given == Answer::Yes {
             // It is also what a status tells at any time.
             self.report_state(&call.member, given, reason.clone(), findings.clone());
         }

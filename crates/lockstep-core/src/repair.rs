@@ -528,11 +528,11 @@ impl Engine {
             self.look_again(until);
             let (message, help) = match pause {
                 Some(_) if pause >= steady => (
-                    format!("its last repair failed, and it is tried again in {} ms", until.since(now)),
+                    "its last repair failed, and it is tried again after a pause",
                     "see why: `lockstep transition list`",
                 ),
                 Some(_) | None => (
-                    format!("a host that comes and goes has to stand for another {} ms", until.since(now)),
+                    "a host of it comes and goes, and has to stand for a while first",
                     "see what is wrong with its network: `lockstep host list`",
                 ),
             };
