@@ -20,12 +20,12 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What is lost within a tenth of a lease is one event; at most so many milliseconds. Too low: a switch that fails
 /// leads to a repair for each of its hosts. Too high: repair comes late.
 const TOGETHER_MS_MAX: u64 = 500;
-/// The pause before a repair that failed is tried again, in milliseconds, doubled each time: the first and the last.
+/// The pause before a group is repaired once more, in milliseconds, doubled each time: the first and the last.
 const PAUSE_MS: (u64, u64) = (1000, 300_000);
 /// How long a fence handler may take, in milliseconds: a power switch answers within seconds.
 const FENCE_MS: u64 = 60_000;
 /// Losses of a host within so many milliseconds of each other make it one that flaps: nothing is moved onto it until it
-/// has stood for a while, longer each time.
+/// has stood for a while, longer each time. Of a group's repairs likewise.
 const FLAP_MS: u64 = 600_000;
 
 /// What is under way, or waited for, beside transitions. It is all made anew from the cluster by a server that starts.
@@ -35,8 +35,8 @@ pub(crate) struct Recovery {
     due: Option<Time>,
     /// What keeps a group from being repaired.
     waits: BTreeMap<GroupName, Rejection>,
-    /// Groups whose last repairs have failed: how often, and until when nothing is tried.
-    pauses: BTreeMap<GroupName, (u32, Time)>,
+    /// Groups that were repaired lately.
+    repaired: BTreeMap<GroupName, Repaired>,
     /// Members of hosts that have come back, until their first status is judged.
     returning: BTreeSet<MemberId>,
     /// Members that are being taken down because they came back elsewhere than they should be.
@@ -45,6 +45,26 @@ pub(crate) struct Recovery {
     fences: BTreeMap<HostName, Fencing>,
     /// How often hosts were lost lately, and from when on they count as steady again.
     losses: BTreeMap<HostName, (u32, Time)>,
+}
+
+/// How often a group was repaired lately, and with what success.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Repaired {
+    /// So many times, none of them long after the one before.
+    count: u32,
+    /// When the last one ended.
+    at: Time,
+    has_failed: bool,
+}
+
+impl Repaired {
+    /// Nothing is tried again before then: software that ends again as soon as it is started would be started for ever.
+    fn pause_until(self) -> Time {
+        let (first, last) = PAUSE_MS;
+        let again = self.count - u32::from(!self.has_failed);
+        let pause_ms = if again == 0 { 0 } else { first.saturating_mul(1 << (again - 1).min(16)).min(last) };
+        self.at.plus(pause_ms)
+    }
 }
 
 /// A host that is being fenced.
@@ -517,18 +537,19 @@ impl Engine {
             ..Request::default()
         };
         let plan = plan::plan_request(&self.head, &request, &self.scores)?;
-        if plan.is_empty() {
-            self.recovery.pauses.remove(name);
+        // Whose connection is closed is back in a moment, or lost and not asked.
+        let is_connected = |host: &HostName| self.sessions.contains_key(host);
+        if plan.is_empty() || !plan.asked().all(|who| is_connected(&who.member.host)) {
             return Ok(());
         }
         let now = self.now.time;
         let steady = plan.goals.keys().map(|id| self.steady_at(&id.host)).max();
-        let pause = self.recovery.pauses.get(name).map(|(_, until)| *until);
+        let pause = self.recovery.repaired.get(name).map(|repaired| repaired.pause_until());
         if let Some(until) = steady.max(pause).filter(|until| *until > now) {
             self.look_again(until);
             let (message, help) = match pause {
                 Some(_) if pause >= steady => (
-                    "its last repair failed, and it is tried again after a pause",
+                    "it was repaired lately, and is tried again after a pause",
                     "see why: `lockstep transition list`",
                 ),
                 Some(_) | None => (
@@ -590,15 +611,12 @@ impl Engine {
         if !transition.request.is_automatic {
             return;
         }
-        if transition.outcome == Some(Outcome::Committed) {
-            self.recovery.pauses.remove(&name);
-            return;
-        }
-        let (first, last) = PAUSE_MS;
-        let failures = self.recovery.pauses.get(&name).map_or(0, |(failures, _)| *failures);
-        let until = self.now.time.plus(first.saturating_mul(1 << failures.min(16)).min(last));
-        self.recovery.pauses.insert(name, (failures + 1, until));
-        self.look_again(until);
+        let has_failed = transition.outcome != Some(Outcome::Committed);
+        let at = self.now.time;
+        let last = self.recovery.repaired.get(&name).filter(|last| at.since(last.at) < FLAP_MS);
+        let repaired = Repaired { count: last.map_or(1, |last| last.count + 1), at, has_failed };
+        self.recovery.repaired.insert(name, repaired);
+        self.look_again(repaired.pause_until().max(at.plus(1)));
     }
 }
 
