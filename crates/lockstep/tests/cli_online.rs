@@ -323,6 +323,19 @@ fn a_spec_is_declared_and_said_to_differ() {
 }
 
 #[test]
+fn a_host_is_drained_together_with_what_else_is_asked_for() {
+    let dev = Dev::start();
+    let (exit, out, err) = dev.command(&["drain", "pg-a", "app@app-2=offline", "-o", "json"]);
+    let drained: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {err}"));
+    assert_eq!((exit, &drained["outcome"]), (0, &"committed".into()), "{err}");
+    assert_eq!(drained["targets"], serde_json::json!(["drain pg-a", "app@app-2=offline"]));
+    let steps = drained["plan"]["steps"].as_array().unwrap();
+    let moved: std::collections::BTreeSet<_> =
+        steps.iter().map(|step| step["host"].as_str().unwrap()).collect();
+    assert_eq!(moved, ["app-2", "pg-a", "pg-b"].into(), "in one transition");
+}
+
+#[test]
 fn without_a_server() {
     let dir = tempfile::tempdir().unwrap();
     // A port that was free a moment ago, and to which nobody listens.

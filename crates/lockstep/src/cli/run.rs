@@ -45,13 +45,17 @@ pub struct DrainArgs {
     /// The host whose members are to go to their drained state, after others have taken over
     #[arg(value_name = "HOST")]
     host: HostName,
+    /// What else is to be so, in the same transition
+    #[arg(value_name = "TARGET")]
+    targets: Vec<Target>,
     #[command(flatten)]
     how: RunOptions,
 }
 
 impl From<DrainArgs> for RunArgs {
-    fn from(DrainArgs { host, how }: DrainArgs) -> Self {
-        Self { targets: vec![Target::Drain(host)], how }
+    fn from(DrainArgs { host, mut targets, how }: DrainArgs) -> Self {
+        targets.insert(0, Target::Drain(host));
+        Self { targets, how }
     }
 }
 
