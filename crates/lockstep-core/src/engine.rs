@@ -20,7 +20,7 @@ use crate::plan::{self, Plan, Scores};
 use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
 use crate::relation::{self, Published};
 use crate::repair::Recovery;
-use crate::request::{Code, Rejection, Request};
+use crate::request::{Code, Rejection, Request, check_same_cluster};
 use crate::spec::{LEASE_MS_DEFAULT, Recover, SpecFile};
 use crate::time::{Now, Time};
 use crate::transition::Run;
@@ -726,8 +726,11 @@ impl Engine {
             let message = format!("a spec of {bytes} bytes, at most {SPEC_BYTES_MAX}");
             return Err(Rejection::new(Code::TooLarge, message, "split the cluster"));
         }
-        if self.head.spec_file.as_deref() == Some(&file) {
-            return Ok(Accepted::Spec(self.head.revision));
+        if let Some(known) = self.head.spec_file.as_deref() {
+            check_same_cluster(known, &file)?;
+            if *known == file {
+                return Ok(Accepted::Spec(self.head.revision));
+            }
         }
         // With the settings in force and what members publish there may be more relations than the spec alone makes.
         let settings = self.head.settings_under(&spec);

@@ -1,7 +1,7 @@
 //! What an operator asks for, and the refusal of it.
 
 use crate::id::{GroupName, HostName, MemberId, SettingKey, StateName};
-use crate::spec::{OnFailure, SpecError, text_problem};
+use crate::spec::{OnFailure, SpecError, SpecFile, text_problem};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -250,6 +250,25 @@ impl Rejection {
     pub fn new(code: Code, message: impl Into<String>, help: impl Into<String>) -> Self {
         Self { code, message: message.into(), help: help.into() }
     }
+}
+
+/// Refuses a spec of another cluster than the one in force: it is almost surely meant for another server, and would
+/// take every group away here that it does not declare.
+///
+/// # Errors
+/// If the names differ.
+pub fn check_same_cluster(known: &SpecFile, file: &SpecFile) -> Result<(), Rejection> {
+    if known.cluster == file.cluster {
+        return Ok(());
+    }
+    let message =
+        format!("this server has cluster {:?}, and this declares cluster {:?}", known.cluster, file.cluster);
+    let help = format!(
+        "see whether it is the right server (--addr, LOCKSTEP_ADDR); a cluster keeps its name: to change this one \
+         write cluster = {:?}",
+        known.cluster
+    );
+    Err(Rejection::new(Code::NotAllowed, message, help))
 }
 
 #[cfg(test)]

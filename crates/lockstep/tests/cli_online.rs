@@ -271,7 +271,7 @@ fn what_a_run_would_leave_behind() {
 #[test]
 fn a_spec_is_declared_and_said_to_differ() {
     let dev = Dev::start();
-    let spec = "cluster = \"shop\"\n[groups.web]\nselect = { role = \"app\" }\nlimits = { online = { min = 2 } }\n\
+    let spec = "cluster = \"dev\"\n[groups.web]\nselect = { role = \"app\" }\nlimits = { online = { min = 2 } }\n\
                 [groups.cron]\nselect = { role = \"cron\" }\n";
     std::fs::write(dev.data.path().join("shop.toml"), spec).unwrap();
     std::fs::write(dev.data.path().join("bad.toml"), "cluster = \"shop\"\n[groups.web]\nhold_ms = 0\n")
@@ -297,7 +297,6 @@ fn a_spec_is_declared_and_said_to_differ() {
         &expect![[r#"
             exit 0
             dry run: nothing was applied
-              ~ cluster: dev -> shop
               - group app
               + group cron
               - group db
@@ -320,6 +319,20 @@ fn a_spec_is_declared_and_said_to_differ() {
     assert!(out.starts_with("applied at revision "), "{out}");
     let (exit, _, _) = dev.command(&["group", "show", "web"]);
     assert_eq!(exit, 0);
+    std::fs::write(dev.data.path().join("other.toml"), "cluster = \"shop\"\n").unwrap();
+    let refused = dev.told(&["apply", "-f", "other.toml"]);
+    check(
+        &refused,
+        &expect![[r#"
+            exit 3
+            ! rejected: not-allowed
+            ! this server has cluster "dev", and this declares cluster "shop"
+            ! help: see whether it is the right server (--addr, LOCKSTEP_ADDR); a cluster keeps its name: to change this one write cluster = "dev"
+        "#]],
+    );
+    assert_eq!(dev.told(&["apply", "-f", "other.toml", "--dry-run"]), refused);
+    let (exit, _, _) = dev.command(&["group", "show", "web"]);
+    assert_eq!(exit, 0, "nothing has changed");
 }
 
 #[test]
