@@ -346,6 +346,32 @@ fn a_host_is_drained_together_with_what_else_is_asked_for() {
     let moved: std::collections::BTreeSet<_> =
         steps.iter().map(|step| step["host"].as_str().unwrap()).collect();
     assert_eq!(moved, ["app-2", "pg-a", "pg-b"].into(), "in one transition");
+    assert_eq!(dev.told(&["undrain", "pg-a"]), "exit 0\npg-a takes members again\n");
+    assert_eq!(dev.told(&["undrain", "pg-a"]), "exit 0\npg-a was not drained: nothing changes\n");
+    let (exit, _, err) = dev.command(&["undrain", "pg-x"]);
+    assert_eq!((exit, err.lines().next()), (3, Some("rejected: unknown-host")));
+}
+
+#[test]
+fn whoever_moves_a_group_without_members_is_told() {
+    let dev = Dev::start();
+    let spec = "cluster = \"dev\"\n[groups.app]\nselect = { role = \"app\" }\nhandler = \"demo\"\n\
+                [groups.cron]\nselect = { role = \"cron\" }\n[groups.jobs]\ngroups = [\"cron\"]\n";
+    std::fs::write(dev.data.path().join("cluster.toml"), spec).unwrap();
+    assert_eq!(dev.command(&["apply", "-f", "cluster.toml"]).0, 0);
+    let note = |group| {
+        format!("! note: {group} has no members, so nothing moves there: lockstep group show {group}\n")
+    };
+    let nothing = format!("exit 0\nnothing to do\n{}", note("cron"));
+    assert_eq!(dev.told(&["run", "cron=up"]), nothing);
+    assert_eq!(dev.told(&["run", "jobs=up", "app=up"]), nothing.replace("cron", "jobs"));
+    let (exit, _, err) = dev.command(&["run", "app=down", "cron=down"]);
+    assert!(exit == 0 && err.ends_with(&note("cron")[2..]), "{err}");
+    let planned = format!("exit 0\nplan ...  nothing to do\n{}", note("cron"));
+    assert_eq!(dev.told(&["plan", "cron=online"]), planned);
+    std::fs::write(dev.data.path().join("state.json"), r#"{"hosts":[{"name":"h"}]}"#).unwrap();
+    let offline = ["plan", "-f", "cluster.toml", "--state", "state.json", "cron=online"];
+    assert_eq!(dev.told(&offline), planned, "and from files");
 }
 
 #[test]

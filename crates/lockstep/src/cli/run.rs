@@ -6,11 +6,12 @@
 use super::client::{Answer, Client, ClientError};
 use super::option::{duration, shown};
 use super::output::{Colour, Form, clean, note, painted};
+use super::plan::note_where_nobody_is;
 use super::progress::Progress;
 use super::{Exit, Failure};
 use crate::agent::random;
 use crate::api::body::RunBody;
-use crate::api::object::{Host, Transition};
+use crate::api::object::{Host, List, Transition};
 use clap::{Args, ValueEnum};
 use lockstep_core::id::{HostName, MemberId, TransitionId};
 use lockstep_core::request::Target;
@@ -118,7 +119,9 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
     };
     let first = ask(client, &body, start, args.wait).await?;
     let Some(id) = first.body.id.clone() else {
-        return end(&first.body, start.elapsed(), form);
+        let exit = end(&first.body, start.elapsed(), form)?;
+        note_where_nobody_is(client, &targets, None).await;
+        return Ok(exit);
     };
     if args.no_wait {
         form.print(&first.body, || id.clone())?;
@@ -131,7 +134,13 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
     };
     screen.clear();
     match waited {
-        Ok(transition) => end(&transition, start.elapsed(), form),
+        Ok(transition) => {
+            let exit = end(&transition, start.elapsed(), form)?;
+            if exit == Exit::Done {
+                note_where_nobody_is(client, &targets, transition.plan.as_ref()).await;
+            }
+            Ok(exit)
+        }
         Err((last, why)) => {
             note(&format!("{} {why}; {id} goes on", painted("not waiting:", Colour::Yellow)));
             // What is decided is carried out.
@@ -312,8 +321,13 @@ pub async fn abort(client: &Client, id: TransitionId, form: Form) -> Result<Exit
 /// Lets a drained host take members again.
 pub async fn undrain(client: &Client, host: &HostName, form: Form) -> Result<Exit, Failure> {
     let path = format!("/v1/hosts/{host}/undrain");
+    let hosts: List<Host> = client.get("/v1/hosts").await?;
+    let was_drained = hosts.items.iter().any(|known| known.name == host.as_str() && known.drained);
     let undrained: Answer<Host> = client.post(&path, &serde_json::json!({})).await?;
-    form.print(&undrained.body, || format!("{host} takes members again"))?;
+    form.print(&undrained.body, || {
+        let nothing = format!("{host} was not drained: nothing changes");
+        if was_drained { format!("{host} takes members again") } else { nothing }
+    })?;
     Ok(Exit::Done)
 }
 
