@@ -187,6 +187,36 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every code.
+    pub const ALL: [Self; 26] = [
+        Self::SpecInvalid,
+        Self::Cycle,
+        Self::UnknownGroup,
+        Self::UnknownHost,
+        Self::UnknownMember,
+        Self::UnknownState,
+        Self::UnknownSetting,
+        Self::NoPath,
+        Self::LimitBroken,
+        Self::WouldBreakRequires,
+        Self::RequirementDown,
+        Self::Excluded,
+        Self::NoCandidate,
+        Self::ActualUnknown,
+        Self::MemberInDoubt,
+        Self::HostLost,
+        Self::Busy,
+        Self::Frozen,
+        Self::WindowClosed,
+        Self::PlanChanged,
+        Self::RequestConflict,
+        Self::NotAllowed,
+        Self::TooLarge,
+        Self::NotActive,
+        Self::StoreUnavailable,
+        Self::ServerBehind,
+    ];
+
     /// The code as users see it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -309,9 +339,10 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_written_as_it_is_serialized() {
-        for code in [Code::SpecInvalid, Code::WouldBreakRequires, Code::StoreUnavailable] {
-            assert_eq!(serde_json::to_string(&code).unwrap(), format!("\"{code}\""));
-        }
+    fn every_code_is_listed_and_written_as_it_is_serialized() {
+        // What is derived says which there are.
+        let refusal = serde_json::from_str::<Code>("\"?\"").unwrap_err().to_string();
+        let codes: Vec<&str> = refusal.split('`').skip(3).step_by(2).collect();
+        assert_eq!(codes, Code::ALL.map(Code::as_str), "{refusal}");
     }
 }
