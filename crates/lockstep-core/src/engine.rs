@@ -229,6 +229,13 @@ pub enum Event {
         /// `queued`, `check`, `prepare`, `commit` or `release`; none when it has ended.
         phase: Option<&'static str>,
     },
+    /// A transition waits in the queue for another one.
+    Blocked {
+        /// Which.
+        transition: TransitionId,
+        /// The first one that is in its way.
+        blocker: TransitionId,
+    },
     /// A vote was counted.
     Voted {
         /// In which transition.

@@ -48,6 +48,8 @@ pub(crate) struct Run {
     /// The plan just made for it, and the revision that it is of.
     fresh: Option<(Index, Arc<Plan>)>,
     stage: Stage,
+    /// What it was last said to wait for in the queue.
+    blocker: Option<TransitionId>,
     /// No decision by then aborts.
     decide_by: Option<Time>,
     /// The votes of rounds that are over.
@@ -188,6 +190,7 @@ impl Run {
             moving,
             fresh: None,
             stage: Stage::Queued,
+            blocker: None,
             decide_by,
             votes: Vec::new(),
             out_bytes: 0,
@@ -407,9 +410,9 @@ impl Engine {
             return self.give_up(id, run, "vote-missing", "it was not decided within its deadline", None);
         }
         // In order of arrival: one that is blocked blocks those behind it that overlap it, so none starves.
-        let blocked = self.runs.iter().any(|(other, theirs)| run.waits_for(id, *other, theirs));
-        if blocked {
-            return Next::Wait;
+        let mut blockers = self.runs.iter().filter(|(other, theirs)| run.waits_for(id, **other, theirs));
+        if let Some((&blocker, _)) = blockers.next() {
+            return self.blocked(id, run, blocker);
         }
         let request = self.head.transitions[&id].request.clone();
         let plan = match run.fresh.take() {
@@ -432,9 +435,11 @@ impl Engine {
         run.moving = plan.moving().into_iter().cloned().collect();
         run.plan = plan.clone();
         // Its footprint may have grown with the new plan.
-        let claimed = |theirs: &Run| !matches!(theirs.stage, Stage::Queued) && run.conflicts_with(theirs);
-        if self.runs.values().any(claimed) {
-            return Next::Wait;
+        let claimed = |(_, theirs): &(&TransitionId, &Run)| {
+            !matches!(theirs.stage, Stage::Queued) && run.conflicts_with(theirs)
+        };
+        if let Some((&blocker, _)) = self.runs.iter().find(claimed) {
+            return self.blocked(id, run, blocker);
         }
         if !std::mem::replace(&mut run.has_asked, true) && !plan.candidates.is_empty() {
             return self.ask_candidates(id, run, &plan);
@@ -492,6 +497,13 @@ impl Engine {
         if let Stage::Status { asked, .. } = &mut run.stage {
             asked.remove(&done.member);
         }
+    }
+
+    fn blocked(&mut self, transition: TransitionId, run: &mut Run, blocker: TransitionId) -> Next {
+        if run.blocker.replace(blocker) != Some(blocker) {
+            self.event(Event::Blocked { transition, blocker });
+        }
+        Next::Wait
     }
 
     fn advance_check(&mut self, id: TransitionId, run: &mut Run) -> Next {

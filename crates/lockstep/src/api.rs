@@ -309,7 +309,7 @@ fn show(view: &View, id: TransitionId, status: StatusCode) -> Result<Response, P
 fn etag(view: &View, id: TransitionId, transition: &cluster::Transition) -> HeaderValue {
     let provisional = if transition.decision.is_none() { view.votes.get(&id) } else { None };
     let mut hasher = DefaultHasher::new();
-    (transition, object::phase(view, id, transition), provisional).hash(&mut hasher);
+    (transition, object::phase(view, id, transition), view.blockers.get(&id), provisional).hash(&mut hasher);
     HeaderValue::try_from(format!("\"{:016x}\"", hasher.finish())).expect("hexadecimal is plain text")
 }
 

@@ -887,6 +887,7 @@ async fn what_is_good_is_answered_as_the_design_says() {
     let text: Value = serde_json::from_slice(&body).unwrap();
     expect![[r#"
         {
+          "blocked_by": null,
           "cause": null,
           "decided_at": null,
           "decision": null,

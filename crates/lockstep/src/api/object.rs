@@ -496,6 +496,9 @@ pub struct Transition {
     pub targets: Vec<String>,
     /// `queued`, `check`, `prepare`, `commit` or `release`; null once it has ended.
     pub phase: Option<String>,
+    /// While it is queued: the first transition that is in its way. Provisional, as phases are.
+    #[serde(default)]
+    pub blocked_by: Option<String>,
     /// `commit` or `abort`.
     pub decision: Option<String>,
     /// `committed`, `aborted`, `undone` or `degraded`.
@@ -648,6 +651,7 @@ impl Transition {
         Self {
             id: Some(id.to_string()),
             phase: phase(view, id, transition).map(str::to_owned),
+            blocked_by: view.blockers.get(&id).map(ToString::to_string),
             decision: transition.decision.map(|decision| decision.to_string()),
             outcome: transition.outcome.map(|outcome| outcome.to_string()),
             token: transition.token.map(|token| token.0),
@@ -684,6 +688,15 @@ impl Transition {
             reason: request.reason.clone(),
             overrides: strings(&request.overrides),
             ..Self::default()
+        }
+    }
+
+    /// What it has come to, in a word or a few.
+    pub fn stands(&self) -> String {
+        let stands = self.outcome.as_ref().or(self.phase.as_ref()).cloned().unwrap_or_default();
+        match &self.blocked_by {
+            Some(blocker) => format!("{stands} after {blocker}"),
+            None => stands,
         }
     }
 

@@ -223,10 +223,9 @@ pub async fn transitions(client: &Client, verb: TransitionVerb, form: Form) -> R
             list(client, "/v1/transitions", &args, form, |transitions: &[Transition]| {
                 let rows = transitions.iter().map(|transition| {
                     let text = |field: &Option<String>| field.clone().unwrap_or_default();
-                    let stands = transition.outcome.as_ref().or(transition.phase.as_ref());
                     vec![
                         text(&transition.id),
-                        stands.cloned().unwrap_or_default(),
+                        transition.stands(),
                         text(&transition.cause),
                         text(&transition.requested_at),
                         transition.targets.join(" "),

@@ -143,6 +143,9 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
         }
         Err((last, why)) => {
             note(&format!("{} {why}; {id} goes on", painted("not waiting:", Colour::Yellow)));
+            if let Some(blocker) = last.as_ref().and_then(|last| last.blocked_by.as_ref()) {
+                note(&format!("it is queued and waits for {}", clean(blocker)));
+            }
             // What is decided is carried out.
             let is_decided = last.as_ref().is_some_and(|last| last.decision.is_some());
             let stop = if is_decided { String::new() } else { format!("; `lockstep abort {id}` stops it") };

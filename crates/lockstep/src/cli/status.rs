@@ -89,7 +89,7 @@ fn screen(status: &Status) -> String {
 fn transition_row(transition: &Transition) -> Vec<String> {
     vec![
         transition.id.clone().unwrap_or_default(),
-        transition.phase.clone().unwrap_or_default(),
+        transition.stands(),
         transition.targets.join(" "),
         transition.reason.clone().unwrap_or_default(),
     ]

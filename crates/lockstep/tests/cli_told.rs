@@ -1,0 +1,52 @@
+//! What the command line says of a cluster that is not as it should be, whose handlers do what a test wants.
+
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod common;
+
+use common::{Cluster, wait_for};
+use serde_json::Value;
+
+const APP: &str = "cluster = \"shop\"\n[groups.app]\nselect = { role = \"app\" }\nhandler = \"sh\"\n";
+
+/// Hosts with one member of group app each, in that state.
+fn start(spec: &str, hosts: &[(&str, &str)]) -> Cluster {
+    let mut cluster = Cluster::start();
+    cluster.apply(spec);
+    for (host, state) in hosts {
+        std::fs::write(cluster.dir.join(format!("app@{host}.state")), format!("{state}\n")).unwrap();
+        cluster.start_agent(host, "role=app");
+    }
+    wait_for("all states to be known", || {
+        hosts.iter().all(|(host, state)| cluster.member("app", host)["actual"] == *state)
+    });
+    cluster
+}
+
+fn told(cluster: &Cluster, args: &[&str]) -> String {
+    let (exit, out, err) = cluster.lockstep(args);
+    assert_eq!((exit, err.as_str()), (0, ""), "{args:?}: {out}");
+    out
+}
+
+#[test]
+fn whoever_waits_in_the_queue_is_told_for_what() {
+    let cluster = start(APP, &[("a1", "offline"), ("a2", "offline")]);
+    cluster.block("app@a1", "check");
+    let ids: Vec<String> =
+        ["first", "second", "third"].iter().map(|request| cluster.run(&["app=up"], request)).collect();
+    let blocker = |id: &str| cluster.transition(id)["blocked_by"].clone();
+    wait_for("the queue to be told", || blocker(&ids[1]) == *ids[0] && blocker(&ids[2]) == *ids[0]);
+    assert_eq!(blocker(&ids[0]), Value::Null, "it is asked");
+    let queued = format!("queued after {}", ids[0]);
+    for args in [&["status"][..], &["transition", "list"]] {
+        assert_eq!(told(&cluster, args).matches(&queued).count(), 2, "{args:?}");
+    }
+    assert!(told(&cluster, &["transition", "show", &ids[1]]).contains(&format!("blocked_by: {}\n", ids[0])));
+    let (exit, _, err) = cluster.lockstep(&["run", "app=up", "--request-id", "second", "--wait", "100ms"]);
+    assert_eq!(exit, 7, "{err}");
+    assert!(err.contains(&format!("\nit is queued and waits for {}\n", ids[0])), "{err}");
+    cluster.unblock("app@a1", "check");
+    assert_eq!(cluster.outcome(&ids[2]), "committed");
+    assert_eq!(blocker(&ids[2]), Value::Null);
+}
