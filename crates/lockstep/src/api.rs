@@ -31,7 +31,7 @@ use lockstep_core::id::{HostName, TransitionId};
 use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
 use lockstep_core::request::{Code, Rejection, Request};
-use object::{Applied, Group, Health, Host, List, Member, Plan, Relation, Transition, Version};
+use object::{Applied, Group, Health, Host, List, Member, Plan, Relations, Transition, Version};
 use openapi::Routes;
 use problem::{HttpCode, Problem};
 use rehearsal::Rehearsal;
@@ -117,9 +117,9 @@ fn routes() -> Routes {
         })
         .get(
             "/v1/relations",
-            async |State(shared): Shares| list(&shared, Relation::all),
+            async |State(shared): Shares| json(OK, &Relations::of(&shared.handle.view().cluster)),
             "Relations between groups",
-            |says| says.answers::<List<Relation>>(OK, every),
+            |says| says.answers::<Relations>(OK, every),
         )
         .get(
             "/v1/transitions",

@@ -1439,3 +1439,67 @@ fn a_reader_that_leaves_early_is_no_panic() {
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
 }
+
+#[test]
+fn groups_of_groups_and_relations_that_a_setting_keeps_away_are_explained() {
+    let cluster = r#"
+cluster = "shop"
+[groups.site]
+groups = ["db", "pool"]
+[groups.front]
+groups = ["app", "edge"]
+[groups.db]
+select = { role = "db" }
+[groups.pool]
+select = { role = "pool" }
+[groups.app]
+select = { role = "app" }
+[groups.edge]
+select = { role = "edge" }
+settings = { live = "blue" }
+[[relations]]
+from = "app"
+to = "pool"
+kind = "requires"
+[[relations]]
+from = "pool"
+to = "db"
+kind = "requires"
+[[relations]]
+from = "edge"
+to = "db"
+when = { "edge.live" = "green" }
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("cluster.toml"), cluster).unwrap();
+    std::fs::write(dir.path().join("state.json"), r#"{"hosts":[]}"#).unwrap();
+    let explain = |first: &str, second: &str| {
+        lockstep(dir.path(), &["explain", "-f", "cluster.toml", "--state", "state.json", first, second])
+    };
+    let absent = "edge watches db (while edge.live = green): it is declared, and does not exist now, since edge.live is blue\n";
+    check(
+        &explain("front", "site"),
+        &expect![[r#"
+        exit 0
+        app requires pool: it is declared
+        edge watches db (while edge.live = green): it is declared, and does not exist now, since edge.live is blue
+    "#]],
+    );
+    check(
+        &explain("site", "app"),
+        &expect![[r#"
+        exit 0
+        app requires pool: it is declared
+    "#]],
+    );
+    check(
+        &explain("site", "db"),
+        &expect![[r#"
+        exit 0
+        db is one of the groups of site
+        pool requires db: it is declared
+    "#]],
+    );
+    assert_eq!(explain("edge", "db"), format!("exit 0\n{absent}"));
+    assert_eq!(explain("edge", "pool"), "exit 0\nnothing relates edge and pool\n");
+}

@@ -50,3 +50,23 @@ fn whoever_waits_in_the_queue_is_told_for_what() {
     assert_eq!(cluster.outcome(&ids[2]), "committed");
     assert_eq!(blocker(&ids[2]), Value::Null);
 }
+
+#[test]
+fn a_relation_that_a_setting_keeps_away_is_told_of() {
+    let spec = "cluster = \"shop\"\n[groups.db]\n[groups.edge]\nsettings = { live = \"blue\" }\n\
+                [[relations]]\nfrom = \"edge\"\nto = \"db\"\nwhen = { \"edge.live\" = \"green\" }\n";
+    let cluster = start(spec, &[]);
+    let absent = "edge watches db (while edge.live = green): it is declared, and does not exist now, since edge.live is blue\n";
+    let head = "FROM  KIND  TO  ASK  ORIGIN  TERMS\n";
+    assert_eq!(told(&cluster, &["relation", "list"]), format!("{head}\n{absent}"));
+    assert_eq!(told(&cluster, &["relation", "show", "edge", "db"]), format!("{head}\n{absent}"));
+    assert_eq!(told(&cluster, &["explain", "edge", "db"]), absent);
+    assert_eq!(cluster.lockstep(&["relation", "show", "db", "edge"]).0, 1, "there is none that way");
+    let listed = cluster.get("/v1/relations");
+    assert_eq!(listed["items"], serde_json::json!([]), "it does not exist");
+    assert_eq!(listed["absent"][0]["unmet"], serde_json::json!({"edge.live": "blue"}));
+    let (exit, _, err) = cluster.lockstep(&["run", "edge.live=green"]);
+    assert_eq!(exit, 0, "{err}");
+    let listed = told(&cluster, &["relation", "list"]);
+    assert!(listed.ends_with("declared  while edge.live = green\n"), "{listed}");
+}

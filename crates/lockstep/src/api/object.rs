@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A list, with the revision that it was read at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -272,6 +273,33 @@ fn mark(view: &View, id: &MemberId, member: &cluster::Member) -> Option<&'static
     }
 }
 
+/// The relations: a list that tells of those beside it which are declared and do not exist now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RelationList")]
+pub struct Relations {
+    /// The journal index up to which it is true.
+    pub revision: u64,
+    /// Those that exist.
+    pub items: Vec<Relation>,
+    /// Those that a `when` keeps from existing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub absent: Vec<Relation>,
+}
+
+impl Relations {
+    /// All relations of a cluster, served or read from files.
+    pub fn of(cluster: &Cluster) -> Self {
+        let edges = |relation| Relation::of(cluster, relation);
+        let holds = |relation: &&Arc<relation::Relation>| relation.holds(|id| cluster.setting(id));
+        let declared = cluster.spec.declared.iter();
+        Self {
+            revision: cluster.revision.0,
+            items: cluster.relations.iter().flat_map(|relation| edges(relation)).collect(),
+            absent: declared.filter(|known| !holds(known)).flat_map(|relation| edges(relation)).collect(),
+        }
+    }
+}
+
 /// A relation, one for each group that it leads to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Relation {
@@ -293,6 +321,9 @@ pub struct Relation {
     pub scope: Option<String>,
     /// The settings with which it exists, `group.key` to value.
     pub when: Map<String, Value>,
+    /// The settings among them that have another value now, with that value: what keeps it from existing.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub unmet: Map<String, Value>,
     /// Whether `from` is taken down rather than a request refused.
     pub cascade: bool,
     /// Of `excludes`: both may serve, and never move at once.
@@ -301,7 +332,7 @@ pub struct Relation {
     pub origin: String,
     /// The capability that `from` consumes and `to` provides, where that made it.
     pub capability: Option<String>,
-    /// The revision that brought it.
+    /// The revision that brought it; 0 while it does not exist.
     pub since: u64,
     /// When that was.
     pub since_at: Option<String>,
@@ -311,6 +342,12 @@ impl Relation {
     /// The edges of one relation.
     pub fn of(cluster: &Cluster, relation: &relation::Relation) -> Vec<Self> {
         let is_choice = relation.to.count() > 1;
+        let unmet = relation.when.iter().filter_map(|(id, wanted)| {
+            let now = cluster.setting(id);
+            (now.as_ref() != Some(wanted))
+                .then(|| (id.to_string(), now.as_ref().map_or(Value::Null, setting)))
+        });
+        let unmet: Map<_, _> = unmet.collect();
         let edge = |to: &GroupName| {
             let since = cluster.relations.since(relation, to).unwrap_or_default();
             Self {
@@ -327,6 +364,7 @@ impl Relation {
                 among: if is_choice { strings(&relation.to) } else { Vec::new() },
                 scope: relation.scope.clone(),
                 when: relation.when.iter().map(|(id, value)| (id.to_string(), setting(value))).collect(),
+                unmet: unmet.clone(),
                 cascade: relation.cascade,
                 moving: relation.moving,
                 origin: origin(relation.origin).to_owned(),
@@ -336,16 +374,6 @@ impl Relation {
             }
         };
         relation.to.iter().map(edge).collect()
-    }
-
-    /// All relations.
-    pub fn all(view: &View) -> Vec<Self> {
-        Self::all_of(&view.cluster)
-    }
-
-    /// All relations of a cluster, served or read from files.
-    pub fn all_of(cluster: &Cluster) -> Vec<Self> {
-        cluster.relations.iter().flat_map(|relation| Self::of(cluster, relation)).collect()
     }
 }
 
@@ -702,7 +730,7 @@ impl Transition {
 
     /// All transitions, oldest first, as lists show them.
     pub fn all(view: &View) -> Vec<Value> {
-        let brief = |(id, transition): (&TransitionId, &std::sync::Arc<cluster::Transition>)| {
+        let brief = |(id, transition): (&TransitionId, &Arc<cluster::Transition>)| {
             let brief = Self::brief(view, *id, transition);
             let mut object = serde_json::to_value(brief).expect("the API's objects are plain data");
             // Here null would say that there is none yet.
