@@ -70,3 +70,23 @@ fn a_relation_that_a_setting_keeps_away_is_told_of() {
     let listed = told(&cluster, &["relation", "list"]);
     assert!(listed.ends_with("declared  while edge.live = green\n"), "{listed}");
 }
+
+#[test]
+fn a_group_that_was_taken_down_is_not_wrong() {
+    let cluster = start(APP, &[("a1", "online")]);
+    let (exit, _, err) = cluster.lockstep(&["run", "app=down"]);
+    assert_eq!(exit, 0, "{err}");
+    let status = told(&cluster, &["status"]);
+    assert!(status.contains("\napp    is down  a1 offline\n\nnothing is wrong\n"), "{status}");
+    // Software that ends by itself is another matter.
+    assert_eq!(cluster.lockstep(&["run", "app=up"]).0, 0);
+    std::fs::write(cluster.dir.join("app@a1.state"), "offline\n").unwrap();
+    wait_for("its end to be seen", || cluster.member("app", "a1")["actual"] == "offline");
+    let status = told(&cluster, &["status"]);
+    assert!(
+        status.contains(
+            "\n  app does not serve: 0 online, at least 1 must be\n    next: lockstep run app=up\n"
+        ),
+        "{status}"
+    );
+}

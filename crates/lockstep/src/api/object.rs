@@ -216,6 +216,9 @@ pub struct Member {
     pub consumes: Vec<String>,
     /// `pending`, `failed`, `in-doubt` or null.
     pub mark: Option<String>,
+    /// While its last transition has left it in doubt: the states that it may be in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub may_be: Vec<String>,
     /// Whether its host no longer matches the group's labels.
     pub leaving: bool,
     /// What it last published.
@@ -240,6 +243,7 @@ impl Member {
             provides: strings(&member.published.provides),
             consumes: strings(&member.published.consumes),
             mark: mark(view, id, member).map(str::to_owned),
+            may_be: strings(&member.may_be),
             leaving: member.leaving,
             facts: reported.map(|reported| reported.facts.clone()).unwrap_or_default(),
             score: reported.and_then(|reported| reported.score),

@@ -1,7 +1,7 @@
 //! `lockstep status`: one screen. Groups with their members, open transitions, what is wrong and what to do next.
 
 use super::client::{Client, ClientError};
-use super::finding::{Finding, findings};
+use super::finding::{Finding, findings, is_down};
 use super::output::{Form, clean, table};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
@@ -99,7 +99,12 @@ fn groups(status: &Status) -> String {
     let rows = status.groups.iter().map(|group| {
         let members: Vec<&Member> =
             status.members.iter().filter(|member| member.group == group.name).collect();
-        let serves = if group.serves { "serves" } else { "does not serve" };
+        let serves = match group.serves {
+            true => "serves",
+            // Nobody has asked it to.
+            false if is_down(group, &members) => "is down",
+            false => "does not serve",
+        };
         let members = if group.groups.is_empty() {
             of_group(&members)
         } else {
