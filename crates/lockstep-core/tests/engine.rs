@@ -4,7 +4,7 @@
 
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId, SessionId};
-use lockstep_core::id::{HostName, Index, Token};
+use lockstep_core::id::{HostName, Index, Token, TransitionId};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
 use lockstep_core::relation::Published;
@@ -55,14 +55,15 @@ fn in_a_step() -> (Engine, Call) {
     (engine, call)
 }
 
+const SPEC: &str = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"deadlines_ms":{"commit":8000}}}}"#;
+
 /// One host, and a request for its member to go online.
 fn requested() -> Engine {
-    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"deadlines_ms":{"commit":8000}}}}"#;
-    requested_on(&["h1"], spec)
+    requested_on(&["h1"], SPEC)
 }
 
-/// Hosts with a member of group a each, which is offline, and a request for all of them to go online.
-fn requested_on(hosts: &[&str], spec: &str) -> Engine {
+/// Hosts with a member of group a each, which is offline.
+fn declared(hosts: &[&str], spec: &str) -> Cluster {
     let mut cluster = Cluster::default();
     let mut apply = |body| {
         let index = Index(cluster.revision.0 + 1);
@@ -77,7 +78,13 @@ fn requested_on(hosts: &[&str], spec: &str) -> Engine {
         let member = format!("a@{host}").parse().unwrap();
         apply(Body::Report { member, actual: Some("offline".parse().unwrap()) });
     }
-    let mut engine = Engine::new(cluster, "server", at(0));
+    cluster
+}
+
+/// And a request for all of them to go online.
+fn requested_on(hosts: &[&str], spec: &str) -> Engine {
+    let mut engine = Engine::new(declared(hosts, spec), "server", at(0));
+    let hosts: Vec<HostName> = hosts.iter().map(|host| host.parse().unwrap()).collect();
     for host in &hosts {
         let report = Report::Hello(hello(host));
         engine.handle(at(0), Input::Report { session: session(host), report });
@@ -405,4 +412,29 @@ fn a_step_that_is_ordered_again_during_undo_says_what_it_said() {
     let again = run_until_commit(&mut engine, at(30)).pop().expect("it is ordered again");
     assert!(again.token > first.token, "undo has begun");
     assert_eq!((again.step, value(&again)), (first.step, value(&first)));
+}
+
+/// A large batch is cut where it is written: of an abort before `begin` the decision may be durable, and not the outcome.
+#[test]
+fn an_abort_whose_outcome_was_not_written_ends_in_the_next_reign() {
+    let mut engine = requested();
+    let mut journal = Vec::new();
+    engine.handle(at(0), Input::Abort { reply: ReplyId(2), transition: TransitionId(5) });
+    while let Some(output) = engine.poll_output() {
+        if let Output::Append { first, records } = output {
+            journal.extend((first.0..).zip(records));
+            engine.handle(at(0), Input::Appended);
+        }
+    }
+    assert_eq!(outcome(&engine), Some(Outcome::Aborted));
+    let (_, decision) =
+        journal.iter().find(|(_, record)| matches!(record.body, Body::Decision { .. })).unwrap();
+    let Body::Decision { plan: Some(plan), .. } = &decision.body else { panic!("{decision:?}") };
+    assert_eq!(plan.steps.len(), 1, "what was to be done is kept");
+    let mut cluster = declared(&["h1"], SPEC);
+    let lost = journal.iter().position(|(_, record)| matches!(record.body, Body::Outcome { .. })).unwrap();
+    journal[..lost].iter().for_each(|(index, record)| cluster.apply(Index(*index), record));
+    let mut engine = Engine::new(cluster, "server", at(1));
+    assert_eq!(run_until_commit(&mut engine, at(1)), []);
+    assert_eq!(outcome(&engine), Some(Outcome::Aborted));
 }

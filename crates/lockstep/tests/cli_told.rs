@@ -90,3 +90,18 @@ fn a_group_that_was_taken_down_is_not_wrong() {
         "{status}"
     );
 }
+
+#[test]
+fn what_a_refused_transition_was_to_do_is_kept() {
+    let mut cluster = start(APP, &[("a1", "offline")]);
+    cluster.touch("app@a1.check.fail");
+    let (exit, _, err) = cluster.lockstep(&["run", "app=up"]);
+    assert_eq!(exit, 4, "{err}");
+    assert!(err.starts_with("plan "), "it is told: {err}");
+    let id = cluster.items("/v1/transitions")[0]["id"].as_str().unwrap().to_owned();
+    cluster.restart_server();
+    let shown = told(&cluster, &["transition", "show", &id]);
+    assert!(shown.contains("\n      from: offline\n") && shown.contains("cause: vote-no\n"), "{shown}");
+    let why = told(&cluster, &["explain", &id]);
+    assert!(why.contains("\nit was never begun: vote-no\napp@a1 is actor: app was asked for\n"), "{why}");
+}

@@ -545,7 +545,7 @@ pub struct Transition {
     pub message: Option<String>,
     /// The member that stood in the way.
     pub member: Option<String>,
-    /// What is, or was, to be done; known from `begin` on.
+    /// What is, or was, to be done; known from `begin` on, or from an abort before it.
     #[serde(default)]
     pub plan: Option<Plan>,
     /// The votes.
@@ -651,7 +651,7 @@ fn plan_may_be_left_out(schema: &mut schemars::Schema) {
 impl Transition {
     /// One transition, whole.
     pub fn of(view: &View, id: TransitionId, transition: &cluster::Transition) -> Self {
-        let plan = transition.plan.as_deref();
+        let plan = transition.plan.as_deref().or(transition.unbegun.as_deref());
         let is_decided = transition.decision.is_some();
         let votes = match view.votes.get(&id) {
             Some(provisional) if !is_decided => provisional.iter().map(|vote| Vote::of(vote, true)).collect(),

@@ -229,8 +229,10 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
     let asked = transition.targets.join(" ");
     let reason = transition.reason.as_ref().map(|reason| format!(", because {reason:?}")).unwrap_or_default();
     lines.push(format!("{id}: {} asked for {asked}{reason}", transition.principal));
-    let Some(plan) = &transition.plan else {
+    if transition.token.is_none() {
         lines.extend(transition.cause.as_ref().map(|cause| format!("it was never begun: {cause}")));
+    }
+    let Some(plan) = &transition.plan else {
         lines.extend(run::why(transition));
         return lines;
     };
