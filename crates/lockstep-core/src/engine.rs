@@ -21,7 +21,7 @@ use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, Ste
 use crate::relation::{self, Published};
 use crate::repair::Recovery;
 use crate::request::{Code, Rejection, Request, check_same_cluster};
-use crate::spec::{LEASE_MS_DEFAULT, Recover, SpecFile};
+use crate::spec::{LEASE_MS_DEFAULT, Recover, SpecError, SpecFile};
 use crate::time::{Now, Time};
 use crate::transition::Run;
 use crate::vote::Vote;
@@ -321,6 +321,10 @@ pub struct Engine {
     publications: HeldBack<Published>,
     /// The states in which they are guarded.
     guards: HeldBack<BTreeSet<StateName>>,
+    /// Those that were not taken, since they would relate groups in a circle or beyond all bounds.
+    refused: BTreeMap<MemberId, Published>,
+    /// Whether relations have changed since those were tried.
+    refused_may_fit: bool,
     /// Groups with a host that has seen a higher token or reign than this journal has, and that host. Nobody in them is
     /// ordered anything: another server has gone on from here.
     pub(crate) ahead: BTreeMap<GroupName, HostName>,
@@ -362,6 +366,8 @@ impl Engine {
             reports: HeldBack::default(),
             publications: HeldBack::default(),
             guards: HeldBack::default(),
+            refused: BTreeMap::new(),
+            refused_may_fit: false,
             ahead: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             acknowledged_count: 0,
@@ -519,7 +525,10 @@ impl Engine {
     pub(crate) fn propose(&mut self, body: Body) -> Index {
         let index = Index(self.head.revision.0 + 1);
         let record = Record { at: self.now.wall, body };
+        // While it is held here, whoever changes it makes another one.
+        let relations = (!self.refused.is_empty()).then(|| self.head.relations.clone());
         self.head.apply(index, &record);
+        self.refused_may_fit |= relations.is_some_and(|were| !Arc::ptr_eq(&were, &self.head.relations));
         if mutant::is(Mutant::UnacknowledgedShown) {
             self.acked = Arc::new(self.head.clone());
         }
@@ -714,6 +723,7 @@ impl Engine {
         self.reports.forget_host(name);
         self.publications.forget_host(name);
         self.guards.forget_host(name);
+        self.refused.retain(|id, _| id.host != *name);
         self.stir_all();
         Ok(Accepted::Host(index))
     }
@@ -1150,6 +1160,9 @@ impl Engine {
     /// What a member says it provides and consumes.
     fn note_published(&mut self, id: &MemberId, published: Published) {
         self.publications.forget(id);
+        if self.refused.get(id).is_some_and(|refused| *refused != published) {
+            self.refused.remove(id);
+        }
         match self.publications.until(id, self.now.time) {
             Some(due) if self.is_published_anew(id, &published) => {
                 self.publications.keep(id, due, published);
@@ -1161,14 +1174,23 @@ impl Engine {
 
     fn is_published_anew(&self, id: &MemberId, published: &Published) -> bool {
         let known = self.head.members.get(id).map(|member| &*member.published);
-        known.is_some_and(|known| known != published) && self.head.spec.groups.contains_key(&id.group)
+        let is_new = known.is_some_and(|known| known != published) && self.refused.get(id) != Some(published);
+        is_new && self.head.spec.groups.contains_key(&id.group)
+    }
+
+    fn record_published(&mut self, id: &MemberId, published: Published) {
+        if let Err(refusal) = self.try_published(id, published) {
+            let message = format!("what {id} provides and consumes is not taken: {}", refusal.message);
+            self.event(Event::Warning(message));
+        }
     }
 
     /// What would relate groups in a circle, or beyond all bounds, is not taken: a host that runs cannot be refused, so
-    /// the operator is told, and the relations stay as they are.
-    fn record_published(&mut self, id: &MemberId, published: Published) {
+    /// the operator is told, and the relations stay as they are. It is tried again whenever they have changed: they
+    /// are not to depend on what came first.
+    fn try_published(&mut self, id: &MemberId, published: Published) -> Result<(), SpecError> {
         if !self.is_published_anew(id, &published) {
-            return;
+            return Ok(());
         }
         self.publications.note(id, self.now.time);
         let known = self.head.members[id].published.clone();
@@ -1177,12 +1199,20 @@ impl Engine {
         let pairs = relations.pairs() + come.iter().map(|relation| relation.to.count()).sum::<usize>();
         let circles = if come.is_empty() { Ok(()) } else { relations.check_circles(&come, &[]) };
         if let Err(refusal) = circles.and_then(|()| relation::check_count(pairs)) {
-            let message = format!("what {id} provides and consumes is not taken: {}", refusal.message);
-            return self.event(Event::Warning(message));
+            self.refused.insert(id.clone(), published);
+            return Err(refusal);
         }
         let change = HostChange::Published { group: id.group.clone(), published: Arc::new(published) };
         self.propose(Body::Host { host: id.host.clone(), change });
         self.stir_all();
+        Ok(())
+    }
+
+    /// Tries again what was not taken. That it is still not taken, the operator has been told.
+    fn retry_published(&mut self) {
+        for (id, published) in std::mem::take(&mut self.refused) {
+            let _still_refused = self.try_published(&id, published);
+        }
     }
 
     /// Records what was held back and is due by then.
@@ -1252,12 +1282,18 @@ impl Engine {
         if !self.stirred.is_empty() {
             self.record_reports(Time(u64::MAX));
         }
-        while let Some(id) = self.stirred.pop_first() {
-            self.advance(id);
-            match self.runs.get(&id).and_then(Run::wake) {
-                Some(wake) => self.wakes.insert(id, wake),
-                None => self.wakes.remove(&id),
-            };
+        loop {
+            while let Some(id) = self.stirred.pop_first() {
+                self.advance(id);
+                match self.runs.get(&id).and_then(Run::wake) {
+                    Some(wake) => self.wakes.insert(id, wake),
+                    None => self.wakes.remove(&id),
+                };
+            }
+            if !std::mem::take(&mut self.refused_may_fit) {
+                return;
+            }
+            self.retry_published();
         }
     }
 

@@ -438,3 +438,46 @@ fn an_abort_whose_outcome_was_not_written_ends_in_the_next_reign() {
     assert_eq!(run_until_commit(&mut engine, at(1)), []);
     assert_eq!(outcome(&engine), Some(Outcome::Aborted));
 }
+
+/// What a host publishes may come too early: it counts as soon as it goes in no circle any more, whoever came first.
+#[test]
+fn what_was_not_taken_for_its_circle_is_taken_once_that_is_gone() {
+    let spec =
+        |b: &str| format!(r#"{{"cluster":"c","groups":{{"a":{{"select":{{"role":"a"}}}},"b":{{{b}}}}}}}"#);
+    let circular = spec(r#""provides":["sql"],"consumes":["http"]"#);
+    let mut engine = Engine::new(declared(&["h1"], &circular), "server", at(0));
+    engine.handle(
+        at(0),
+        Input::Report { session: SessionId(1), report: Report::Hello(hello(&"h1".parse().unwrap())) },
+    );
+    let warnings = |engine: &mut Engine, now| {
+        let mut warnings = 0;
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Append { .. } => engine.handle(now, Input::Appended),
+                Output::Confirm => engine.handle(now, Input::Confirmed),
+                Output::Event(Event::Warning(_)) => warnings += 1,
+                Output::Order { .. } | Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
+            }
+        }
+        warnings
+    };
+    for (ms, told) in [(0, 1), (2000, 0), (4000, 0)] {
+        let report = published(&["http"], &["sql"]);
+        engine.handle(at(ms), Input::Report { session: SessionId(1), report });
+        assert_eq!(warnings(&mut engine, at(ms)), told, "it is told once, at {ms} ms");
+    }
+    let of_a = |engine: &Engine| engine.acknowledged().members[&"a@h1".parse().unwrap()].published.clone();
+    assert!(of_a(&engine).provides.is_empty(), "a would require b, which requires a");
+    let apply = |engine: &mut Engine, ms, spec: &str| {
+        let (spec, principal) = (serde_json::from_str(spec).unwrap(), "test".to_owned());
+        engine.handle(at(ms), Input::Apply { reply: ReplyId(ms), spec, principal });
+        warnings(engine, at(ms))
+    };
+    // Other relations change, and the circle stays.
+    assert_eq!(apply(&mut engine, 5000, &circular.replace("http", "http\",\"mail")), 0);
+    assert!(of_a(&engine).provides.is_empty());
+    assert_eq!(apply(&mut engine, 6000, &spec(r#""provides":["sql"]"#)), 0);
+    assert_eq!(of_a(&engine).provides, ["http".parse().unwrap()].into(), "nothing more was said");
+    assert_eq!(engine.acknowledged().relations.pairs(), 1, "a requires b");
+}
