@@ -316,11 +316,15 @@ pub struct Engine {
     /// No host is lost before then. Renewals are what an engine hears most, and must not look at every host.
     hosts_due: Option<Time>,
     /// The states that members report.
-    reports: HeldBack<Option<StateName>>,
+    reports: HeldBack<MemberId, Option<StateName>>,
     /// The capabilities that they publish.
-    publications: HeldBack<Published>,
+    publications: HeldBack<MemberId, Published>,
     /// The states in which they are guarded.
-    guards: HeldBack<BTreeSet<StateName>>,
+    guards: HeldBack<MemberId, BTreeSet<StateName>>,
+    /// What hosts that are known say of themselves when they come back, where it differs.
+    introductions: HeldBack<HostName, HostChange>,
+    /// How hosts are seen whose sessions have ended: `suspect` or `left`.
+    departures: HeldBack<HostName, Liveness>,
     /// Those that were not taken, since they would relate groups in a circle or beyond all bounds.
     refused: BTreeMap<MemberId, Published>,
     /// Whether relations have changed since those were tried.
@@ -366,6 +370,8 @@ impl Engine {
             reports: HeldBack::default(),
             publications: HeldBack::default(),
             guards: HeldBack::default(),
+            introductions: HeldBack::default(),
+            departures: HeldBack::default(),
             refused: BTreeMap::new(),
             refused_may_fit: false,
             ahead: BTreeMap::new(),
@@ -423,6 +429,7 @@ impl Engine {
         self.watch_hosts();
         if self.late_due().is_some_and(|due| due <= self.now.time) {
             self.record_reports(self.now.time);
+            self.record_hosts();
         }
         self.settle();
         self.recover();
@@ -518,8 +525,9 @@ impl Engine {
     }
 
     fn late_due(&self) -> Option<Time> {
-        let due = self.reports.due().into_iter().chain(self.publications.due());
-        due.chain(self.guards.due()).min()
+        let of_members =
+            self.reports.due().into_iter().chain(self.publications.due()).chain(self.guards.due());
+        of_members.chain(self.introductions.due()).chain(self.departures.due()).min()
     }
 
     pub(crate) fn propose(&mut self, body: Body) -> Index {
@@ -720,9 +728,11 @@ impl Engine {
         self.host_is_gone(name);
         self.last_run.remove(name);
         self.scores.retain(|id, _| id.host != *name);
-        self.reports.forget_host(name);
-        self.publications.forget_host(name);
-        self.guards.forget_host(name);
+        self.reports.forget_all(|id| id.host == *name);
+        self.publications.forget_all(|id| id.host == *name);
+        self.guards.forget_all(|id| id.host == *name);
+        self.introductions.forget_all(|host| host == name);
+        self.departures.forget_all(|host| host == name);
         self.refused.retain(|id, _| id.host != *name);
         self.stir_all();
         Ok(Accepted::Host(index))
@@ -825,9 +835,10 @@ impl Engine {
                     id.host == host && group.is_some_and(|group| group.recover == Recover::Lease)
                 };
                 let runs_on = !self.head.members.keys().any(is_leased);
-                self.set_liveness(&host, if runs_on { Liveness::Left } else { Liveness::Suspect });
+                let liveness = if runs_on { Liveness::Left } else { Liveness::Suspect };
                 self.forget_session(session);
                 self.outbox.emit(Output::Close { session });
+                self.departed(&host, liveness);
                 self.host_lost(&host);
             }
         }
@@ -852,15 +863,25 @@ impl Engine {
         let was_away = self.head.hosts.get(&host).is_some_and(|known| !known.is_reachable());
         let Hello { agent, address, labels, .. } = hello.clone();
         let joined = Host::joined(agent, address, labels, self.head.hosts.get(&host).map(|known| &**known));
+        self.departures.forget(&host);
+        self.introductions.forget(&host);
         match self.head.hosts.get(&host) {
             Some(known) if **known == joined => {}
             Some(known) if (Host { liveness: Liveness::Alive, ..(**known).clone() }) == joined => {
                 self.set_liveness(&host, Liveness::Alive);
             }
-            Some(_) | None => {
+            known => {
+                let is_known = known.is_some();
                 let Host { agent, address, configured: labels, .. } = joined;
                 let change = HostChange::Joined { agent, address, labels };
-                self.propose(Body::Host { host: host.clone(), change });
+                match self.introductions.until(&host, self.now.time) {
+                    Some(due) => {
+                        self.introductions.keep(&host, due, change);
+                        self.set_liveness(&host, Liveness::Alive);
+                    }
+                    None if is_known => self.introduced(&host, change),
+                    None => _ = self.propose(Body::Host { host: host.clone(), change }),
+                }
             }
         }
         let members = self.head.assignments(&host);
@@ -992,7 +1013,44 @@ impl Engine {
         if let Some(host) = self.forget_session(session)
             && self.head.hosts[&host].liveness == Liveness::Alive
         {
-            self.set_liveness(&host, Liveness::Suspect);
+            self.departed(&host, Liveness::Suspect);
+        }
+    }
+
+    fn introduced(&mut self, host: &HostName, change: HostChange) {
+        self.introductions.note(host, self.now.time);
+        self.propose(Body::Host { host: host.clone(), change });
+    }
+
+    /// A host's session has ended. One that comes and goes all the time is shown as alive meanwhile; nothing but what
+    /// is shown rests on that, since votes count by sessions.
+    fn departed(&mut self, host: &HostName, liveness: Liveness) {
+        if let Some(due) = self.departures.until(host, self.now.time) {
+            return self.departures.keep(host, due, liveness);
+        }
+        self.departures.note(host, self.now.time);
+        self.set_liveness(host, liveness);
+    }
+
+    /// Records what of hosts was held back and is due by now.
+    fn record_hosts(&mut self) {
+        let now = self.now.time;
+        for (host, liveness) in self.departures.take(now, now) {
+            // It may be lost by now.
+            if self.is_reachable(&host) {
+                self.departed(&host, liveness);
+                if liveness == Liveness::Left {
+                    self.host_lost(&host);
+                }
+            }
+        }
+        for (host, change) in self.introductions.take(now, now) {
+            // One that is not there says it again when it comes.
+            if self.sessions.contains_key(&host) {
+                self.introduced(&host, change);
+                self.assign_all();
+                self.stir_all();
+            }
         }
     }
 

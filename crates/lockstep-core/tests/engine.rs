@@ -481,3 +481,41 @@ fn what_was_not_taken_for_its_circle_is_taken_once_that_is_gone() {
     assert_eq!(of_a(&engine).provides, ["http".parse().unwrap()].into(), "nothing more was said");
     assert_eq!(engine.acknowledged().relations.pairs(), 1, "a requires b");
 }
+
+/// Its connection comes and goes a thousand times in ten seconds, each time with another label.
+#[test]
+fn a_host_that_comes_and_goes_fills_no_journal_and_its_last_labels_count() {
+    for says_goodbye in [false, true] {
+        let mut engine = idle();
+        let host: HostName = "h1".parse().unwrap();
+        let comes = |engine: &mut Engine, ms: u64| {
+            let label = ("turn".to_owned(), ms.to_string());
+            let mut hello = hello(&host);
+            hello.labels.extend([label]);
+            engine.handle(at(ms), Input::Report { session: SessionId(ms), report: Report::Hello(hello) });
+            written(engine, at(ms))
+        };
+        let mut records = 0;
+        for ms in (10..=10_000).step_by(10) {
+            records += comes(&mut engine, ms).len();
+            let session = SessionId(ms);
+            let goes = Input::Report { session, report: Report::Goodbye };
+            engine.handle(at(ms), if says_goodbye { goes } else { Input::Closed { session } });
+            records += written(&mut engine, at(ms)).len();
+        }
+        assert!((20..=35).contains(&records), "{records} records of 1,000 sessions in 10 s");
+        comes(&mut engine, 10_001);
+        let due = engine.next_deadline().unwrap();
+        assert!(due <= Time(11_001), "{due:?}");
+        engine.handle(at(due.0), Input::Tick);
+        written(&mut engine, at(due.0));
+        let known = &engine.acknowledged().hosts[&host];
+        assert_eq!((known.labels["turn"].as_str(), known.liveness), ("10001", Liveness::Alive));
+        // And when it is gone for good, that is seen.
+        engine.handle(at(11_001), Input::Closed { session: SessionId(10_001) });
+        written(&mut engine, at(11_001));
+        engine.handle(at(12_001), Input::Tick);
+        written(&mut engine, at(12_001));
+        assert_eq!(engine.acknowledged().hosts[&host].liveness, Liveness::Suspect);
+    }
+}
