@@ -1217,6 +1217,54 @@ fn a_bad_state_is_refused_with_its_place() {
         "#]],
         ),
         (
+            members(r#"{"group":"db","host":"h1","goal":"primary"}"#),
+            expect![[r#"
+            exit 3
+            ! unknown-state
+            !
+            !   × group db has no state primary
+            !    ╭─[state.json:2:46]
+            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+            !  2 │  "members":[{"group":"db","host":"h1","goal":"primary"}]}
+            !    ·                                              ────┬────
+            !    ·                                                  ╰── here
+            !    ╰────
+            !   help: its states are offline, online
+        "#]],
+        ),
+        (
+            members(r#"{"group":"db","host":"h1","state":"online","unknown":true}"#),
+            expect![[r#"
+            exit 3
+            ! state-invalid
+            !
+            !   × the state of db@h1 is given, and not known
+            !    ╭─[state.json:2:66]
+            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+            !  2 │  "members":[{"group":"db","host":"h1","state":"online","unknown":true}]}
+            !    ·                                                                  ──┬─
+            !    ·                                                                    ╰── here
+            !    ╰────
+            !   help: leave one of both keys out
+        "#]],
+        ),
+        (
+            members(r#"{"group":"db","host":"h1","leaving":true}"#),
+            expect![[r#"
+            exit 3
+            ! unknown-member
+            !
+            !   × host h1 is in group db: its labels match
+            !    ╭─[state.json:2:49]
+            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+            !  2 │  "members":[{"group":"db","host":"h1","leaving":true}]}
+            !    ·                                                 ──┬─
+            !    ·                                                   ╰── here
+            !    ╰────
+            !   help: leave this key out
+        "#]],
+        ),
+        (
             members(r#"{"group":"db","host":"h1","score":1.5}"#),
             expect![[r#"
             exit 3

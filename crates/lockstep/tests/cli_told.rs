@@ -105,3 +105,87 @@ fn what_a_refused_transition_was_to_do_is_kept() {
     let why = told(&cluster, &["explain", &id]);
     assert!(why.contains("\nit was never begun: vote-no\napp@a1 is actor: app was asked for\n"), "{why}");
 }
+
+/// In it: a drained host, a setting that has been changed and that one member has not taken, software that ended by
+/// itself, a state that is not known, a member that is leaving, one that publishes a capability, and scores.
+#[test]
+fn an_exported_state_is_planned_with_as_the_server_plans() {
+    let spec = r#"
+cluster = "shop"
+[groups.app]
+select = { role = "app" }
+handler = "sh"
+lifecycle = "primary-standby"
+settings = { live = "blue", epoch = 1 }
+[groups.front]
+select = { role = "app", front = "yes" }
+consumes = ["sql"]
+[groups.all]
+groups = ["app", "front"]
+"#;
+    let hosts =
+        [("a1", "primary"), ("a2", "standby"), ("a3", "standby"), ("a4", "standby"), ("a5", "standby")];
+    let mut cluster = start(spec, &hosts);
+    for (host, also) in
+        [("a1", r#","provides":["sql"],"score":1"#), ("a2", r#","score":7"#), ("a3", r#","score":9"#)]
+    {
+        std::fs::write(cluster.dir.join(format!("app@{host}.also")), format!("{also}\n")).unwrap();
+    }
+    wait_for("scores and capabilities", || {
+        let score = |host| cluster.member("app", host)["score"].clone();
+        let provides = cluster.member("app", "a1")["provides"] == serde_json::json!(["sql"]);
+        provides && score("a2") == 7 && score("a3") == 9
+    });
+    for args in [
+        &["drain", "a3"][..],
+        &["host", "label", "a1", "front=yes"],
+        &["run", "front=up"],
+        &["run", "app.live=green"],
+    ] {
+        let (exit, _, err) = cluster.lockstep(args);
+        assert_eq!(exit, 0, "{args:?}: {err}");
+    }
+    std::fs::write(cluster.dir.join("app@a4.state"), "offline\n").unwrap();
+    wait_for("its end to be seen", || cluster.member("app", "a4")["actual"] == "offline");
+    std::fs::write(cluster.dir.join("app@a5.state"), "who knows\n").unwrap();
+    wait_for("its state not to be known", || cluster.member("app", "a5")["actual"].is_null());
+    told(&cluster, &["host", "label", "a2", "role=none"]);
+
+    let plans = |cluster: &Cluster, targets: &[&str]| {
+        let (exit, out, err) = cluster.lockstep(&["status", "--export"]);
+        assert_eq!((exit, err.as_str()), (0, ""));
+        std::fs::write(cluster.dir.join("state.json"), &out).unwrap();
+        let plan = |args: &[&str]| cluster.lockstep(&[args, targets, &["-o", "json"]].concat());
+        let online = plan(&["plan"]);
+        assert_eq!(
+            plan(&["plan", "-f", "cluster.toml", "--state", "state.json"]),
+            online,
+            "{targets:?}: {out}"
+        );
+        online
+    };
+    let targets = [
+        "app@a2=offline",
+        "app=up",
+        "app@a4=standby",
+        "app.epoch=2",
+        "front=down",
+        "app@a1=offline",
+        "app@a3=primary",
+    ];
+    let mut ends = std::collections::BTreeSet::new();
+    let all = targets
+        .iter()
+        .map(|target| vec![*target])
+        .chain([vec!["all=down"], vec!["drain a1", "app.live=blue"]]);
+    for targets in all {
+        ends.insert(plans(&cluster, &targets).0);
+    }
+    assert_eq!(ends, [0, 3].into(), "some are planned, and some are refused");
+    // A host that is gone, once it is.
+    std::fs::write(cluster.dir.join("app@a5.state"), "standby\n").unwrap();
+    wait_for("its state to be known", || cluster.member("app", "a5")["actual"] == "standby");
+    cluster.agents.get_mut("a4").unwrap().kill();
+    wait_for("the host to be lost", || cluster.liveness("a4") == "lost");
+    assert_eq!(plans(&cluster, &["app.epoch=2", "--exclude-lost"]).0, 0);
+}
