@@ -3,10 +3,10 @@
 //! The first line is JSON: the form's version, and the length and SHA-256 of what follows. The rest is the snapshot.
 
 use crate::cluster::Cluster;
+use crate::id::hex;
 use crate::snapshot::{self, Unreadable};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
-use std::fmt::Write;
 
 /// The form that backups are written in.
 const VERSION: u32 = 1;
@@ -49,10 +49,7 @@ struct Head {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all");
-        text
-    })
+    hex(&Sha256::digest(bytes))
 }
 
 /// The backup of a cluster.

@@ -188,6 +188,9 @@ pub struct Transition {
     pub requested_at: WallTime,
     /// The plan, from `begin` on.
     pub plan: Option<Arc<Plan>>,
+    /// The plan that its members were asked about, when it was aborted before it had begun.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unbegun: Option<Arc<Plan>>,
     /// `begin`'s token.
     pub token: Option<Token>,
     /// The token of orders now: `begin`'s, or the last turn's.
@@ -240,6 +243,7 @@ impl Transition {
             request,
             requested_at: at,
             plan: None,
+            unbegun: None,
             token: None,
             current_token: None,
             decision: None,
@@ -472,13 +476,14 @@ impl Cluster {
                 transition.token = Some(token);
                 transition.current_token = Some(token);
             }
-            Body::Decision { transition: id, decision, cause, votes } => {
+            Body::Decision { transition: id, decision, cause, votes, plan } => {
                 let transition = self.transition_mut(*id);
                 assert!(transition.decision.is_none(), "{id} is decided once");
                 transition.decision = Some(*decision);
                 transition.decided_at = Some(record.at);
                 transition.cause = cause.clone();
                 transition.votes = votes.clone();
+                transition.unbegun = plan.clone();
                 if *decision == Decision::Commit {
                     let plan = transition.plan.clone().expect("a plan is begun before it is decided");
                     self.put_goals(*id, &plan, since);

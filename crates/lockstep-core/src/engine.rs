@@ -20,8 +20,8 @@ use crate::plan::{self, Plan, Scores};
 use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
 use crate::relation::{self, Published};
 use crate::repair::Recovery;
-use crate::request::{Code, Rejection, Request};
-use crate::spec::{LEASE_MS_DEFAULT, Recover, SpecFile};
+use crate::request::{Code, Rejection, Request, check_same_cluster};
+use crate::spec::{LEASE_MS_DEFAULT, Recover, SpecError, SpecFile};
 use crate::time::{Now, Time};
 use crate::transition::Run;
 use crate::vote::Vote;
@@ -229,6 +229,13 @@ pub enum Event {
         /// `queued`, `check`, `prepare`, `commit` or `release`; none when it has ended.
         phase: Option<&'static str>,
     },
+    /// A transition waits in the queue for another one.
+    Blocked {
+        /// Which.
+        transition: TransitionId,
+        /// The first one that is in its way.
+        blocker: TransitionId,
+    },
     /// A vote was counted.
     Voted {
         /// In which transition.
@@ -309,11 +316,19 @@ pub struct Engine {
     /// No host is lost before then. Renewals are what an engine hears most, and must not look at every host.
     hosts_due: Option<Time>,
     /// The states that members report.
-    reports: HeldBack<Option<StateName>>,
+    reports: HeldBack<MemberId, Option<StateName>>,
     /// The capabilities that they publish.
-    publications: HeldBack<Published>,
+    publications: HeldBack<MemberId, Published>,
     /// The states in which they are guarded.
-    guards: HeldBack<BTreeSet<StateName>>,
+    guards: HeldBack<MemberId, BTreeSet<StateName>>,
+    /// What hosts that are known say of themselves when they come back, where it differs.
+    introductions: HeldBack<HostName, HostChange>,
+    /// How hosts are seen whose sessions have ended: `suspect` or `left`.
+    departures: HeldBack<HostName, Liveness>,
+    /// Those that were not taken, since they would relate groups in a circle or beyond all bounds.
+    refused: BTreeMap<MemberId, Published>,
+    /// Whether relations have changed since those were tried.
+    refused_may_fit: bool,
     /// Groups with a host that has seen a higher token or reign than this journal has, and that host. Nobody in them is
     /// ordered anything: another server has gone on from here.
     pub(crate) ahead: BTreeMap<GroupName, HostName>,
@@ -355,6 +370,10 @@ impl Engine {
             reports: HeldBack::default(),
             publications: HeldBack::default(),
             guards: HeldBack::default(),
+            introductions: HeldBack::default(),
+            departures: HeldBack::default(),
+            refused: BTreeMap::new(),
+            refused_may_fit: false,
             ahead: BTreeMap::new(),
             acknowledged: BTreeMap::new(),
             acknowledged_count: 0,
@@ -410,6 +429,7 @@ impl Engine {
         self.watch_hosts();
         if self.late_due().is_some_and(|due| due <= self.now.time) {
             self.record_reports(self.now.time);
+            self.record_hosts();
         }
         self.settle();
         self.recover();
@@ -505,14 +525,18 @@ impl Engine {
     }
 
     fn late_due(&self) -> Option<Time> {
-        let due = self.reports.due().into_iter().chain(self.publications.due());
-        due.chain(self.guards.due()).min()
+        let of_members =
+            self.reports.due().into_iter().chain(self.publications.due()).chain(self.guards.due());
+        of_members.chain(self.introductions.due()).chain(self.departures.due()).min()
     }
 
     pub(crate) fn propose(&mut self, body: Body) -> Index {
         let index = Index(self.head.revision.0 + 1);
         let record = Record { at: self.now.wall, body };
+        // While it is held here, whoever changes it makes another one.
+        let relations = (!self.refused.is_empty()).then(|| self.head.relations.clone());
         self.head.apply(index, &record);
+        self.refused_may_fit |= relations.is_some_and(|were| !Arc::ptr_eq(&were, &self.head.relations));
         if mutant::is(Mutant::UnacknowledgedShown) {
             self.acked = Arc::new(self.head.clone());
         }
@@ -704,9 +728,12 @@ impl Engine {
         self.host_is_gone(name);
         self.last_run.remove(name);
         self.scores.retain(|id, _| id.host != *name);
-        self.reports.forget_host(name);
-        self.publications.forget_host(name);
-        self.guards.forget_host(name);
+        self.reports.forget_all(|id| id.host == *name);
+        self.publications.forget_all(|id| id.host == *name);
+        self.guards.forget_all(|id| id.host == *name);
+        self.introductions.forget_all(|host| host == name);
+        self.departures.forget_all(|host| host == name);
+        self.refused.retain(|id, _| id.host != *name);
         self.stir_all();
         Ok(Accepted::Host(index))
     }
@@ -726,8 +753,11 @@ impl Engine {
             let message = format!("a spec of {bytes} bytes, at most {SPEC_BYTES_MAX}");
             return Err(Rejection::new(Code::TooLarge, message, "split the cluster"));
         }
-        if self.head.spec_file.as_deref() == Some(&file) {
-            return Ok(Accepted::Spec(self.head.revision));
+        if let Some(known) = self.head.spec_file.as_deref() {
+            check_same_cluster(known, &file)?;
+            if *known == file {
+                return Ok(Accepted::Spec(self.head.revision));
+            }
         }
         // With the settings in force and what members publish there may be more relations than the spec alone makes.
         let settings = self.head.settings_under(&spec);
@@ -805,9 +835,10 @@ impl Engine {
                     id.host == host && group.is_some_and(|group| group.recover == Recover::Lease)
                 };
                 let runs_on = !self.head.members.keys().any(is_leased);
-                self.set_liveness(&host, if runs_on { Liveness::Left } else { Liveness::Suspect });
+                let liveness = if runs_on { Liveness::Left } else { Liveness::Suspect };
                 self.forget_session(session);
                 self.outbox.emit(Output::Close { session });
+                self.departed(&host, liveness);
                 self.host_lost(&host);
             }
         }
@@ -832,15 +863,25 @@ impl Engine {
         let was_away = self.head.hosts.get(&host).is_some_and(|known| !known.is_reachable());
         let Hello { agent, address, labels, .. } = hello.clone();
         let joined = Host::joined(agent, address, labels, self.head.hosts.get(&host).map(|known| &**known));
+        self.departures.forget(&host);
+        self.introductions.forget(&host);
         match self.head.hosts.get(&host) {
             Some(known) if **known == joined => {}
             Some(known) if (Host { liveness: Liveness::Alive, ..(**known).clone() }) == joined => {
                 self.set_liveness(&host, Liveness::Alive);
             }
-            Some(_) | None => {
+            known => {
+                let is_known = known.is_some();
                 let Host { agent, address, configured: labels, .. } = joined;
                 let change = HostChange::Joined { agent, address, labels };
-                self.propose(Body::Host { host: host.clone(), change });
+                match self.introductions.until(&host, self.now.time) {
+                    Some(due) => {
+                        self.introductions.keep(&host, due, change);
+                        self.set_liveness(&host, Liveness::Alive);
+                    }
+                    None if is_known => self.introduced(&host, change),
+                    None => _ = self.propose(Body::Host { host: host.clone(), change }),
+                }
             }
         }
         let members = self.head.assignments(&host);
@@ -972,7 +1013,44 @@ impl Engine {
         if let Some(host) = self.forget_session(session)
             && self.head.hosts[&host].liveness == Liveness::Alive
         {
-            self.set_liveness(&host, Liveness::Suspect);
+            self.departed(&host, Liveness::Suspect);
+        }
+    }
+
+    fn introduced(&mut self, host: &HostName, change: HostChange) {
+        self.introductions.note(host, self.now.time);
+        self.propose(Body::Host { host: host.clone(), change });
+    }
+
+    /// A host's session has ended. One that comes and goes all the time is shown as alive meanwhile; nothing but what
+    /// is shown rests on that, since votes count by sessions.
+    fn departed(&mut self, host: &HostName, liveness: Liveness) {
+        if let Some(due) = self.departures.until(host, self.now.time) {
+            return self.departures.keep(host, due, liveness);
+        }
+        self.departures.note(host, self.now.time);
+        self.set_liveness(host, liveness);
+    }
+
+    /// Records what of hosts was held back and is due by now.
+    fn record_hosts(&mut self) {
+        let now = self.now.time;
+        for (host, liveness) in self.departures.take(now, now) {
+            // It may be lost by now.
+            if self.is_reachable(&host) {
+                self.departed(&host, liveness);
+                if liveness == Liveness::Left {
+                    self.host_lost(&host);
+                }
+            }
+        }
+        for (host, change) in self.introductions.take(now, now) {
+            // One that is not there says it again when it comes.
+            if self.sessions.contains_key(&host) {
+                self.introduced(&host, change);
+                self.assign_all();
+                self.stir_all();
+            }
         }
     }
 
@@ -1140,6 +1218,9 @@ impl Engine {
     /// What a member says it provides and consumes.
     fn note_published(&mut self, id: &MemberId, published: Published) {
         self.publications.forget(id);
+        if self.refused.get(id).is_some_and(|refused| *refused != published) {
+            self.refused.remove(id);
+        }
         match self.publications.until(id, self.now.time) {
             Some(due) if self.is_published_anew(id, &published) => {
                 self.publications.keep(id, due, published);
@@ -1151,14 +1232,23 @@ impl Engine {
 
     fn is_published_anew(&self, id: &MemberId, published: &Published) -> bool {
         let known = self.head.members.get(id).map(|member| &*member.published);
-        known.is_some_and(|known| known != published) && self.head.spec.groups.contains_key(&id.group)
+        let is_new = known.is_some_and(|known| known != published) && self.refused.get(id) != Some(published);
+        is_new && self.head.spec.groups.contains_key(&id.group)
+    }
+
+    fn record_published(&mut self, id: &MemberId, published: Published) {
+        if let Err(refusal) = self.try_published(id, published) {
+            let message = format!("what {id} provides and consumes is not taken: {}", refusal.message);
+            self.event(Event::Warning(message));
+        }
     }
 
     /// What would relate groups in a circle, or beyond all bounds, is not taken: a host that runs cannot be refused, so
-    /// the operator is told, and the relations stay as they are.
-    fn record_published(&mut self, id: &MemberId, published: Published) {
+    /// the operator is told, and the relations stay as they are. It is tried again whenever they have changed: they
+    /// are not to depend on what came first.
+    fn try_published(&mut self, id: &MemberId, published: Published) -> Result<(), SpecError> {
         if !self.is_published_anew(id, &published) {
-            return;
+            return Ok(());
         }
         self.publications.note(id, self.now.time);
         let known = self.head.members[id].published.clone();
@@ -1167,12 +1257,20 @@ impl Engine {
         let pairs = relations.pairs() + come.iter().map(|relation| relation.to.count()).sum::<usize>();
         let circles = if come.is_empty() { Ok(()) } else { relations.check_circles(&come, &[]) };
         if let Err(refusal) = circles.and_then(|()| relation::check_count(pairs)) {
-            let message = format!("what {id} provides and consumes is not taken: {}", refusal.message);
-            return self.event(Event::Warning(message));
+            self.refused.insert(id.clone(), published);
+            return Err(refusal);
         }
         let change = HostChange::Published { group: id.group.clone(), published: Arc::new(published) };
         self.propose(Body::Host { host: id.host.clone(), change });
         self.stir_all();
+        Ok(())
+    }
+
+    /// Tries again what was not taken. That it is still not taken, the operator has been told.
+    fn retry_published(&mut self) {
+        for (id, published) in std::mem::take(&mut self.refused) {
+            let _still_refused = self.try_published(&id, published);
+        }
     }
 
     /// Records what was held back and is due by then.
@@ -1242,12 +1340,18 @@ impl Engine {
         if !self.stirred.is_empty() {
             self.record_reports(Time(u64::MAX));
         }
-        while let Some(id) = self.stirred.pop_first() {
-            self.advance(id);
-            match self.runs.get(&id).and_then(Run::wake) {
-                Some(wake) => self.wakes.insert(id, wake),
-                None => self.wakes.remove(&id),
-            };
+        loop {
+            while let Some(id) = self.stirred.pop_first() {
+                self.advance(id);
+                match self.runs.get(&id).and_then(Run::wake) {
+                    Some(wake) => self.wakes.insert(id, wake),
+                    None => self.wakes.remove(&id),
+                };
+            }
+            if !std::mem::take(&mut self.refused_may_fit) {
+                return;
+            }
+            self.retry_published();
         }
     }
 

@@ -8,6 +8,11 @@ use std::sync::Arc;
 /// The most characters a name may have: a DNS label, so that a name fits wherever an operator wants to use it.
 pub const NAME_LEN_MAX: usize = 63;
 
+/// Bytes in hexadecimal.
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
 /// A name that was refused, and why.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error("{what} name {shown:?} {problem}")]

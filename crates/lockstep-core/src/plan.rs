@@ -145,6 +145,11 @@ impl Plan {
         self.steps.is_empty() && self.goals.is_empty() && !sets
     }
 
+    /// How large it is: its steps and participants.
+    pub fn parts(&self) -> usize {
+        self.steps.len() + self.participants.len()
+    }
+
     /// Who takes part in that role.
     pub fn with_role(&self, role: Role) -> impl Iterator<Item = &MemberId> {
         self.participants.iter().filter(move |participant| participant.role == role).map(|who| &who.member)

@@ -70,6 +70,9 @@ pub enum Body {
         cause: Option<Cause>,
         /// The votes that were cast.
         votes: Arc<Vec<Vote>>,
+        /// The plan that they are on, of a transition that is aborted before it has begun: no other record has it.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        plan: Option<Arc<Plan>>,
     },
     /// What has come of steps and holds.
     Step {

@@ -1,7 +1,7 @@
 //! What an operator asks for, and the refusal of it.
 
 use crate::id::{GroupName, HostName, MemberId, SettingKey, StateName};
-use crate::spec::{OnFailure, SpecError, text_problem};
+use crate::spec::{OnFailure, SpecError, SpecFile, text_problem};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::collections::BTreeSet;
 use std::fmt;
@@ -187,6 +187,36 @@ pub enum Code {
 }
 
 impl Code {
+    /// Every code.
+    pub const ALL: [Self; 26] = [
+        Self::SpecInvalid,
+        Self::Cycle,
+        Self::UnknownGroup,
+        Self::UnknownHost,
+        Self::UnknownMember,
+        Self::UnknownState,
+        Self::UnknownSetting,
+        Self::NoPath,
+        Self::LimitBroken,
+        Self::WouldBreakRequires,
+        Self::RequirementDown,
+        Self::Excluded,
+        Self::NoCandidate,
+        Self::ActualUnknown,
+        Self::MemberInDoubt,
+        Self::HostLost,
+        Self::Busy,
+        Self::Frozen,
+        Self::WindowClosed,
+        Self::PlanChanged,
+        Self::RequestConflict,
+        Self::NotAllowed,
+        Self::TooLarge,
+        Self::NotActive,
+        Self::StoreUnavailable,
+        Self::ServerBehind,
+    ];
+
     /// The code as users see it.
     pub fn as_str(self) -> &'static str {
         match self {
@@ -252,6 +282,25 @@ impl Rejection {
     }
 }
 
+/// Refuses a spec of another cluster than the one in force: it is almost surely meant for another server, and would
+/// take every group away here that it does not declare.
+///
+/// # Errors
+/// If the names differ.
+pub fn check_same_cluster(known: &SpecFile, file: &SpecFile) -> Result<(), Rejection> {
+    if known.cluster == file.cluster {
+        return Ok(());
+    }
+    let message =
+        format!("this server has cluster {:?}, and this declares cluster {:?}", known.cluster, file.cluster);
+    let help = format!(
+        "see whether it is the right server (--addr, LOCKSTEP_ADDR); a cluster keeps its name: to change this one \
+         write cluster = {:?}",
+        known.cluster
+    );
+    Err(Rejection::new(Code::NotAllowed, message, help))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -290,9 +339,10 @@ mod tests {
     }
 
     #[test]
-    fn a_code_is_written_as_it_is_serialized() {
-        for code in [Code::SpecInvalid, Code::WouldBreakRequires, Code::StoreUnavailable] {
-            assert_eq!(serde_json::to_string(&code).unwrap(), format!("\"{code}\""));
-        }
+    fn every_code_is_listed_and_written_as_it_is_serialized() {
+        // What is derived says which there are.
+        let refusal = serde_json::from_str::<Code>("\"?\"").unwrap_err().to_string();
+        let codes: Vec<&str> = refusal.split('`').skip(3).step_by(2).collect();
+        assert_eq!(codes, Code::ALL.map(Code::as_str), "{refusal}");
     }
 }

@@ -39,6 +39,11 @@ const STALE: &str = "something that the plan rests on has changed";
 /// What all members of a transition may hand on together, in bytes of JSON.
 const OUT_BYTES_MAX: usize = 4 << 20;
 
+/// A plan that was never begun is recorded with the abort if it has no more steps and participants than that: a
+/// megabyte or so. What was to be done is for people to read, and a no to a large plan, again and again, must not fill
+/// the journal.
+const UNBEGUN_PARTS_MAX: usize = 5000;
+
 /// What this reign knows of an open transition beside the journal.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(crate) struct Run {
@@ -48,6 +53,8 @@ pub(crate) struct Run {
     /// The plan just made for it, and the revision that it is of.
     fresh: Option<(Index, Arc<Plan>)>,
     stage: Stage,
+    /// What it was last said to wait for in the queue.
+    blocker: Option<TransitionId>,
     /// No decision by then aborts.
     decide_by: Option<Time>,
     /// The votes of rounds that are over.
@@ -188,6 +195,7 @@ impl Run {
             moving,
             fresh: None,
             stage: Stage::Queued,
+            blocker: None,
             decide_by,
             votes: Vec::new(),
             out_bytes: 0,
@@ -318,6 +326,12 @@ impl Engine {
         for id in open {
             let transition = self.head.transitions[&id].clone();
             let Some(plan) = transition.plan.clone() else {
+                if transition.decision.is_some() {
+                    // The abort was durable when that reign ended, and the outcome, its next record, was not.
+                    let plan = transition.unbegun.clone().unwrap_or_default();
+                    self.end(id, &Run::queued(plan, None), Outcome::Aborted, BTreeMap::new());
+                    continue;
+                }
                 let request = &transition.request;
                 let plan = plan::plan_request(&self.head, request, &self.scores).ok();
                 self.enqueue(id, plan);
@@ -350,7 +364,7 @@ impl Engine {
                 None => {
                     let message = "the server restarted before the decision".to_owned();
                     let cause = Cause { code: "new-reign".to_owned(), message, member: None };
-                    self.decide_no(id, cause, Vec::new());
+                    self.decide_no(id, cause, Vec::new(), None);
                     run.stage = self.abort_stage(&plan);
                 }
             }
@@ -407,9 +421,9 @@ impl Engine {
             return self.give_up(id, run, "vote-missing", "it was not decided within its deadline", None);
         }
         // In order of arrival: one that is blocked blocks those behind it that overlap it, so none starves.
-        let blocked = self.runs.iter().any(|(other, theirs)| run.waits_for(id, *other, theirs));
-        if blocked {
-            return Next::Wait;
+        let mut blockers = self.runs.iter().filter(|(other, theirs)| run.waits_for(id, **other, theirs));
+        if let Some((&blocker, _)) = blockers.next() {
+            return self.blocked(id, run, blocker);
         }
         let request = self.head.transitions[&id].request.clone();
         let plan = match run.fresh.take() {
@@ -432,9 +446,11 @@ impl Engine {
         run.moving = plan.moving().into_iter().cloned().collect();
         run.plan = plan.clone();
         // Its footprint may have grown with the new plan.
-        let claimed = |theirs: &Run| !matches!(theirs.stage, Stage::Queued) && run.conflicts_with(theirs);
-        if self.runs.values().any(claimed) {
-            return Next::Wait;
+        let claimed = |(_, theirs): &(&TransitionId, &Run)| {
+            !matches!(theirs.stage, Stage::Queued) && run.conflicts_with(theirs)
+        };
+        if let Some((&blocker, _)) = self.runs.iter().find(claimed) {
+            return self.blocked(id, run, blocker);
         }
         if !std::mem::replace(&mut run.has_asked, true) && !plan.candidates.is_empty() {
             return self.ask_candidates(id, run, &plan);
@@ -492,6 +508,13 @@ impl Engine {
         if let Stage::Status { asked, .. } = &mut run.stage {
             asked.remove(&done.member);
         }
+    }
+
+    fn blocked(&mut self, transition: TransitionId, run: &mut Run, blocker: TransitionId) -> Next {
+        if run.blocker.replace(blocker) != Some(blocker) {
+            self.event(Event::Blocked { transition, blocker });
+        }
+        Next::Wait
     }
 
     fn advance_check(&mut self, id: TransitionId, run: &mut Run) -> Next {
@@ -636,7 +659,8 @@ impl Engine {
         }
         // From here on they are the transition's own.
         let votes = Arc::new(std::mem::take(&mut run.votes));
-        self.propose(Body::Decision { transition: id, decision: Decision::Commit, cause: None, votes });
+        let decision = Decision::Commit;
+        self.propose(Body::Decision { transition: id, decision, cause: None, votes, plan: None });
         run.stage = Stage::Commit(Box::new(Course {
             forward: Flow::new(&plan, Direction::Forward),
             back: None,
@@ -777,7 +801,9 @@ impl Engine {
         if let Stage::Check(poll) | Stage::Prepare { poll, .. } = &run.stage {
             votes.extend(poll.ballot.votes().cloned());
         }
-        self.decide_no(id, cause, votes);
+        // What nobody was asked about may never have been meant: it is planned anew when its turn comes.
+        let asked = matches!(run.stage, Stage::Check(_)).then(|| run.plan.clone());
+        self.decide_no(id, cause, votes, asked.filter(|plan| plan.parts() <= UNBEGUN_PARTS_MAX));
         if !was_begun {
             self.end(id, run, Outcome::Aborted, BTreeMap::new());
             return Next::Ended;
@@ -806,9 +832,15 @@ impl Engine {
         }
     }
 
-    fn decide_no(&mut self, id: TransitionId, cause: Cause, votes: Vec<Vote>) {
-        let votes = Arc::new(votes);
-        self.propose(Body::Decision { transition: id, decision: Decision::Abort, cause: Some(cause), votes });
+    fn decide_no(
+        &mut self,
+        transition: TransitionId,
+        cause: Cause,
+        votes: Vec<Vote>,
+        plan: Option<Arc<Plan>>,
+    ) {
+        let (decision, cause, votes) = (Decision::Abort, Some(cause), Arc::new(votes));
+        self.propose(Body::Decision { transition, decision, cause, votes, plan });
     }
 
     fn abort_stage(&self, plan: &Plan) -> Stage {

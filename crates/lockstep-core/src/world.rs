@@ -1070,7 +1070,7 @@ impl World {
                 self.answers.insert(reply, answer);
             }
             Output::Event(Event::Warning(message)) => self.note(Happened::ServerWarned(message)),
-            Output::Event(Event::Phase { .. } | Event::Voted { .. }) => {}
+            Output::Event(Event::Phase { .. } | Event::Blocked { .. } | Event::Voted { .. }) => {}
             Output::Event(Event::Reported { .. } | Event::Waits(_)) => {}
         }
     }

@@ -4,7 +4,7 @@
 
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId, SessionId};
-use lockstep_core::id::{HostName, Index, Token};
+use lockstep_core::id::{HostName, Index, Token, TransitionId};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
 use lockstep_core::relation::Published;
@@ -55,14 +55,15 @@ fn in_a_step() -> (Engine, Call) {
     (engine, call)
 }
 
+const SPEC: &str = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"deadlines_ms":{"commit":8000}}}}"#;
+
 /// One host, and a request for its member to go online.
 fn requested() -> Engine {
-    let spec = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"deadlines_ms":{"commit":8000}}}}"#;
-    requested_on(&["h1"], spec)
+    requested_on(&["h1"], SPEC)
 }
 
-/// Hosts with a member of group a each, which is offline, and a request for all of them to go online.
-fn requested_on(hosts: &[&str], spec: &str) -> Engine {
+/// Hosts with a member of group a each, which is offline.
+fn declared(hosts: &[&str], spec: &str) -> Cluster {
     let mut cluster = Cluster::default();
     let mut apply = |body| {
         let index = Index(cluster.revision.0 + 1);
@@ -77,7 +78,13 @@ fn requested_on(hosts: &[&str], spec: &str) -> Engine {
         let member = format!("a@{host}").parse().unwrap();
         apply(Body::Report { member, actual: Some("offline".parse().unwrap()) });
     }
-    let mut engine = Engine::new(cluster, "server", at(0));
+    cluster
+}
+
+/// And a request for all of them to go online.
+fn requested_on(hosts: &[&str], spec: &str) -> Engine {
+    let mut engine = Engine::new(declared(hosts, spec), "server", at(0));
+    let hosts: Vec<HostName> = hosts.iter().map(|host| host.parse().unwrap()).collect();
     for host in &hosts {
         let report = Report::Hello(hello(host));
         engine.handle(at(0), Input::Report { session: session(host), report });
@@ -405,4 +412,110 @@ fn a_step_that_is_ordered_again_during_undo_says_what_it_said() {
     let again = run_until_commit(&mut engine, at(30)).pop().expect("it is ordered again");
     assert!(again.token > first.token, "undo has begun");
     assert_eq!((again.step, value(&again)), (first.step, value(&first)));
+}
+
+/// A large batch is cut where it is written: of an abort before `begin` the decision may be durable, and not the outcome.
+#[test]
+fn an_abort_whose_outcome_was_not_written_ends_in_the_next_reign() {
+    let mut engine = requested();
+    let mut journal = Vec::new();
+    engine.handle(at(0), Input::Abort { reply: ReplyId(2), transition: TransitionId(5) });
+    while let Some(output) = engine.poll_output() {
+        if let Output::Append { first, records } = output {
+            journal.extend((first.0..).zip(records));
+            engine.handle(at(0), Input::Appended);
+        }
+    }
+    assert_eq!(outcome(&engine), Some(Outcome::Aborted));
+    let (_, decision) =
+        journal.iter().find(|(_, record)| matches!(record.body, Body::Decision { .. })).unwrap();
+    let Body::Decision { plan: Some(plan), .. } = &decision.body else { panic!("{decision:?}") };
+    assert_eq!(plan.steps.len(), 1, "what was to be done is kept");
+    let mut cluster = declared(&["h1"], SPEC);
+    let lost = journal.iter().position(|(_, record)| matches!(record.body, Body::Outcome { .. })).unwrap();
+    journal[..lost].iter().for_each(|(index, record)| cluster.apply(Index(*index), record));
+    let mut engine = Engine::new(cluster, "server", at(1));
+    assert_eq!(run_until_commit(&mut engine, at(1)), []);
+    assert_eq!(outcome(&engine), Some(Outcome::Aborted));
+}
+
+/// What a host publishes may come too early: it counts as soon as it goes in no circle any more, whoever came first.
+#[test]
+fn what_was_not_taken_for_its_circle_is_taken_once_that_is_gone() {
+    let spec =
+        |b: &str| format!(r#"{{"cluster":"c","groups":{{"a":{{"select":{{"role":"a"}}}},"b":{{{b}}}}}}}"#);
+    let circular = spec(r#""provides":["sql"],"consumes":["http"]"#);
+    let mut engine = Engine::new(declared(&["h1"], &circular), "server", at(0));
+    engine.handle(
+        at(0),
+        Input::Report { session: SessionId(1), report: Report::Hello(hello(&"h1".parse().unwrap())) },
+    );
+    let warnings = |engine: &mut Engine, now| {
+        let mut warnings = 0;
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Append { .. } => engine.handle(now, Input::Appended),
+                Output::Confirm => engine.handle(now, Input::Confirmed),
+                Output::Event(Event::Warning(_)) => warnings += 1,
+                Output::Order { .. } | Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
+            }
+        }
+        warnings
+    };
+    for (ms, told) in [(0, 1), (2000, 0), (4000, 0)] {
+        let report = published(&["http"], &["sql"]);
+        engine.handle(at(ms), Input::Report { session: SessionId(1), report });
+        assert_eq!(warnings(&mut engine, at(ms)), told, "it is told once, at {ms} ms");
+    }
+    let of_a = |engine: &Engine| engine.acknowledged().members[&"a@h1".parse().unwrap()].published.clone();
+    assert!(of_a(&engine).provides.is_empty(), "a would require b, which requires a");
+    let apply = |engine: &mut Engine, ms, spec: &str| {
+        let (spec, principal) = (serde_json::from_str(spec).unwrap(), "test".to_owned());
+        engine.handle(at(ms), Input::Apply { reply: ReplyId(ms), spec, principal });
+        warnings(engine, at(ms))
+    };
+    // Other relations change, and the circle stays.
+    assert_eq!(apply(&mut engine, 5000, &circular.replace("http", "http\",\"mail")), 0);
+    assert!(of_a(&engine).provides.is_empty());
+    assert_eq!(apply(&mut engine, 6000, &spec(r#""provides":["sql"]"#)), 0);
+    assert_eq!(of_a(&engine).provides, ["http".parse().unwrap()].into(), "nothing more was said");
+    assert_eq!(engine.acknowledged().relations.pairs(), 1, "a requires b");
+}
+
+/// Its connection comes and goes a thousand times in ten seconds, each time with another label.
+#[test]
+fn a_host_that_comes_and_goes_fills_no_journal_and_its_last_labels_count() {
+    for says_goodbye in [false, true] {
+        let mut engine = idle();
+        let host: HostName = "h1".parse().unwrap();
+        let comes = |engine: &mut Engine, ms: u64| {
+            let label = ("turn".to_owned(), ms.to_string());
+            let mut hello = hello(&host);
+            hello.labels.extend([label]);
+            engine.handle(at(ms), Input::Report { session: SessionId(ms), report: Report::Hello(hello) });
+            written(engine, at(ms))
+        };
+        let mut records = 0;
+        for ms in (10..=10_000).step_by(10) {
+            records += comes(&mut engine, ms).len();
+            let session = SessionId(ms);
+            let goes = Input::Report { session, report: Report::Goodbye };
+            engine.handle(at(ms), if says_goodbye { goes } else { Input::Closed { session } });
+            records += written(&mut engine, at(ms)).len();
+        }
+        assert!((20..=35).contains(&records), "{records} records of 1,000 sessions in 10 s");
+        comes(&mut engine, 10_001);
+        let due = engine.next_deadline().unwrap();
+        assert!(due <= Time(11_001), "{due:?}");
+        engine.handle(at(due.0), Input::Tick);
+        written(&mut engine, at(due.0));
+        let known = &engine.acknowledged().hosts[&host];
+        assert_eq!((known.labels["turn"].as_str(), known.liveness), ("10001", Liveness::Alive));
+        // And when it is gone for good, that is seen.
+        engine.handle(at(11_001), Input::Closed { session: SessionId(10_001) });
+        written(&mut engine, at(11_001));
+        engine.handle(at(12_001), Input::Tick);
+        written(&mut engine, at(12_001));
+        assert_eq!(engine.acknowledged().hosts[&host].liveness, Liveness::Suspect);
+    }
 }

@@ -66,7 +66,7 @@ impl Fold {
         let transition = TransitionId(self.add(Body::Request { request: Arc::new(request(name)) }).0);
         self.add(Body::Begin { transition, plan: self.plan.clone() });
         let (decision, votes) = (Decision::Abort, Arc::default());
-        self.add(Body::Decision { transition, decision, cause: None, votes });
+        self.add(Body::Decision { transition, decision, cause: None, votes, plan: None });
         let (left, untold) = (BTreeMap::new(), BTreeSet::new());
         self.add(Body::Outcome { transition, outcome: Outcome::Aborted, left, untold });
         transition

@@ -16,8 +16,6 @@ pub(crate) struct Shape {
     groups: Vec<Group>,
     relations: Vec<Value>,
     lease_ms: u64,
-    /// Counts the specs, so that each is another one.
-    version: u64,
     pub(crate) hosts: Vec<HostName>,
 }
 
@@ -70,7 +68,7 @@ impl Shape {
                 }
             })
             .collect();
-        let mut shape = Self { groups, relations: Vec::new(), lease_ms: 3000, version: 0, hosts };
+        let mut shape = Self { groups, relations: Vec::new(), lease_ms: 3000, hosts };
         shape.relate(rng);
         shape
     }
@@ -123,7 +121,6 @@ impl Shape {
 
     /// Changes something that is declared.
     pub(crate) fn change(&mut self, rng: &mut ChaCha8Rng) {
-        self.version += 1;
         match rng.random_range(0..4) {
             0 => self.relate(rng),
             1 => self.lease_ms = *[2000, 3000, 6000].choose(rng).expect("there are some"),
@@ -144,7 +141,7 @@ impl Shape {
         let groups: BTreeMap<_, _> =
             self.groups.iter().map(|group| (&group.name, group.declared())).collect();
         let written = json!({
-            "cluster": format!("sim-{}", self.version),
+            "cluster": "sim",
             "lease_ms": self.lease_ms,
             "groups": groups,
             "relations": self.relations,

@@ -16,7 +16,7 @@ use leftover::Leftovers;
 use lockstep_core::agent::{
     AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, Identity, Remembered,
 };
-use lockstep_core::id::{AgentId, HandlerName, Index, MemberId, RunId};
+use lockstep_core::id::{AgentId, HandlerName, Index, MemberId, RunId, hex};
 use lockstep_core::log::Disk;
 use lockstep_core::message::{Call, Findings, Order, Phase, Report};
 use lockstep_core::time::Time;
@@ -149,7 +149,7 @@ pub(crate) fn random() -> String {
     let mut bytes = [0_u8; 16];
     let filled = rustix::rand::getrandom(&mut bytes, rustix::rand::GetRandomFlags::empty());
     assert_eq!(filled, Ok(bytes.len()), "the kernel's random source answers small requests whole");
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    hex(&bytes)
 }
 
 /// Milliseconds since the host's boot, sleep included: the clock that goes on while the agent does not.

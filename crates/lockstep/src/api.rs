@@ -31,7 +31,7 @@ use lockstep_core::id::{HostName, TransitionId};
 use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
 use lockstep_core::request::{Code, Rejection, Request};
-use object::{Applied, Group, Health, Host, List, Member, Plan, Relation, Transition, Version};
+use object::{Applied, Group, Health, Host, List, Member, Plan, Relations, Transition, Version};
 use openapi::Routes;
 use problem::{HttpCode, Problem};
 use rehearsal::Rehearsal;
@@ -117,9 +117,9 @@ fn routes() -> Routes {
         })
         .get(
             "/v1/relations",
-            async |State(shared): Shares| list(&shared, Relation::all),
+            async |State(shared): Shares| json(OK, &Relations::of(&shared.handle.view().cluster)),
             "Relations between groups",
-            |says| says.answers::<List<Relation>>(OK, every),
+            |says| says.answers::<Relations>(OK, every),
         )
         .get(
             "/v1/transitions",
@@ -309,7 +309,7 @@ fn show(view: &View, id: TransitionId, status: StatusCode) -> Result<Response, P
 fn etag(view: &View, id: TransitionId, transition: &cluster::Transition) -> HeaderValue {
     let provisional = if transition.decision.is_none() { view.votes.get(&id) } else { None };
     let mut hasher = DefaultHasher::new();
-    (transition, object::phase(view, id, transition), provisional).hash(&mut hasher);
+    (transition, object::phase(view, id, transition), view.blockers.get(&id), provisional).hash(&mut hasher);
     HeaderValue::try_from(format!("\"{:016x}\"", hasher.finish())).expect("hexadecimal is plain text")
 }
 

@@ -295,6 +295,9 @@ enum Command {
         /// Show it again whenever something has changed
         #[arg(short, long)]
         watch: bool,
+        /// Print the state as JSON for `plan --state`, `rehearse --state` and `explain --state`
+        #[arg(long, conflicts_with = "watch")]
+        export: bool,
     },
     /// Show what has happened, one line each
     Events(events::EventsArgs),
@@ -394,7 +397,10 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Drain(args) => asking(addr, async |client| run::run(client, args.into(), form).await),
         Command::Undrain { host } => asking(addr, async |client| run::undrain(client, &host, form).await),
         Command::Abort { id } => asking(addr, async |client| run::abort(client, id, form).await),
-        Command::Status { watch } => asking(addr, async |client| status::status(client, watch, form).await),
+        Command::Status { export: true, .. } => asking(addr, async |client| status::export(client).await),
+        Command::Status { watch, export: false } => {
+            asking(addr, async |client| status::status(client, watch, form).await)
+        }
         Command::Events(args) => asking(addr, async |client| events::events(client, args, form).await),
         Command::Explain(args) if args.is_offline() => explain::offline(&args, form),
         Command::Explain(args) => asking(addr, async |client| explain::explain(client, args, form).await),

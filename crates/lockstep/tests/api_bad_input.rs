@@ -73,7 +73,13 @@ impl Engine {
             Command::Abort { transition, reply } => {
                 let cause = Cause { code: "operator".to_owned(), message: "enough".to_owned(), member: None };
                 let (decision, cause, votes) = (Decision::Abort, Some(cause), Vec::new());
-                self.add(RecordBody::Decision { transition, decision, cause, votes: votes.into() });
+                self.add(RecordBody::Decision {
+                    transition,
+                    decision,
+                    cause,
+                    votes: votes.into(),
+                    plan: None,
+                });
                 self.add(RecordBody::Outcome {
                     transition,
                     outcome: Outcome::Aborted,
@@ -887,6 +893,7 @@ async fn what_is_good_is_answered_as_the_design_says() {
     let text: Value = serde_json::from_slice(&body).unwrap();
     expect![[r#"
         {
+          "blocked_by": null,
           "cause": null,
           "decided_at": null,
           "decision": null,

@@ -1217,6 +1217,54 @@ fn a_bad_state_is_refused_with_its_place() {
         "#]],
         ),
         (
+            members(r#"{"group":"db","host":"h1","goal":"primary"}"#),
+            expect![[r#"
+            exit 3
+            ! unknown-state
+            !
+            !   × group db has no state primary
+            !    ╭─[state.json:2:46]
+            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+            !  2 │  "members":[{"group":"db","host":"h1","goal":"primary"}]}
+            !    ·                                              ────┬────
+            !    ·                                                  ╰── here
+            !    ╰────
+            !   help: its states are offline, online
+        "#]],
+        ),
+        (
+            members(r#"{"group":"db","host":"h1","state":"online","unknown":true}"#),
+            expect![[r#"
+            exit 3
+            ! state-invalid
+            !
+            !   × the state of db@h1 is given, and not known
+            !    ╭─[state.json:2:66]
+            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+            !  2 │  "members":[{"group":"db","host":"h1","state":"online","unknown":true}]}
+            !    ·                                                                  ──┬─
+            !    ·                                                                    ╰── here
+            !    ╰────
+            !   help: leave one of both keys out
+        "#]],
+        ),
+        (
+            members(r#"{"group":"db","host":"h1","leaving":true}"#),
+            expect![[r#"
+            exit 3
+            ! unknown-member
+            !
+            !   × host h1 is in group db: its labels match
+            !    ╭─[state.json:2:49]
+            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+            !  2 │  "members":[{"group":"db","host":"h1","leaving":true}]}
+            !    ·                                                 ──┬─
+            !    ·                                                   ╰── here
+            !    ╰────
+            !   help: leave this key out
+        "#]],
+        ),
+        (
             members(r#"{"group":"db","host":"h1","score":1.5}"#),
             expect![[r#"
             exit 3
@@ -1438,4 +1486,68 @@ fn a_reader_that_leaves_early_is_no_panic() {
     let output = child.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&output.stderr), "");
     assert_eq!(output.status.code(), Some(0));
+}
+
+#[test]
+fn groups_of_groups_and_relations_that_a_setting_keeps_away_are_explained() {
+    let cluster = r#"
+cluster = "shop"
+[groups.site]
+groups = ["db", "pool"]
+[groups.front]
+groups = ["app", "edge"]
+[groups.db]
+select = { role = "db" }
+[groups.pool]
+select = { role = "pool" }
+[groups.app]
+select = { role = "app" }
+[groups.edge]
+select = { role = "edge" }
+settings = { live = "blue" }
+[[relations]]
+from = "app"
+to = "pool"
+kind = "requires"
+[[relations]]
+from = "pool"
+to = "db"
+kind = "requires"
+[[relations]]
+from = "edge"
+to = "db"
+when = { "edge.live" = "green" }
+"#;
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("cluster.toml"), cluster).unwrap();
+    std::fs::write(dir.path().join("state.json"), r#"{"hosts":[]}"#).unwrap();
+    let explain = |first: &str, second: &str| {
+        lockstep(dir.path(), &["explain", "-f", "cluster.toml", "--state", "state.json", first, second])
+    };
+    let absent = "edge watches db (while edge.live = green): it is declared, and does not exist now, since edge.live is blue\n";
+    check(
+        &explain("front", "site"),
+        &expect![[r#"
+        exit 0
+        app requires pool: it is declared
+        edge watches db (while edge.live = green): it is declared, and does not exist now, since edge.live is blue
+    "#]],
+    );
+    check(
+        &explain("site", "app"),
+        &expect![[r#"
+        exit 0
+        app requires pool: it is declared
+    "#]],
+    );
+    check(
+        &explain("site", "db"),
+        &expect![[r#"
+        exit 0
+        db is one of the groups of site
+        pool requires db: it is declared
+    "#]],
+    );
+    assert_eq!(explain("edge", "db"), format!("exit 0\n{absent}"));
+    assert_eq!(explain("edge", "pool"), "exit 0\nnothing relates edge and pool\n");
 }

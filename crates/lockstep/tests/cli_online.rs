@@ -271,7 +271,7 @@ fn what_a_run_would_leave_behind() {
 #[test]
 fn a_spec_is_declared_and_said_to_differ() {
     let dev = Dev::start();
-    let spec = "cluster = \"shop\"\n[groups.web]\nselect = { role = \"app\" }\nlimits = { online = { min = 2 } }\n\
+    let spec = "cluster = \"dev\"\n[groups.web]\nselect = { role = \"app\" }\nlimits = { online = { min = 2 } }\n\
                 [groups.cron]\nselect = { role = \"cron\" }\n";
     std::fs::write(dev.data.path().join("shop.toml"), spec).unwrap();
     std::fs::write(dev.data.path().join("bad.toml"), "cluster = \"shop\"\n[groups.web]\nhold_ms = 0\n")
@@ -297,7 +297,6 @@ fn a_spec_is_declared_and_said_to_differ() {
         &expect![[r#"
             exit 0
             dry run: nothing was applied
-              ~ cluster: dev -> shop
               - group app
               + group cron
               - group db
@@ -320,6 +319,59 @@ fn a_spec_is_declared_and_said_to_differ() {
     assert!(out.starts_with("applied at revision "), "{out}");
     let (exit, _, _) = dev.command(&["group", "show", "web"]);
     assert_eq!(exit, 0);
+    std::fs::write(dev.data.path().join("other.toml"), "cluster = \"shop\"\n").unwrap();
+    let refused = dev.told(&["apply", "-f", "other.toml"]);
+    check(
+        &refused,
+        &expect![[r#"
+            exit 3
+            ! rejected: not-allowed
+            ! this server has cluster "dev", and this declares cluster "shop"
+            ! help: see whether it is the right server (--addr, LOCKSTEP_ADDR); a cluster keeps its name: to change this one write cluster = "dev"
+        "#]],
+    );
+    assert_eq!(dev.told(&["apply", "-f", "other.toml", "--dry-run"]), refused);
+    let (exit, _, _) = dev.command(&["group", "show", "web"]);
+    assert_eq!(exit, 0, "nothing has changed");
+}
+
+#[test]
+fn a_host_is_drained_together_with_what_else_is_asked_for() {
+    let dev = Dev::start();
+    let (exit, out, err) = dev.command(&["drain", "pg-a", "app@app-2=offline", "-o", "json"]);
+    let drained: Value = serde_json::from_str(&out).unwrap_or_else(|error| panic!("{error}: {err}"));
+    assert_eq!((exit, &drained["outcome"]), (0, &"committed".into()), "{err}");
+    assert_eq!(drained["targets"], serde_json::json!(["drain pg-a", "app@app-2=offline"]));
+    let steps = drained["plan"]["steps"].as_array().unwrap();
+    let moved: std::collections::BTreeSet<_> =
+        steps.iter().map(|step| step["host"].as_str().unwrap()).collect();
+    assert_eq!(moved, ["app-2", "pg-a", "pg-b"].into(), "in one transition");
+    assert_eq!(dev.told(&["undrain", "pg-a"]), "exit 0\npg-a takes members again\n");
+    assert_eq!(dev.told(&["undrain", "pg-a"]), "exit 0\npg-a was not drained: nothing changes\n");
+    let (exit, _, err) = dev.command(&["undrain", "pg-x"]);
+    assert_eq!((exit, err.lines().next()), (3, Some("rejected: unknown-host")));
+}
+
+#[test]
+fn whoever_moves_a_group_without_members_is_told() {
+    let dev = Dev::start();
+    let spec = "cluster = \"dev\"\n[groups.app]\nselect = { role = \"app\" }\nhandler = \"demo\"\n\
+                [groups.cron]\nselect = { role = \"cron\" }\n[groups.jobs]\ngroups = [\"cron\"]\n";
+    std::fs::write(dev.data.path().join("cluster.toml"), spec).unwrap();
+    assert_eq!(dev.command(&["apply", "-f", "cluster.toml"]).0, 0);
+    let note = |group| {
+        format!("! note: {group} has no members, so nothing moves there: lockstep group show {group}\n")
+    };
+    let nothing = format!("exit 0\nnothing to do\n{}", note("cron"));
+    assert_eq!(dev.told(&["run", "cron=up"]), nothing);
+    assert_eq!(dev.told(&["run", "jobs=up", "app=up"]), nothing.replace("cron", "jobs"));
+    let (exit, _, err) = dev.command(&["run", "app=down", "cron=down"]);
+    assert!(exit == 0 && err.ends_with(&note("cron")[2..]), "{err}");
+    let planned = format!("exit 0\nplan ...  nothing to do\n{}", note("cron"));
+    assert_eq!(dev.told(&["plan", "cron=online"]), planned);
+    std::fs::write(dev.data.path().join("state.json"), r#"{"hosts":[{"name":"h"}]}"#).unwrap();
+    let offline = ["plan", "-f", "cluster.toml", "--state", "state.json", "cron=online"];
+    assert_eq!(dev.told(&offline), planned, "and from files");
 }
 
 #[test]

@@ -352,8 +352,9 @@ fn an_agent_that_never_stops_talking_keeps_nobody_waiting() {
         });
         for round in 0..20 {
             let began = Instant::now();
-            cluster
-                .apply(&format!("cluster = \"shop-{round}\"\n[groups.db]\nselect = {{ role = \"db\" }}\n"));
+            let hold_ms = 1000 + round;
+            let group = format!("[groups.db]\nselect = {{ role = \"db\" }}\nhold_ms = {hold_ms}\n");
+            cluster.apply(&format!("cluster = \"shop\"\n{group}"));
             assert!(began.elapsed() < Duration::from_secs(20));
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);

@@ -129,8 +129,8 @@ impl Retention {
 }
 
 fn parts(transition: &Transition) -> usize {
-    let plan = transition.plan.as_ref().map_or(0, |plan| plan.steps.len() + plan.participants.len());
-    1 + plan + transition.votes.len()
+    let plans = transition.plan.iter().chain(&transition.unbegun);
+    1 + plans.map(|plan| plan.parts()).sum::<usize>() + transition.votes.len()
 }
 
 /// The hosts that were asked. Of a plan that was never begun only those are recorded that have answered.
@@ -261,6 +261,7 @@ impl Cluster {
         asked(transition).iter().for_each(|host| self.retention.acknowledge(host, id));
         self.retention.settled.remove(&id);
         let plan = transition.plan.take();
+        transition.unbegun = None;
         transition.votes = Arc::default();
         transition.excluded.clear();
         transition.steps.clear();

@@ -2,10 +2,9 @@
 
 use super::Plan;
 use crate::cluster::Cluster;
-use crate::id::StateName;
+use crate::id::{StateName, hex};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
-use std::fmt::Write;
 
 /// A digest of what a plan rests on: the members, limits and relations of its footprint. Facts, scores and the
 /// journal's index are left out, so that it changes only with what matters.
@@ -63,20 +62,17 @@ pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
             digest.update(format!("{id} {place:?}\n"));
         }
     }
-    hex(&digest.finalize())
+    short(&digest.finalize())
 }
 
 /// The hash of a plan as it is written out.
 pub(super) fn hash(written: &[u8]) -> String {
-    hex(&Sha256::digest(written))
+    short(&Sha256::digest(written))
 }
 
-/// The first 16 bytes in hexadecimal: far beyond chance and guessing, and still one line in a terminal.
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().take(16).fold(String::new(), |mut text, byte| {
-        write!(text, "{byte:02x}").expect("a String takes all");
-        text
-    })
+/// The first 16 bytes: far beyond chance and guessing, and still one line in a terminal.
+fn short(digest: &[u8]) -> String {
+    hex(&digest[..16])
 }
 
 /// The fewest characters of a hash that name a plan.

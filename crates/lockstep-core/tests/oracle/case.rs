@@ -596,7 +596,7 @@ impl Fold {
         let transition = lockstep_core::id::TransitionId(self.0.revision.0);
         self.add(Body::Begin { transition, plan: Arc::new(plan) });
         let votes = Arc::default();
-        self.add(Body::Decision { transition, decision: Decision::Commit, cause: None, votes });
+        self.add(Body::Decision { transition, decision: Decision::Commit, cause: None, votes, plan: None });
         let outcome = if left.is_empty() { Outcome::Committed } else { Outcome::Degraded };
         let untold = Default::default();
         self.add(Body::Outcome { transition, outcome, left, untold });

@@ -320,7 +320,7 @@ impl What {
                 participants: plan.participants.len() as u64,
                 gaps: strings(&plan.gaps),
             },
-            Body::Decision { transition, decision, cause, votes: _ } => Self::Decision {
+            Body::Decision { transition, decision, cause, votes: _, plan: _ } => Self::Decision {
                 transition: transition.to_string(),
                 groups: groups(view, *transition),
                 decision: decision.to_string(),

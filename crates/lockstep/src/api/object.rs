@@ -16,6 +16,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 
 /// A list, with the revision that it was read at.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -215,6 +216,9 @@ pub struct Member {
     pub consumes: Vec<String>,
     /// `pending`, `failed`, `in-doubt` or null.
     pub mark: Option<String>,
+    /// While its last transition has left it in doubt: the states that it may be in.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub may_be: Vec<String>,
     /// Whether its host no longer matches the group's labels.
     pub leaving: bool,
     /// What it last published.
@@ -239,6 +243,7 @@ impl Member {
             provides: strings(&member.published.provides),
             consumes: strings(&member.published.consumes),
             mark: mark(view, id, member).map(str::to_owned),
+            may_be: strings(&member.may_be),
             leaving: member.leaving,
             facts: reported.map(|reported| reported.facts.clone()).unwrap_or_default(),
             score: reported.and_then(|reported| reported.score),
@@ -272,6 +277,33 @@ fn mark(view: &View, id: &MemberId, member: &cluster::Member) -> Option<&'static
     }
 }
 
+/// The relations: a list that tells of those beside it which are declared and do not exist now.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[schemars(rename = "RelationList")]
+pub struct Relations {
+    /// The journal index up to which it is true.
+    pub revision: u64,
+    /// Those that exist.
+    pub items: Vec<Relation>,
+    /// Those that a `when` keeps from existing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub absent: Vec<Relation>,
+}
+
+impl Relations {
+    /// All relations of a cluster, served or read from files.
+    pub fn of(cluster: &Cluster) -> Self {
+        let edges = |relation| Relation::of(cluster, relation);
+        let holds = |relation: &&Arc<relation::Relation>| relation.holds(|id| cluster.setting(id));
+        let declared = cluster.spec.declared.iter();
+        Self {
+            revision: cluster.revision.0,
+            items: cluster.relations.iter().flat_map(|relation| edges(relation)).collect(),
+            absent: declared.filter(|known| !holds(known)).flat_map(|relation| edges(relation)).collect(),
+        }
+    }
+}
+
 /// A relation, one for each group that it leads to.
 #[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Relation {
@@ -293,6 +325,9 @@ pub struct Relation {
     pub scope: Option<String>,
     /// The settings with which it exists, `group.key` to value.
     pub when: Map<String, Value>,
+    /// The settings among them that have another value now, with that value: what keeps it from existing.
+    #[serde(default, skip_serializing_if = "Map::is_empty")]
+    pub unmet: Map<String, Value>,
     /// Whether `from` is taken down rather than a request refused.
     pub cascade: bool,
     /// Of `excludes`: both may serve, and never move at once.
@@ -301,7 +336,7 @@ pub struct Relation {
     pub origin: String,
     /// The capability that `from` consumes and `to` provides, where that made it.
     pub capability: Option<String>,
-    /// The revision that brought it.
+    /// The revision that brought it; 0 while it does not exist.
     pub since: u64,
     /// When that was.
     pub since_at: Option<String>,
@@ -311,6 +346,12 @@ impl Relation {
     /// The edges of one relation.
     pub fn of(cluster: &Cluster, relation: &relation::Relation) -> Vec<Self> {
         let is_choice = relation.to.count() > 1;
+        let unmet = relation.when.iter().filter_map(|(id, wanted)| {
+            let now = cluster.setting(id);
+            (now.as_ref() != Some(wanted))
+                .then(|| (id.to_string(), now.as_ref().map_or(Value::Null, setting)))
+        });
+        let unmet: Map<_, _> = unmet.collect();
         let edge = |to: &GroupName| {
             let since = cluster.relations.since(relation, to).unwrap_or_default();
             Self {
@@ -327,6 +368,7 @@ impl Relation {
                 among: if is_choice { strings(&relation.to) } else { Vec::new() },
                 scope: relation.scope.clone(),
                 when: relation.when.iter().map(|(id, value)| (id.to_string(), setting(value))).collect(),
+                unmet: unmet.clone(),
                 cascade: relation.cascade,
                 moving: relation.moving,
                 origin: origin(relation.origin).to_owned(),
@@ -336,16 +378,6 @@ impl Relation {
             }
         };
         relation.to.iter().map(edge).collect()
-    }
-
-    /// All relations.
-    pub fn all(view: &View) -> Vec<Self> {
-        Self::all_of(&view.cluster)
-    }
-
-    /// All relations of a cluster, served or read from files.
-    pub fn all_of(cluster: &Cluster) -> Vec<Self> {
-        cluster.relations.iter().flat_map(|relation| Self::of(cluster, relation)).collect()
     }
 }
 
@@ -496,6 +528,9 @@ pub struct Transition {
     pub targets: Vec<String>,
     /// `queued`, `check`, `prepare`, `commit` or `release`; null once it has ended.
     pub phase: Option<String>,
+    /// While it is queued: the first transition that is in its way. Provisional, as phases are.
+    #[serde(default)]
+    pub blocked_by: Option<String>,
     /// `commit` or `abort`.
     pub decision: Option<String>,
     /// `committed`, `aborted`, `undone` or `degraded`.
@@ -510,7 +545,7 @@ pub struct Transition {
     pub message: Option<String>,
     /// The member that stood in the way.
     pub member: Option<String>,
-    /// What is, or was, to be done; known from `begin` on.
+    /// What is, or was, to be done; known from `begin` on, or from an abort before it.
     #[serde(default)]
     pub plan: Option<Plan>,
     /// The votes.
@@ -616,7 +651,7 @@ fn plan_may_be_left_out(schema: &mut schemars::Schema) {
 impl Transition {
     /// One transition, whole.
     pub fn of(view: &View, id: TransitionId, transition: &cluster::Transition) -> Self {
-        let plan = transition.plan.as_deref();
+        let plan = transition.plan.as_deref().or(transition.unbegun.as_deref());
         let is_decided = transition.decision.is_some();
         let votes = match view.votes.get(&id) {
             Some(provisional) if !is_decided => provisional.iter().map(|vote| Vote::of(vote, true)).collect(),
@@ -648,6 +683,7 @@ impl Transition {
         Self {
             id: Some(id.to_string()),
             phase: phase(view, id, transition).map(str::to_owned),
+            blocked_by: view.blockers.get(&id).map(ToString::to_string),
             decision: transition.decision.map(|decision| decision.to_string()),
             outcome: transition.outcome.map(|outcome| outcome.to_string()),
             token: transition.token.map(|token| token.0),
@@ -687,9 +723,18 @@ impl Transition {
         }
     }
 
+    /// What it has come to, in a word or a few.
+    pub fn stands(&self) -> String {
+        let stands = self.outcome.as_ref().or(self.phase.as_ref()).cloned().unwrap_or_default();
+        match &self.blocked_by {
+            Some(blocker) => format!("{stands} after {blocker}"),
+            None => stands,
+        }
+    }
+
     /// All transitions, oldest first, as lists show them.
     pub fn all(view: &View) -> Vec<Value> {
-        let brief = |(id, transition): (&TransitionId, &std::sync::Arc<cluster::Transition>)| {
+        let brief = |(id, transition): (&TransitionId, &Arc<cluster::Transition>)| {
             let brief = Self::brief(view, *id, transition);
             let mut object = serde_json::to_value(brief).expect("the API's objects are plain data");
             // Here null would say that there is none yet.

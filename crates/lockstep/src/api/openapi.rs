@@ -2,11 +2,11 @@
 //! served.
 
 use super::Shared;
-use super::problem::{HttpCode, Problem, REJECTIONS, status};
+use super::problem::{HttpCode, Problem, status};
 use axum::Router;
 use axum::handler::Handler;
 use axum::http::StatusCode;
-use axum::routing::{get, post, put};
+use axum::routing;
 use lockstep_core::request::Code;
 use schemars::JsonSchema;
 use schemars::generate::{SchemaGenerator, SchemaSettings};
@@ -37,6 +37,22 @@ pub(super) struct Operation<'a> {
     answers: Map<String, Value>,
 }
 
+/// Methods of [`Routes`], each of which serves a path and describes it.
+macro_rules! verbs {
+    ($($verb:ident),*) => {$(
+        pub(super) fn $verb<T: 'static>(
+            mut self,
+            path: &'static str,
+            handler: impl Handler<T, Shared>,
+            summary: &'static str,
+            describe: impl FnOnce(Operation) -> Operation,
+        ) -> Self {
+            self.router = self.router.route(path, routing::$verb(handler));
+            self.describe(stringify!($verb), path, summary, describe)
+        }
+    )*};
+}
+
 impl Routes {
     pub(super) fn new() -> Self {
         let settings = || {
@@ -51,38 +67,7 @@ impl Routes {
         Self { router: Router::new(), paths: BTreeMap::new(), schemas: Schemas { answered, sent } }
     }
 
-    pub(super) fn get<T: 'static>(
-        mut self,
-        path: &'static str,
-        handler: impl Handler<T, Shared>,
-        summary: &'static str,
-        describe: impl FnOnce(Operation) -> Operation,
-    ) -> Self {
-        self.router = self.router.route(path, get(handler));
-        self.describe("get", path, summary, describe)
-    }
-
-    pub(super) fn post<T: 'static>(
-        mut self,
-        path: &'static str,
-        handler: impl Handler<T, Shared>,
-        summary: &'static str,
-        describe: impl FnOnce(Operation) -> Operation,
-    ) -> Self {
-        self.router = self.router.route(path, post(handler));
-        self.describe("post", path, summary, describe)
-    }
-
-    pub(super) fn put<T: 'static>(
-        mut self,
-        path: &'static str,
-        handler: impl Handler<T, Shared>,
-        summary: &'static str,
-        describe: impl FnOnce(Operation) -> Operation,
-    ) -> Self {
-        self.router = self.router.route(path, put(handler));
-        self.describe("put", path, summary, describe)
-    }
+    verbs!(get, post, put);
 
     /// Describes what is served, or is served elsewhere.
     pub(super) fn describe(
@@ -222,7 +207,7 @@ fn codes_by_status() -> BTreeMap<StatusCode, Vec<&'static str>> {
     let mut codes: BTreeMap<StatusCode, Vec<&'static str>> = BTreeMap::new();
     let of_http = HttpCode::ALL.map(|code| (code.status(), code.as_str()));
     let of_body = (StatusCode::PAYLOAD_TOO_LARGE, Code::TooLarge.as_str());
-    let of_rejection = REJECTIONS.map(|code| (status(code), code.as_str()));
+    let of_rejection = Code::ALL.map(|code| (status(code), code.as_str()));
     for (status, code) in of_http.into_iter().chain([of_body]).chain(of_rejection) {
         codes.entry(status).or_default().push(code);
     }

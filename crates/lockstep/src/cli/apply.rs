@@ -9,6 +9,7 @@ use crate::api::object::{Applied, Group, Host, List, Member};
 use crate::spec_file;
 use clap::Args;
 use lockstep_core::relation::{Relation, Relations};
+use lockstep_core::request::check_same_cluster;
 use lockstep_core::spec::{Spec, SpecFile};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,6 +49,7 @@ pub async fn apply(client: &Client, args: &ApplyArgs, form: Form) -> Result<Exit
     let mut changes = declared(before.as_ref(), &written, &spec);
     changes.extend(membership(&spec, &hosts.items, &members.items));
     let report = if args.dry_run {
+        before.iter().try_for_each(|before| check_same_cluster(before, &written))?;
         Report { revision: None, changes, differs: Vec::new() }
     } else {
         let applied: Applied = client.put("/v1/spec", &written).await?;
@@ -81,13 +83,8 @@ fn declared(before: Option<&SpecFile>, after: &SpecFile, spec: &Spec) -> Vec<Str
     let none = BTreeMap::new();
     let groups_before = before.map_or(&none, |file| &file.groups);
     if let Some(before) = before {
-        for (what, was, is) in [
-            ("cluster", before.cluster.clone(), after.cluster.clone()),
-            ("lease_ms", format!("{:?}", before.lease_ms), format!("{:?}", after.lease_ms)),
-        ] {
-            if was != is {
-                lines.push(format!("~ {what}: {was} -> {is}"));
-            }
+        if before.lease_ms != after.lease_ms {
+            lines.push(format!("~ lease_ms: {:?} -> {:?}", before.lease_ms, after.lease_ms));
         }
         if before.lifecycles != after.lifecycles {
             lines.push("~ lifecycles".to_owned());

@@ -4,12 +4,13 @@
 use super::client::Client;
 use super::output::{Form, clean};
 use super::{Exit, Failure, offline as files, run};
-use crate::api::object::{Group, List, Participant, Relation, Transition};
+use crate::api::object::{Group, List, Participant, Relation, Relations, Transition};
 use crate::spec_file;
 use clap::Args;
 use lockstep_core::id::{GroupName, TransitionId};
 use serde::Serialize;
 use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::path::PathBuf;
 
 /// `lockstep explain`.
@@ -50,11 +51,15 @@ pub fn offline(args: &ExplainArgs, form: Form) -> Result<Exit, Failure> {
     };
     let (written, spec) = spec_file::load(file)?;
     let (cluster, _) = files::load(state, written, &spec)?;
-    let relations = Relation::all_of(&cluster);
     let first = group(&args.first)?;
-    let groups: Vec<&str> = spec.groups.keys().chain(spec.composites.keys()).map(GroupName::as_str).collect();
-    known(&groups, [&first, second])?;
-    show(between(&relations, &first, second), form)
+    let mut groups: Parts =
+        spec.groups.keys().map(|name| (name.as_str(), BTreeSet::from([name.as_str()]))).collect();
+    groups.extend(
+        spec.composites
+            .iter()
+            .map(|(name, leaves)| (name.as_str(), leaves.iter().map(GroupName::as_str).collect())),
+    );
+    show(between(&Relations::of(&cluster), &groups, &first, second)?, form)
 }
 
 /// Explains.
@@ -63,16 +68,18 @@ pub async fn explain(client: &Client, args: ExplainArgs, form: Form) -> Result<E
         Some(second) => {
             let first = group(&args.first)?;
             let groups: List<Group> = client.get("/v1/groups").await?;
-            let groups: Vec<&str> = groups.items.iter().map(|group| group.name.as_str()).collect();
-            known(&groups, [&first, &second])?;
-            let relations: List<Relation> = client.get("/v1/relations").await?;
-            between(&relations.items, &first, &second)
+            let groups = groups.items.iter().map(|group| {
+                let itself = group.groups.is_empty().then_some(&group.name);
+                (group.name.as_str(), group.groups.iter().chain(itself).map(String::as_str).collect())
+            });
+            let relations: Relations = client.get("/v1/relations").await?;
+            between(&relations, &groups.collect(), &first, &second)?
         }
         None => {
             let usage = "name a transition (t42), or two groups";
             let id: TransitionId = args.first.parse().map_err(|error| Failure::helped(error, usage))?;
             let transition: Transition = client.get(&format!("/v1/transitions/{id}")).await?;
-            let relations: List<Relation> = client.get("/v1/relations").await?;
+            let relations: Relations = client.get("/v1/relations").await?;
             of_transition(&transition, &relations.items)
         }
     };
@@ -91,62 +98,89 @@ fn group(text: &str) -> Result<GroupName, Failure> {
     text.parse().map_err(|error: lockstep_core::id::NameError| Failure::error(error.to_string()))
 }
 
-/// That nothing relates a group which does not exist is true, and helps nobody.
-fn known(groups: &[&str], asked: [&GroupName; 2]) -> Result<(), Failure> {
-    match asked.into_iter().find(|asked| !groups.contains(&asked.as_str())) {
-        Some(unknown) => {
-            let help = "`lockstep group list` shows what there is";
-            Err(Failure::helped(format!("there is no group {unknown}"), help))
-        }
-        None => Ok(()),
-    }
-}
+/// The groups of members that each group is made of: itself, or those of a group of groups.
+type Parts<'a> = BTreeMap<&'a str, BTreeSet<&'a str>>;
 
-/// What relates two groups, directly or through others along `requires`.
-fn between(relations: &[Relation], first: &GroupName, second: &GroupName) -> Vec<String> {
-    let ends = [(first.as_str(), second.as_str()), (second.as_str(), first.as_str())];
-    let direct = ends.iter().flat_map(|(from, to)| {
-        relations.iter().filter(move |relation| relation.from == *from && relation.to == *to)
-    });
-    let mut lines: Vec<String> = direct.map(why).collect();
-    for (from, to) in ends {
-        let path = chain(relations, from, to);
+/// What relates two groups, directly or through others along `requires`; of a group of groups, whatever relates one
+/// of them.
+fn between(
+    relations: &Relations,
+    groups: &Parts,
+    first: &GroupName,
+    second: &GroupName,
+) -> Result<Vec<String>, Failure> {
+    let parts = |name: &GroupName| {
+        groups.get(name.as_str()).ok_or_else(|| {
+            // That nothing relates a group which does not exist is true, and helps nobody.
+            let help = "`lockstep group list` shows what there is";
+            Failure::helped(format!("there is no group {name}"), help)
+        })
+    };
+    let (ours, theirs) = (parts(first)?, parts(second)?);
+    let ends = [(first, ours, second, theirs), (second, theirs, first, ours)];
+    let mut lines = Vec::new();
+    for (name, _, whole, parts) in ends {
+        if name != whole && parts.contains(name.as_str()) {
+            lines.push(format!("{name} is one of the groups of {whole}"));
+        }
+    }
+    let direct = |relations: &[Relation]| -> Vec<String> {
+        let leads = |relation: &&Relation, from: &BTreeSet<&str>, to: &BTreeSet<&str>| {
+            from.contains(&*relation.from) && to.contains(&*relation.to)
+        };
+        let all = ends.iter().flat_map(|(_, from, _, to)| {
+            relations.iter().filter(move |relation| leads(relation, from, to)).map(why)
+        });
+        all.collect()
+    };
+    lines.extend(direct(&relations.items));
+    for (from, sources, to, targets) in ends {
+        let path = chain(&relations.items, sources, targets);
         if path.len() > 1 {
             lines.push(format!("{from} is told of {to}, since requires leads there:"));
             lines.extend(path.into_iter().map(|relation| format!("  {}", why(relation))));
         }
     }
+    lines.extend(direct(&relations.absent));
     if lines.is_empty() {
         lines.push(format!("nothing relates {first} and {second}"));
     }
-    lines
+    Ok(lines)
 }
 
-/// The shortest way from one group to another along `requires`.
-fn chain<'a>(relations: &'a [Relation], from: &'a str, to: &'a str) -> Vec<&'a Relation> {
-    let mut came: std::collections::BTreeMap<&str, &Relation> = std::collections::BTreeMap::new();
-    let mut queue = std::collections::VecDeque::from([from]);
+/// The shortest way from some groups to others along `requires`.
+fn chain<'a>(
+    relations: &'a [Relation],
+    from: &BTreeSet<&'a str>,
+    to: &BTreeSet<&'a str>,
+) -> Vec<&'a Relation> {
+    let mut came: BTreeMap<&str, &Relation> = BTreeMap::new();
+    let mut queue: VecDeque<&str> = from.iter().copied().collect();
+    let mut end = None;
     while let Some(at) = queue.pop_front() {
+        if to.contains(at) && !from.contains(at) {
+            end = Some(at);
+            break;
+        }
         for relation in relations.iter().filter(|relation| relation.from == at && relation.kind == "requires")
         {
-            if relation.to != from && !came.contains_key(relation.to.as_str()) {
+            if !from.contains(&*relation.to) && !came.contains_key(&*relation.to) {
                 came.insert(&relation.to, relation);
                 queue.push_back(&relation.to);
             }
         }
     }
     let mut path = Vec::new();
-    let mut at = to;
-    while let Some(relation) = came.get(at) {
+    while let Some(relation) = end.and_then(|at| came.get(at)) {
         path.push(*relation);
-        at = &relation.from;
+        end = Some(&relation.from);
     }
     path.reverse();
     path
 }
 
-/// One relation in words: what it is, which rule made it, since when.
-fn why(relation: &Relation) -> String {
+/// One relation in words: what it is, which rule made it, since when; or what keeps it from existing.
+pub fn why(relation: &Relation) -> String {
     let Relation { from, to, kind, capability, since, .. } = relation;
     let rule = match capability {
         Some(capability) => format!("{from} consumes {capability}, which {to} provides"),
@@ -155,6 +189,14 @@ fn why(relation: &Relation) -> String {
     let asked = relation.ask.iter().map(|ask| format!("ask {ask}"));
     let terms: Vec<_> = asked.chain([terms(relation)]).filter(|terms| !terms.is_empty()).collect();
     let terms = if terms.is_empty() { String::new() } else { format!(" ({})", terms.join(", ")) };
+    if !relation.unmet.is_empty() {
+        let unmet: Vec<_> =
+            relation.unmet.iter().map(|(id, now)| format!("{id} is {}", shown(now))).collect();
+        return format!(
+            "{from} {kind} {to}{terms}: {rule}, and does not exist now, since {}",
+            unmet.join(", ")
+        );
+    }
     // What is read from files has no history.
     let since = relation.since_at.as_ref().map(|at| format!("; since revision {since}, {at}"));
     format!("{from} {kind} {to}{terms}: {rule}{}", since.unwrap_or_default())
@@ -187,8 +229,10 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
     let asked = transition.targets.join(" ");
     let reason = transition.reason.as_ref().map(|reason| format!(", because {reason:?}")).unwrap_or_default();
     lines.push(format!("{id}: {} asked for {asked}{reason}", transition.principal));
-    let Some(plan) = &transition.plan else {
+    if transition.token.is_none() {
         lines.extend(transition.cause.as_ref().map(|cause| format!("it was never begun: {cause}")));
+    }
+    let Some(plan) = &transition.plan else {
         lines.extend(run::why(transition));
         return lines;
     };

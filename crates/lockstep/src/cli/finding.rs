@@ -42,7 +42,7 @@ pub fn findings(hosts: &[Host], groups: &[Group], members: &[Member]) -> Vec<Fin
     for group in groups {
         let members = by_group.get(group.name.as_str()).map_or(&[][..], Vec::as_slice);
         findings.extend(of_group(group, members));
-        findings.extend(members.iter().filter_map(|member| of_member(group, member)));
+        findings.extend(members.iter().filter_map(|member| of_member(hosts, group, member)));
     }
     // Members of groups that are no longer declared.
     let is_declared = |member: &Member| groups.iter().any(|group| group.name == member.group);
@@ -81,13 +81,14 @@ fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
             findings.push(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) });
         }
     }
+    let is_down = is_down(group, members);
     for state in &group.states {
         let limits = group.limits.get(state);
         let count = members.iter().filter(|member| member.actual.as_ref() == Some(state)).count();
         let default = usize::from(group.serving.contains(state));
         let min = limits.and_then(|limits| amount(&limits.min));
         let min = min.map_or(default, |min| min.as_min(members.len()));
-        if count < min {
+        if count < min && !is_down {
             let what = if group.serving.contains(state) { "does not serve: " } else { "is short: " };
             let problem = format!("{name} {what}{count} {state}, at least {min} must be");
             let run = format!("{name}=up");
@@ -103,17 +104,57 @@ fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
     findings
 }
 
-fn of_member(group: &Group, member: &Member) -> Option<Finding> {
+/// Whether all of a group is meant to be where it does nothing. Members that a transition has failed, or left in
+/// doubt, were given goals that nobody has asked for.
+pub fn is_down(group: &Group, members: &[&Member]) -> bool {
+    let is_meant = |member: &&Member| {
+        member.goal.as_ref() == group.states.first() && !is_left(member) && member.goal.is_some()
+    };
+    !members.is_empty() && members.iter().all(is_meant)
+}
+
+/// Whether its last transition has left it elsewhere than planned.
+fn is_left(member: &Member) -> bool {
+    member.mark.as_deref().is_some_and(|mark| mark != "pending")
+}
+
+/// What is known of a member that its last transition has left elsewhere than planned, and what to do.
+fn of_left(hosts: &[Host], member: &Member) -> Finding {
+    let (id, actual) = (member.id(), member.actual.as_deref().unwrap_or("in no known state"));
+    let goal = member.goal.as_deref().unwrap_or("STATE");
+    let host = hosts.iter().find(|host| host.name == member.host);
+    let is_there = host.is_some_and(|host| matches!(host.liveness.as_str(), "alive" | "suspect"));
+    let settles = if is_there {
+        "its next status settles it: see that its handler answers `status`".to_owned()
+    } else {
+        format!("its next status settles it: start host {} and its agent", member.host)
+    };
+    let (problem, next) = match (member.mark.as_deref(), &member.transition, member.may_be.as_slice()) {
+        (Some("in-doubt"), Some(transition), _) => {
+            let way = format!("{transition} was taking it from {actual} to {goal}");
+            (format!("{id} is in doubt: {way} when its host was lost"), settles)
+        }
+        (Some("in-doubt"), None, may_be) => {
+            let may_be = if may_be.is_empty() { "anywhere".to_owned() } else { may_be.join(" or ") };
+            let since = "nobody could tell how its last transition ended there";
+            (format!("{id} is in doubt: {since}; it may be {may_be}, and should be {goal}"), settles)
+        }
+        (Some(_) | None, _, _) if member.actual == member.goal => {
+            let next = format!("mend it, then bring it where it belongs: lockstep run {id}=STATE");
+            (format!("{id} has failed in its last transition, and was left out: it is {actual}"), next)
+        }
+        (Some(_) | None, _, _) => {
+            let next = format!("mend it, then lockstep run {id}={goal}");
+            (format!("{id} has failed in its last transition: it is {actual}, should be {goal}"), next)
+        }
+    };
+    Finding { problem, next, run: None }
+}
+
+fn of_member(hosts: &[Host], group: &Group, member: &Member) -> Option<Finding> {
     let id = member.id();
-    let actual = member.actual.as_deref().unwrap_or("unknown");
-    if let Some(mark) = member.mark.as_deref().filter(|mark| *mark != "pending") {
-        let problem =
-            format!("{id} is {mark}: {actual}, should be {}", member.goal.as_deref().unwrap_or("?"));
-        let next = match mark {
-            "in-doubt" => "its next status settles it: see that its host and agent run".to_owned(),
-            _ => format!("mend it, then lockstep run {id}={}", member.goal.as_deref().unwrap_or("STATE")),
-        };
-        return Some(Finding { problem, next, run: None });
+    if is_left(member) {
+        return Some(of_left(hosts, member));
     }
     if member.transition.is_some() {
         return None;
@@ -141,4 +182,65 @@ fn of_member(group: &Group, member: &Member) -> Option<Finding> {
     let run = format!("{id}={goal}");
     let problem = format!("{id} is {actual}, should be {goal}");
     Some(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+    use serde_json::json;
+
+    fn told(liveness: &str, members: Value) -> String {
+        let host = |name| json!({"name": name, "liveness": liveness, "labels": {}, "address": null});
+        let hosts: Vec<Host> = serde_json::from_value(json!([host("h1"), host("h2")])).unwrap();
+        let group = Group {
+            name: "app".to_owned(),
+            states: ["offline", "online"].map(str::to_owned).to_vec(),
+            serving: vec!["online".to_owned()],
+            ..Group::default()
+        };
+        let base = json!({"group": "app", "host": "h1", "goal": "online", "actual": "online", "transition": null,
+                          "settings": {}, "mark": null, "leaving": false, "facts": {}, "score": null, "reason": null});
+        let member = |changes: &Value| {
+            let mut member = base.clone();
+            member.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            serde_json::from_value::<Member>(member).unwrap()
+        };
+        let members: Vec<Member> = members.as_array().unwrap().iter().map(member).collect();
+        let findings = findings(&hosts, &[group], &members).into_iter();
+        findings.map(|Finding { problem, next, .. }| format!("{problem}\n  {next}\n")).collect()
+    }
+
+    #[test]
+    fn what_is_down_on_purpose_is_not_wrong_and_what_has_fallen_is() {
+        let down = json!({"goal": "offline", "actual": "offline"});
+        assert_eq!(told("alive", json!([down])), "");
+        let short = "app does not serve: 0 online, at least 1 must be\n  lockstep run app=up\n";
+        let fallen = "app@h1 is offline, should be online\n  lockstep run app@h1=online\n";
+        let members = json!([{"goal": "online", "actual": "offline"}]);
+        assert_eq!(told("alive", members), format!("{short}{fallen}"));
+        // Left out, a member has a goal that nobody has asked for.
+        let excluded = json!({"goal": "offline", "actual": "offline", "mark": "failed"});
+        let left = "app@h1 has failed in its last transition, and was left out: it is offline\n  \
+                    mend it, then bring it where it belongs: lockstep run app@h1=STATE\n";
+        assert_eq!(told("alive", json!([excluded])), format!("{short}{left}"));
+    }
+
+    #[test]
+    fn what_is_known_of_a_member_in_doubt_is_said() {
+        let doubt = json!({"mark": "in-doubt", "may_be": ["offline", "online"]});
+        expect![[r#"
+            app@h1 is in doubt: nobody could tell how its last transition ended there; it may be offline or online, and should be online
+              its next status settles it: see that its handler answers `status`
+        "#]].assert_eq(&told("alive", json!([doubt])));
+        let under_way = json!({"mark": "in-doubt", "actual": "offline", "transition": "t7"});
+        expect![[r#"
+            host h1 is lost (1 members)
+              see whether it runs and its agent reaches the server; until then its members count as anywhere; if it is gone for good: lockstep host forget h1
+            host h2 is lost (1 members)
+              see whether it runs and its agent reaches the server; until then its members count as anywhere; if it is gone for good: lockstep host forget h2
+            app@h1 is in doubt: t7 was taking it from offline to online when its host was lost
+              its next status settles it: start host h1 and its agent
+        "#]].assert_eq(&told("lost", json!([under_way, {"host": "h2"}])));
+    }
 }

@@ -7,7 +7,7 @@ use super::status::state;
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
 use crate::api::body::{ForgetBody, LabelBody};
-use crate::api::object::{Applied, Group, Host, List, Member, Relation, Transition};
+use crate::api::object::{Applied, Group, Host, List, Member, Relation, Relations, Transition};
 use clap::{Args, Subcommand};
 use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
 use serde::Serialize;
@@ -223,10 +223,9 @@ pub async fn transitions(client: &Client, verb: TransitionVerb, form: Form) -> R
             list(client, "/v1/transitions", &args, form, |transitions: &[Transition]| {
                 let rows = transitions.iter().map(|transition| {
                     let text = |field: &Option<String>| field.clone().unwrap_or_default();
-                    let stands = transition.outcome.as_ref().or(transition.phase.as_ref());
                     vec![
                         text(&transition.id),
-                        stands.cloned().unwrap_or_default(),
+                        transition.stands(),
                         text(&transition.cause),
                         text(&transition.requested_at),
                         transition.targets.join(" "),
@@ -249,26 +248,43 @@ pub async fn transitions(client: &Client, verb: TransitionVerb, form: Form) -> R
 /// Relations.
 pub async fn relations(client: &Client, verb: RelationVerb, form: Form) -> Result<Exit, Failure> {
     match verb {
-        RelationVerb::List(args) => list(client, "/v1/relations", &args, form, relations_table).await,
+        RelationVerb::List(args) => {
+            let read = async |client: &Client| client.get::<Relations>("/v1/relations").await;
+            watch::show(client, args.watch, form, read, relations_table).await
+        }
         RelationVerb::Show { from, to } => {
-            let mut relations: List<Relation> = client.get("/v1/relations").await?;
-            relations.items.retain(|relation| relation.from == from.as_str() && relation.to == to.as_str());
-            if relations.items.is_empty() {
+            let mut relations: Relations = client.get("/v1/relations").await?;
+            let is_wanted =
+                |relation: &Relation| relation.from == from.as_str() && relation.to == to.as_str();
+            relations.items.retain(is_wanted);
+            relations.absent.retain(is_wanted);
+            if relations.items.is_empty() && relations.absent.is_empty() {
                 return Err(missing("relation", &format!("from {from} to {to}")));
             }
-            form.print(&relations, || relations_table(&relations.items))?;
+            form.print(&relations, || relations_table(&relations))?;
             Ok(Exit::Done)
         }
     }
 }
 
-fn relations_table(relations: &[Relation]) -> String {
-    let rows = relations.iter().map(|relation| {
+impl AtRevision for Relations {
+    fn revision(&self) -> u64 {
+        self.revision
+    }
+}
+
+fn relations_table(relations: &Relations) -> String {
+    let rows = relations.items.iter().map(|relation| {
         let ask = relation.ask.clone().unwrap_or_default();
         let Relation { from, to, kind, origin, .. } = relation.clone();
         vec![from, kind, to, ask, origin, explain::terms(relation)]
     });
-    table(&["FROM", "KIND", "TO", "ASK", "ORIGIN", "TERMS"], &rows.collect::<Vec<_>>())
+    let mut text = table(&["FROM", "KIND", "TO", "ASK", "ORIGIN", "TERMS"], &rows.collect::<Vec<_>>());
+    if !relations.absent.is_empty() {
+        text.push('\n');
+    }
+    relations.absent.iter().for_each(|absent| text.push_str(&(clean(&explain::why(absent)) + "\n")));
+    text
 }
 
 fn members_table(members: &[Member]) -> String {

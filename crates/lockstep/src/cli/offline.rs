@@ -1,16 +1,21 @@
 //! A cluster from two files instead of a journal: for reviews, CI and tests.
 //!
-//! The state is turned into the records that would have led to it, and folded by the same fold that a server uses.
+//! The state is turned into the records that would have led to it, and folded by the same fold that a server uses. What
+//! only transitions lead to is put in its place afterwards. A server's state is written the same way ([`exported`]), and
+//! plans as the server does.
 
+use crate::api::object::{Group, Host, Member as Shown};
 use crate::spec_file::{File, FileError, Problem, Refused};
-use lockstep_core::cluster::Cluster;
-use lockstep_core::id::{AgentId, GroupName, HostName, Index, MemberId, SettingKey, StateName};
+use lockstep_core::cluster::{Cluster, Mark, Member};
+use lockstep_core::id::{AgentId, Capability, GroupName, HostName, Index, MemberId, SettingKey, StateName};
 use lockstep_core::plan::Scores;
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
+use lockstep_core::relation::Published;
 use lockstep_core::request::Code;
-use lockstep_core::spec::{SettingValue, Spec, SpecFile, text_problem};
+use lockstep_core::spec::{SettingValue, Settings, Spec, SpecFile, text_problem};
 use lockstep_core::time::WallTime;
-use serde::{Deserialize, Deserializer};
+use serde::{Deserialize, Deserializer, Serialize};
+use serde_json::{Map, Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
@@ -19,21 +24,21 @@ use std::sync::Arc;
 pub const STATE_INVALID: &str = "state-invalid";
 
 /// `state.json`.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StateFile {
     /// The hosts.
     pub hosts: Vec<HostEntry>,
     /// The members that are not alive and well in their lowest state.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub members: Vec<MemberEntry>,
     /// The settings that differ from the declared ones.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<GroupName, BTreeMap<SettingKey, SettingValue>>,
 }
 
 /// A host.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct HostEntry {
     /// Its name.
@@ -44,10 +49,13 @@ pub struct HostEntry {
     /// How it is seen; alive by default.
     #[serde(default)]
     pub liveness: Liveness,
+    /// Whether it has been drained.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub drained: bool,
 }
 
 /// A member.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct MemberEntry {
     /// Its group.
@@ -55,11 +63,39 @@ pub struct MemberEntry {
     /// Its host.
     pub host: HostName,
     /// Its state; the lowest by default.
-    #[serde(default, deserialize_with = "given")]
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
     pub state: Option<StateName>,
+    /// Its state cannot be told.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub unknown: bool,
+    /// The state it should have; the one it is in by default.
+    #[serde(default, deserialize_with = "given", skip_serializing_if = "Option::is_none")]
+    pub goal: Option<StateName>,
+    /// Its last transition has left it elsewhere than planned.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub failed: bool,
+    /// Its last transition has left it in doubt: the states that it may be in.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub may_be: BTreeSet<StateName>,
+    /// Its host no longer matches the group's labels.
+    #[serde(default, skip_serializing_if = "is_default")]
+    pub leaving: bool,
+    /// The settings that it has taken; those in force by default.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Settings>,
+    /// Capabilities that it says it provides, beside those that its group declares.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub provides: BTreeSet<Capability>,
+    /// Capabilities that it says it consumes.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub consumes: BTreeSet<Capability>,
     /// How fit it is to be chosen; 0 by default.
-    #[serde(default)]
+    #[serde(default, skip_serializing_if = "is_default")]
     pub score: i64,
+}
+
+fn is_default<T: Default + PartialEq>(value: &T) -> bool {
+    *value == T::default()
 }
 
 /// A value that is there: a null is refused rather than read as the default.
@@ -75,10 +111,49 @@ pub fn load(path: &Path, written: SpecFile, spec: &Spec) -> Result<(Cluster, Sco
     let file = File::read(path, STATE_INVALID)?;
     let help = "a state has `hosts`, `members` and `settings`; see the page of state-invalid";
     let state: StateFile = file.parse(STATE_INVALID, help).map_err(FileError::Refused)?;
-    check(&state, spec).map_err(|(path, problem)| {
+    let refused = |(path, problem): Misplaced| {
         FileError::Refused(Box::new(Refused::new(&file, file.locate(&path), problem)))
+    };
+    check(&state, spec).map_err(refused)?;
+    let built = build(state, written);
+    // What members publish may relate groups in a circle, which a server would not have taken.
+    built.0.relations.check_circles(&[], &[]).map_err(|circle| {
+        let problem = Problem::new(Code::Cycle.as_str(), circle.message, circle.help);
+        refused((vec!["members".to_owned()], problem))
     })?;
-    Ok(build(state, written))
+    Ok(built)
+}
+
+/// The state of a server's cluster, as [`load`] reads it. Transitions under way are not in it.
+///
+/// # Errors
+/// If the server answers with names that this version does not take.
+pub fn exported(hosts: &[Host], groups: &[Group], members: &[Shown]) -> Result<StateFile, serde_json::Error> {
+    let is_some = |value: &Value| !value.is_null();
+    let host = |host: &Host| json!({"name": host.name, "labels": host.labels, "liveness": host.liveness, "drained": host.drained});
+    let member = |member: &Shown| {
+        // One whose group is not declared any more is in no plan.
+        let group = groups.iter().find(|group| group.name == member.group)?;
+        let is_idle = member.transition.is_none();
+        let entry = json!({
+            "group": member.group, "host": member.host, "state": member.actual, "unknown": member.actual.is_none(),
+            "goal": member.goal.as_ref().filter(|goal| member.actual.as_ref() != Some(*goal)),
+            "failed": is_idle && member.mark.as_deref() == Some("failed"), "may_be": member.may_be,
+            "leaving": member.leaving,
+            "settings": Some(&member.settings).filter(|taken| **taken != group.settings),
+            "provides": member.provides, "consumes": member.consumes, "score": member.score.unwrap_or_default(),
+        });
+        let Value::Object(fields) = entry else { unreachable!("it is written as one") };
+        Some(Value::Object(fields.into_iter().filter(|(_, value)| is_some(value)).collect()))
+    };
+    let settings = groups.iter().filter(|group| !group.settings.is_empty());
+    let settings: Map<_, _> =
+        settings.map(|group| (group.name.clone(), group.settings.clone().into())).collect();
+    serde_json::from_value(json!({
+        "hosts": hosts.iter().map(host).collect::<Vec<_>>(),
+        "members": members.iter().filter_map(member).collect::<Vec<_>>(),
+        "settings": settings,
+    }))
 }
 
 type Misplaced = (Vec<String>, Problem);
@@ -115,17 +190,28 @@ fn check(state: &StateFile, spec: &Spec) -> Result<(), Misplaced> {
             let help = "list it under `hosts`".to_owned();
             return wrong("host", Code::UnknownHost, format!("there is no host {host}"), help);
         };
-        if !group.selects(&entry.labels) {
+        if group.selects(&entry.labels) && member.leaving {
+            let message = format!("host {host} is in group {name}: its labels match");
+            return wrong("leaving", Code::UnknownMember, message, "leave this key out".to_owned());
+        }
+        if !group.selects(&entry.labels) && !member.leaving {
             let message = format!("host {host} is not in group {name}: its labels do not match");
             let help = format!("see `select` of [groups.{name}], and the host's `labels`");
             return wrong("host", Code::UnknownMember, message, help);
         }
-        if let Some(state) = &member.state
-            && group.lifecycle.rank(state).is_none()
-        {
-            let states: Vec<_> = group.lifecycle.states.iter().map(StateName::as_str).collect();
-            let help = format!("its states are {}", states.join(", "));
-            return wrong("state", Code::UnknownState, format!("group {name} has no state {state}"), help);
+        let named = [("state", &member.state), ("goal", &member.goal)];
+        let named = named.into_iter().flat_map(|(key, state)| state.iter().map(move |state| (key, state)));
+        for (key, state) in named.chain(member.may_be.iter().map(|state| ("may_be", state))) {
+            if group.lifecycle.rank(state).is_none() {
+                let states: Vec<_> = group.lifecycle.states.iter().map(StateName::as_str).collect();
+                let help = format!("its states are {}", states.join(", "));
+                return wrong(key, Code::UnknownState, format!("group {name} has no state {state}"), help);
+            }
+        }
+        if member.unknown && member.state.is_some() {
+            let message = format!("the state of {name}@{host} is given, and not known");
+            let problem = Problem::new(STATE_INVALID, message, "leave one of both keys out");
+            return Err((at(&["members", &place, "unknown"]), problem));
         }
         if !members.insert((name, host)) {
             let message = format!("member {name}@{host} is there twice");
@@ -183,21 +269,28 @@ fn build(state: StateFile, mut written: SpecFile) -> (Cluster, Scores) {
     fold.add(Body::Spec { spec: Arc::new(written), principal: "file".to_owned() });
     let mut given = BTreeMap::new();
     let mut scores = Scores::new();
-    for member in state.members {
-        let id = MemberId { group: member.group, host: member.host };
-        scores.insert(id.clone(), member.score);
-        given.insert(id, member.state);
+    for entry in state.members {
+        let id = MemberId { group: entry.group.clone(), host: entry.host.clone() };
+        scores.insert(id.clone(), entry.score);
+        if entry.leaving {
+            let leaving = Member { leaving: true, ..Member::default() };
+            fold.cluster.members.insert(id.clone(), Arc::new(leaving));
+        }
+        given.insert(id, entry);
     }
     let members: Vec<MemberId> = fold.cluster.members.keys().cloned().collect();
     for member in members {
-        let lowest = fold.cluster.spec.groups[&member.group].lifecycle.lowest().clone();
-        let actual = Some(given.get(&member).cloned().flatten().unwrap_or(lowest));
-        fold.add(Body::Report { member, actual });
+        fold.add_member(&member, given.remove(&member));
     }
     for host in state.hosts {
         if host.liveness != Liveness::Alive {
             let change = HostChange::Liveness { liveness: host.liveness };
-            fold.add(Body::Host { host: host.name, change });
+            fold.add(Body::Host { host: host.name.clone(), change });
+        }
+        if host.drained
+            && let Some(known) = fold.cluster.hosts.get_mut(&host.name)
+        {
+            Arc::make_mut(known).is_drained = true;
         }
     }
     (fold.cluster, scores)
@@ -212,5 +305,46 @@ impl Fold {
     fn add(&mut self, body: Body) {
         let index = Index(self.cluster.revision.0 + 1);
         self.cluster.apply(index, &Record { at: WallTime::default(), body });
+    }
+
+    /// What a member has reported, and then what transitions have made of it.
+    fn add_member(&mut self, id: &MemberId, entry: Option<MemberEntry>) {
+        let lowest = self.cluster.spec.groups[&id.group].lifecycle.lowest().clone();
+        let mut report = |actual| self.add(Body::Report { member: id.clone(), actual });
+        let Some(entry) = entry else { return report(Some(lowest)) };
+        let MemberEntry {
+            state,
+            unknown,
+            goal,
+            failed,
+            may_be,
+            leaving: _,
+            settings,
+            provides,
+            consumes,
+            ..
+        } = entry;
+        if unknown {
+            // One that has a goal has reported once.
+            goal.iter().for_each(|goal| report(Some(goal.clone())));
+            report(None);
+        } else {
+            report(Some(state.unwrap_or(lowest)));
+        }
+        if !provides.is_empty() || !consumes.is_empty() {
+            let published = Arc::new(Published { provides, consumes });
+            let change = HostChange::Published { group: id.group.clone(), published };
+            self.add(Body::Host { host: id.host.clone(), change });
+        }
+        // It has left its group, and is where it may be forgotten.
+        let Some(member) = self.cluster.members.get_mut(id).map(Arc::make_mut) else { return };
+        member.goal = goal.or(member.goal.take());
+        member.settings = settings.map(Arc::new).or(member.settings.take());
+        member.mark = match (may_be.is_empty(), failed) {
+            (false, _) => Mark::InDoubt,
+            (true, true) => Mark::Failed,
+            (true, false) => Mark::None,
+        };
+        member.may_be = may_be;
     }
 }

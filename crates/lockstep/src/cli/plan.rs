@@ -1,13 +1,14 @@
 //! `lockstep plan`: what a run would do. With a server, or from files without one.
 
 use super::client::Client;
-use super::output::{Form, clean, table};
+use super::output::{Form, clean, note, table};
 use super::{Exit, Failure, offline as files};
 use crate::api::body::PlanBody;
-use crate::api::object::{Plan, Step};
+use crate::api::object::{Group, List, Plan, Step};
 use crate::spec_file;
 use clap::Args;
 use lockstep_core::cluster::Cluster;
+use lockstep_core::id::GroupName;
 use lockstep_core::plan::Scores;
 use lockstep_core::request::{Request, Target};
 use serde_json::{Map, Value};
@@ -69,12 +70,53 @@ impl PlanArgs {
 pub fn offline(args: &PlanArgs, form: Form) -> Result<Exit, Failure> {
     let (cluster, scores) = args.load()?;
     let plan = lockstep_core::plan::plan_request(&cluster, &args.request(), &scores)?;
-    show(&Plan::of(&plan), form)
+    let exit = show(&Plan::of(&plan), form)?;
+    for target in &args.targets {
+        let groups = cluster.groups_of(target);
+        if let Some(name) = whole_group(target)
+            && !groups.iter().any(|group| cluster.members_of(group).next().is_some())
+        {
+            note_memberless(name);
+        }
+    }
+    Ok(exit)
 }
 
 /// Plans with a server.
 pub async fn online(client: &Client, args: &PlanArgs, form: Form) -> Result<Exit, Failure> {
-    show(&client.post("/v1/plans", &args.body()).await?.body, form)
+    let plan = client.post("/v1/plans", &args.body()).await?.body;
+    let exit = show(&plan, form)?;
+    note_where_nobody_is(client, &args.targets, Some(&plan)).await;
+    Ok(exit)
+}
+
+/// The group that a target moves all members of.
+fn whole_group(target: &Target) -> Option<&GroupName> {
+    match target {
+        Target::Group(group, _) | Target::Up(group) | Target::Down(group) => Some(group),
+        Target::Member(..) | Target::Setting(..) | Target::Drain(_) | Target::Repair(_) => None,
+    }
+}
+
+/// Nothing is to be done there, which is as planned and rarely as meant.
+fn note_memberless(group: &GroupName) {
+    note(&format!("note: {group} has no members, so nothing moves there: lockstep group show {group}"));
+}
+
+/// Says which of the groups that are asked to move have no members.
+pub async fn note_where_nobody_is(client: &Client, targets: &[Target], plan: Option<&Plan>) {
+    let moves = |group: &GroupName| {
+        plan.is_some_and(|plan| plan.steps.iter().any(|step| step.group == group.as_str()))
+    };
+    let idle: Vec<_> = targets.iter().filter_map(whole_group).filter(|group| !moves(group)).collect();
+    if idle.is_empty() {
+        return;
+    }
+    // What was asked for is answered; without this list only the note is missing.
+    let Ok(groups) = client.get::<List<Group>>("/v1/groups").await else { return };
+    let is_empty =
+        |name: &GroupName| groups.items.iter().any(|group| group.name == name.as_str() && group.members == 0);
+    idle.into_iter().filter(|name| is_empty(name)).for_each(note_memberless);
 }
 
 fn show(plan: &Plan, form: Form) -> Result<Exit, Failure> {

@@ -38,7 +38,11 @@ impl Progress {
         let mut lines = Vec::new();
         if !self.queued && at >= QUEUED_TOLD && transition.phase.as_deref() == Some("queued") {
             self.queued = true;
-            lines.push(timed("queued", "waits for another transition: lockstep status", &mut self.since, at));
+            let waits = match &transition.blocked_by {
+                Some(blocker) => format!("waits for {0}: lockstep transition show {0}", clean(blocker)),
+                None => "waits for another transition: lockstep status".to_owned(),
+            };
+            lines.push(timed("queued", &waits, &mut self.since, at));
         }
         if let Some(plan) = &transition.plan
             && !self.plan
@@ -90,7 +94,10 @@ impl Progress {
     pub fn now(&self, transition: &Transition) -> Option<String> {
         let phase = transition.phase.as_deref().filter(|_| !self.outcome)?;
         let detail = match phase {
-            "queued" => "waiting for another transition".to_owned(),
+            "queued" => {
+                let blocker = transition.blocked_by.as_deref().map(clean);
+                format!("waiting for {}", blocker.unwrap_or_else(|| "another transition".to_owned()))
+            }
             "check" | "prepare" => votes(transition, phase),
             "commit" => {
                 let steps = transition.plan.as_ref().map_or(0, |plan| plan.steps.len());
@@ -275,9 +282,9 @@ mod tests {
         let mut progress = Progress::default();
         let mut lines = Vec::new();
         for (at, changes) in [
-            (2000, json!({"phase": "queued"})),
-            (12_000, json!({"phase": "queued"})),
-            (22_000, json!({"phase": "queued"})),
+            (2000, json!({"phase": "queued", "blocked_by": "t7"})),
+            (12_000, json!({"phase": "queued", "blocked_by": "t7"})),
+            (22_000, json!({"phase": "queued", "blocked_by": "t7"})),
             (
                 22_010,
                 json!({"outcome": "committed", "decision": "commit", "token": 9, "plan": plan, "votes": votes,
@@ -287,7 +294,7 @@ mod tests {
             lines.extend(progress.advance(&object(changes), Duration::from_millis(at)));
         }
         expect![[r#"
-            queued    waits for another transition: lockstep status                      12.0 s
+            queued    waits for t7: lockstep transition show t7                          12.0 s
             plan 6f1c0a2b  blue: w1 online -> offline
                            edge: w1 offline -> online
                            green: w2 offline -> online

@@ -6,11 +6,12 @@
 use super::client::{Answer, Client, ClientError};
 use super::option::{duration, shown};
 use super::output::{Colour, Form, clean, note, painted};
+use super::plan::note_where_nobody_is;
 use super::progress::Progress;
 use super::{Exit, Failure};
 use crate::agent::random;
 use crate::api::body::RunBody;
-use crate::api::object::{Host, Transition};
+use crate::api::object::{Host, List, Transition};
 use clap::{Args, ValueEnum};
 use lockstep_core::id::{HostName, MemberId, TransitionId};
 use lockstep_core::request::Target;
@@ -45,13 +46,17 @@ pub struct DrainArgs {
     /// The host whose members are to go to their drained state, after others have taken over
     #[arg(value_name = "HOST")]
     host: HostName,
+    /// What else is to be so, in the same transition
+    #[arg(value_name = "TARGET")]
+    targets: Vec<Target>,
     #[command(flatten)]
     how: RunOptions,
 }
 
 impl From<DrainArgs> for RunArgs {
-    fn from(DrainArgs { host, how }: DrainArgs) -> Self {
-        Self { targets: vec![Target::Drain(host)], how }
+    fn from(DrainArgs { host, mut targets, how }: DrainArgs) -> Self {
+        targets.insert(0, Target::Drain(host));
+        Self { targets, how }
     }
 }
 
@@ -114,7 +119,9 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
     };
     let first = ask(client, &body, start, args.wait).await?;
     let Some(id) = first.body.id.clone() else {
-        return end(&first.body, start.elapsed(), form);
+        let exit = end(&first.body, start.elapsed(), form)?;
+        note_where_nobody_is(client, &targets, None).await;
+        return Ok(exit);
     };
     if args.no_wait {
         form.print(&first.body, || id.clone())?;
@@ -127,9 +134,18 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
     };
     screen.clear();
     match waited {
-        Ok(transition) => end(&transition, start.elapsed(), form),
+        Ok(transition) => {
+            let exit = end(&transition, start.elapsed(), form)?;
+            if exit == Exit::Done {
+                note_where_nobody_is(client, &targets, transition.plan.as_ref()).await;
+            }
+            Ok(exit)
+        }
         Err((last, why)) => {
             note(&format!("{} {why}; {id} goes on", painted("not waiting:", Colour::Yellow)));
+            if let Some(blocker) = last.as_ref().and_then(|last| last.blocked_by.as_ref()) {
+                note(&format!("it is queued and waits for {}", clean(blocker)));
+            }
             // What is decided is carried out.
             let is_decided = last.as_ref().is_some_and(|last| last.decision.is_some());
             let stop = if is_decided { String::new() } else { format!("; `lockstep abort {id}` stops it") };
@@ -308,8 +324,13 @@ pub async fn abort(client: &Client, id: TransitionId, form: Form) -> Result<Exit
 /// Lets a drained host take members again.
 pub async fn undrain(client: &Client, host: &HostName, form: Form) -> Result<Exit, Failure> {
     let path = format!("/v1/hosts/{host}/undrain");
+    let hosts: List<Host> = client.get("/v1/hosts").await?;
+    let was_drained = hosts.items.iter().any(|known| known.name == host.as_str() && known.drained);
     let undrained: Answer<Host> = client.post(&path, &serde_json::json!({})).await?;
-    form.print(&undrained.body, || format!("{host} takes members again"))?;
+    form.print(&undrained.body, || {
+        let nothing = format!("{host} was not drained: nothing changes");
+        if was_drained { format!("{host} takes members again") } else { nothing }
+    })?;
     Ok(Exit::Done)
 }
 

@@ -1,18 +1,22 @@
 //! `lockstep status`: one screen. Groups with their members, open transitions, what is wrong and what to do next.
 
 use super::client::{Client, ClientError};
-use super::finding::{Finding, findings};
-use super::output::{Form, clean, table};
+use super::finding::{Finding, findings, is_down};
+use super::offline::exported;
+use super::output::{Form, clean, note, table};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
 use crate::api::object::{Group, Host, List, Member, Transition};
 use serde::Serialize;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Members of a group that are shown one by one; more are counted by state.
 const NAMED_MAX: usize = 8;
 /// Findings that are shown; more are counted, `-o json` has all.
 const FINDINGS_SHOWN_MAX: usize = 20;
+
+/// How often the lists are read to be of one revision.
+const EXPORT_TRIES_MAX: usize = 20;
 
 #[derive(Debug, Serialize)]
 struct Status {
@@ -33,6 +37,28 @@ impl AtRevision for Status {
 /// Prints it.
 pub async fn status(client: &Client, watch: bool, form: Form) -> Result<Exit, Failure> {
     watch::show(client, watch, form, read, screen).await
+}
+
+/// Prints the state as planning without a server takes it.
+pub async fn export(client: &Client) -> Result<Exit, Failure> {
+    for _ in 0..EXPORT_TRIES_MAX {
+        let hosts: List<Host> = client.get("/v1/hosts").await?;
+        let groups: List<Group> = client.get("/v1/groups").await?;
+        let members: List<Member> = client.get("/v1/members").await?;
+        if hosts.revision != groups.revision || hosts.revision != members.revision {
+            continue;
+        }
+        let state = exported(&hosts.items, &groups.items, &members.items)
+            .map_err(|error| Failure::error(format!("what the server answers cannot be read: {error}")))?;
+        let moving: BTreeSet<_> =
+            members.items.iter().filter_map(|member| member.transition.as_deref()).collect();
+        for id in moving {
+            note(&format!("note: {} is under way: what it moves is where it was last seen", clean(id)));
+        }
+        Form::Json.print(&state, String::new)?;
+        return Ok(Exit::Done);
+    }
+    Err(Failure::helped("the cluster changes faster than it can be read", "try again when less goes on"))
 }
 
 async fn read(client: &Client) -> Result<Status, ClientError> {
@@ -89,7 +115,7 @@ fn screen(status: &Status) -> String {
 fn transition_row(transition: &Transition) -> Vec<String> {
     vec![
         transition.id.clone().unwrap_or_default(),
-        transition.phase.clone().unwrap_or_default(),
+        transition.stands(),
         transition.targets.join(" "),
         transition.reason.clone().unwrap_or_default(),
     ]
@@ -99,7 +125,12 @@ fn groups(status: &Status) -> String {
     let rows = status.groups.iter().map(|group| {
         let members: Vec<&Member> =
             status.members.iter().filter(|member| member.group == group.name).collect();
-        let serves = if group.serves { "serves" } else { "does not serve" };
+        let serves = match group.serves {
+            true => "serves",
+            // Nobody has asked it to.
+            false if is_down(group, &members) => "is down",
+            false => "does not serve",
+        };
         let members = if group.groups.is_empty() {
             of_group(&members)
         } else {

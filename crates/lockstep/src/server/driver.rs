@@ -319,11 +319,17 @@ impl<S: Store> Driver<S> {
             Event::Phase { transition, phase: Some(phase) } => {
                 info!(%transition, phase, "phase");
                 self.view.phases.insert(transition, phase);
+                self.view.blockers.remove(&transition);
                 self.news = News::Awaited;
             }
             Event::Phase { transition, phase: None } => {
                 self.view.phases.remove(&transition);
+                self.view.blockers.remove(&transition);
                 self.view.votes.remove(&transition);
+                self.news = News::Awaited;
+            }
+            Event::Blocked { transition, blocker } => {
+                self.view.blockers.insert(transition, blocker);
                 self.news = News::Awaited;
             }
             Event::Voted { transition, vote } => {

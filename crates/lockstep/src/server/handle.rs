@@ -24,6 +24,8 @@ pub struct View {
     pub votes: BTreeMap<TransitionId, Vec<Arc<Vote>>>,
     /// Which phase each open transition is in: `queued`, `check`, `prepare`, `commit` or `release`.
     pub phases: BTreeMap<TransitionId, &'static str>,
+    /// What each transition in the queue waits for.
+    pub blockers: BTreeMap<TransitionId, TransitionId>,
     /// What members last said of themselves; never a reason for anything.
     pub reported: Arc<BTreeMap<MemberId, Reported>>,
     /// What keeps groups from being repaired.
