@@ -26,6 +26,7 @@ class Connection:
     def __init__(self, address, user, database, password=None, timeout_s=2.0, tls="disable", tls_root=None, **parameters):
         """`address` is (host, port), or the path of a unix socket. `tls` is libpq's sslmode."""
         self._user, self._password = user, password
+        self.titles = []  # of the columns that the last query gave
         self._socket = connected(address, timeout_s)
         try:
             if tls not in ("disable", "allow") and not isinstance(address, str):
@@ -72,7 +73,7 @@ class Connection:
         while True:
             kind, body = self._message()
             if kind == b"T":
-                rows = []
+                rows, self.titles = [], titles(body)
             elif kind == b"D":
                 rows.append(values(body))
             elif kind == b"E":
@@ -195,6 +196,16 @@ def values(body):
         at += 4
         found.append(None if length < 0 else body[at:at + length].decode("utf-8", "replace"))
         at += max(length, 0)
+    return found
+
+
+def titles(body):
+    """The names of the columns that a row has."""
+    found, at = [], 2
+    for _ in range(struct.unpack("!h", body[:2])[0]):
+        end = body.index(b"\0", at)
+        found.append(body[at:end].decode("utf-8", "replace"))
+        at = end + 19  # what else is told of each
     return found
 
 
