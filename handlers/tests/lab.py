@@ -56,8 +56,8 @@ free_port.given = set()
 class Lab:
     """The directory, and every process in it."""
 
-    def __init__(self, name):
-        self.directory = tempfile.mkdtemp(prefix=f"lockstep-{name}-")
+    def __init__(self, name, under=None):
+        self.directory = tempfile.mkdtemp(prefix=f"lockstep-{name}-", dir=under)
         self.keep = False
         self._running = []
         self._closing = []

@@ -16,6 +16,7 @@ from pgwire import Connection, Refused
 
 BIN = "/usr/lib/postgresql/15/bin"  # where Debian has what belongs to one version
 USER = "postgres" if os.geteuid() == 0 else None
+MEMORY = "/dev/shm" if os.access("/dev/shm", os.W_OK) else None  # for a Lab in which no disk is to be waited for
 AS_USER = {"user": USER, "group": USER, "extra_groups": []} if USER else {}
 
 CONFIGURATION = """\
@@ -32,6 +33,7 @@ wal_keep_size = 256MB
 wal_log_hints = on
 log_line_prefix = '%m [%p] '
 log_min_messages = warning
+dynamic_shared_memory_type = mmap
 """
 
 HBA = """\
@@ -77,7 +79,7 @@ class Postgres:
             with open(path, "w", encoding="utf-8") as file:
                 file.write(content)
         belongs(self.home, self.configuration, hba)
-        lab.on_close(self.kill)
+        lab.on_close(self.end)
 
     def primary(self):
         """A new database."""
@@ -142,8 +144,19 @@ class Postgres:
                 os.kill(each, signal.SIGKILL)
             except ProcessLookupError:
                 pass
-        # Wholly: while its parent has not waited for it, a new one takes it for alive.
+        # Until nothing is left of them: while their parent has not waited for one, a new server takes it for alive.
         wait_until(lambda: not any(os.path.exists(f"/proc/{each}") for each in pids), f"{self.name} has ended")
+        with open(os.path.join(self.data, "postmaster.pid"), encoding="utf-8") as file:
+            shared_memory = file.read().splitlines()[6].split()[1]
+        subprocess.run(["ipcrm", "-m", shared_memory], check=False, stderr=subprocess.DEVNULL)
+
+    def end(self):
+        """At once, too, but it cleans up after itself."""
+        pid = self.pid()
+        if pid is not None:
+            os.kill(pid, signal.SIGCONT)
+            os.kill(pid, signal.SIGQUIT)
+            wait_until(lambda: self.pid() is None, f"{self.name} has ended")
 
     # --- asking it
 
@@ -184,7 +197,7 @@ class Postgres:
 def template():
     """The directory of a new database, made once for all: what takes longest is done once."""
     if template.made is None:
-        home = tempfile.mkdtemp(prefix="lockstep-template-")
+        home = tempfile.mkdtemp(prefix="lockstep-template-", dir=MEMORY)
         atexit.register(shutil.rmtree, home, ignore_errors=True)
         belongs(home)
         made, socket = os.path.join(home, "data"), os.path.join(home, ".s.PGSQL.5432")
@@ -237,7 +250,7 @@ pidfile = {home}/pgbouncer.pid
             with open(path, "w", encoding="utf-8") as file:
                 file.write(text)
         belongs(self.home, *files)
-        lab.on_close(self.kill)
+        lab.on_close(self.end)
 
     def start_argv(self):
         return ["pgbouncer", "-q", "-d", self.configuration]
@@ -252,16 +265,20 @@ pidfile = {home}/pgbouncer.pid
         try:
             with open(os.path.join(self.home, "pgbouncer.pid"), encoding="ascii") as file:
                 pid = int(file.read())
-            with open(f"/proc/{pid}/comm", encoding="ascii") as comm:
-                return pid if comm.read().strip() == "pgbouncer" else None
+            with open(f"/proc/{pid}/cmdline", encoding="utf-8") as argv:  # empty when nobody has waited for it yet
+                return pid if "pgbouncer" in argv.read() else None
         except (OSError, ValueError):
             return None
 
     def kill(self):
+        pid = self.end()
+        wait_until(lambda: not os.path.exists(f"/proc/{pid}"), f"{self.name} has ended")
+
+    def end(self):
         pid = self.pid()
         if pid:
             os.kill(pid, signal.SIGKILL)
-            wait_until(lambda: self.pid() is None, f"{self.name} has ended")
+        return pid
 
     def ask(self, command):
         with Connection(("127.0.0.1", self.port), "witness", "pgbouncer", timeout_s=5) as console:

@@ -9,7 +9,7 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from calling import Member, postgresql_member, shown
 from lab import Lab, Relay, wait_until
-from pg import BIN, Connection, PgWriters, Postgres, Refused, belongs, missing_rows
+from pg import BIN, MEMORY, Connection, PgWriters, Postgres, Refused, belongs, missing_rows
 from pgwire import conninfo, password_in
 
 DOWN = {"from_": "primary", "to": "standby"}  # of check and prepare; the commit's first step is
@@ -25,9 +25,9 @@ class PostgresCase(unittest.TestCase):
     THIRD = False
 
     def setUp(self):
-        self.lab = Lab(self.id().split(".")[-1])
+        self.lab = Lab(self.id().split(".")[-1][:30], MEMORY)
         self.addCleanup(self.close)
-        # Without fsync: what is killed here are processes, and the disk of a test machine is slow.
+        # Without fsync: what is killed here are processes.
         self.a = Postgres(self.lab, "a", "fsync = off").primary()
         self.b = Postgres(self.lab, "b", "fsync = off").standby_of(self.a).receives_from(self.a)
         self.servers = [self.a, self.b]
