@@ -261,6 +261,7 @@ class Writers:
     """
 
     def __init__(self, edge_ports, count=8, per_second=1000):
+        self.edge_ports = edge_ports
         self._numbers = itertools.count(1)
         self._stop = threading.Event()
         self._every_s = count / per_second

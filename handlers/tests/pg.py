@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import tempfile
+import time
 
 from lab import Writers, free_port, wait_until  # first: it puts the handlers' directory on the path
 from pgwire import Connection, Refused
@@ -54,6 +55,11 @@ create table written (number bigint primary key, at timestamptz not null default
 """
 
 
+def open_to_others(directory):
+    """The lab's own directory, on the way to what is PostgreSQL's."""
+    os.chmod(directory, os.stat(directory).st_mode | 0o055)
+
+
 def belongs(*paths):
     """To PostgreSQL's user."""
     for path in paths:
@@ -68,7 +74,7 @@ class Postgres:
     def __init__(self, lab, name, *settings):
         self.lab, self.name, self.port = lab, name, free_port()
         self.address = f"127.0.0.1:{self.port}"
-        os.chmod(lab.directory, 0o755)
+        open_to_others(lab.directory)
         self.home = lab.path(f"pg-{name}")  # of which everything is PostgreSQL's
         os.mkdir(self.home)
         self.data, self.log = os.path.join(self.home, "data"), os.path.join(self.home, "data.log")
@@ -238,7 +244,7 @@ pidfile = {home}/pgbouncer.pid
     def __init__(self, lab, name, target_port, pool_mode="transaction", more=""):
         self.lab, self.name, self.port = lab, name, free_port()
         self.address = f"127.0.0.1:{self.port}"
-        os.chmod(lab.directory, 0o755)
+        open_to_others(lab.directory)
         self.home = lab.path(f"pool-{name}")
         os.mkdir(self.home)
         self.databases = os.path.join(self.home, "databases.ini")
@@ -305,12 +311,26 @@ class PgWriters(Writers):
     """The application: each row is a commit of its own, and is noted when it was acknowledged, and by which server."""
 
     def connect(self, edge_port):
-        return Connection(("127.0.0.1", edge_port), "postgres", "app", timeout_s=30, application_name="app")
+        connection = Connection(("127.0.0.1", edge_port), "postgres", self.database, timeout_s=30, application_name="app")
+        connection.edge_port = edge_port
+        return connection
+
+    def __init__(self, edge_ports, count=8, per_second=400, database="app"):
+        super().__init__(edge_ports, count, per_second)
+        self.database = database
+        self._through = {port: [] for port in edge_ports}  # when each pooler's clients had a row acknowledged
+
+    def longest_wait_ms(self, edge_port, since):
+        """As `longest_stall_ms`, of those who come through one pooler."""
+        times = [when for when in sorted(self._through[edge_port]) if when >= since]
+        return max((after - before for before, after in zip(times, times[1:])), default=0.0) * 1000
 
     def write(self, connection, number):
         # The same number again after an error: it may be there already, unacknowledged.
-        return int(connection.value(f"insert into written (number) values ({number}) on conflict (number) do update "
+        port = int(connection.value(f"insert into written (number) values ({number}) on conflict (number) do update "
                                     "set at = clock_timestamp() returning inet_server_port()"))
+        self._through[connection.edge_port].append(time.monotonic())
+        return port
 
 
 def missing_rows(acknowledged, primary):

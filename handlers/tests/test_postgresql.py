@@ -458,9 +458,7 @@ class Others(PostgresCase):
 
 class UnderLoad(PostgresCase):
     def test_writers_lose_nothing_without_a_hold(self):
-        writers = PgWriters([self.a.port], count=4, per_second=400)
-        writers.connect = lambda port: Connection(("127.0.0.1", port), "postgres", "postgres", timeout_s=5)
-        writers.start()
+        writers = PgWriters([self.a.port], count=4, per_second=400, database="postgres").start()
         writers.wait_for(200)
         members = [postgresql_member(server, PG_QUIET_MS="0") for server in self.servers]
         stop = self.yes(members[0].call("prepare", self.moving(), hold_ms=5000, **DOWN))["out"]
