@@ -77,12 +77,13 @@ class PostgresCase(unittest.TestCase):
             self.yes(self.ma.call("commit", self.moving(out), deadline_ms=20000, **REJOIN))
         return out
 
-    def failover(self):
+    def failover(self, before=lambda: None):
         """a is lost with a row that nobody else has; b takes its place and goes on."""
         self.b.stop()
         self.a.sql("insert into written values (666)")
         self.a.kill()
         self.b.start()
+        before()
         nobody = shown(self.members, {"db@a": "offline", "db@b": "primary"}, {"db@a": "primary", "db@b": "standby"})
         self.yes(self.mb.call("commit", nobody, deadline_ms=20000, **UP))
         self.b.sql("insert into written values (2)")
@@ -381,13 +382,20 @@ class Parted(PostgresCase):
         wait_until(lambda: self.a.has(2), "what b wrote reaches a")
         self.assertFalse(self.a.has(666), "a row that b lacks")
 
-    def test_a_peers_user_that_may_not_make_a_checkpoint(self):
-        self.failover()
+    def test_a_primary_without_its_first_checkpoint(self):
+        stopped = []
+
+        def stop_checkpointer():
+            stopped.append(int(self.b.value("select pid from pg_stat_activity where backend_type = 'checkpointer'")))
+            os.kill(stopped[0], signal.SIGSTOP)
+
+        self.failover(stop_checkpointer)
         self.b.sql("revoke pg_checkpoint from replicator")
-        if self.b.value("select timeline_id from pg_control_checkpoint()") == "1":
-            self.again(self.ma.call("commit", self.moving(), deadline_ms=30000, **REJOIN), "first checkpoint")
+        self.again(self.ma.call("commit", self.moving(), deadline_ms=30000, **REJOIN), "first checkpoint as a primary")
+        os.kill(stopped[0], signal.SIGCONT)
         self.b.sql("checkpoint")
         self.yes(self.ma.call("commit", self.moving(), deadline_ms=30000, **REJOIN))
+        self.a.receives_from(self.b)
 
     def test_the_configuration_is_its_own(self):
         for server in self.servers:
