@@ -168,6 +168,28 @@ def execute(call, argv):
         return Ended(done.returncode, errors.read().decode("utf-8", "replace"))
 
 
+def leave_behind(action, keep=None):
+    """Runs `action` in a process of its own, which outlives this call, its time-out and the agent. Of our files it has the
+    descriptor `keep` and no other.
+    """
+    if os.fork():
+        os.wait()
+        return
+    try:
+        os.setsid()  # the agent's time-out kills our process group
+        if os.fork() == 0:
+            os.chdir("/")
+            null = os.open(os.devnull, os.O_RDWR)
+            for descriptor in (0, 1, 2):  # the agent waits for the end of our output
+                os.dup2(null, descriptor)
+            kept = 2 if keep is None else keep
+            os.closerange(3, kept)
+            os.closerange(kept + 1, 256)
+            action()
+    finally:
+        os._exit(0)
+
+
 def main(phases):
     """Runs `phases[phase](call)` and ends the process with the answer."""
     try:

@@ -39,6 +39,7 @@ def main(scenario, bugs):
     unseen = 0
     for bug, case, expected, edits in bugs:
         with tempfile.TemporaryDirectory(prefix="lockstep-doubt-") as scratch:
+            os.chmod(scratch, 0o755)  # a handler may run as another user
             directory = os.path.join(scratch, "handlers")
             break_handlers(directory, edits)
             seen, said = shows(scenario, case, expected, scratch, directory)

@@ -5,6 +5,7 @@ import os
 import subprocess
 import time
 
+import pg
 from lab import HANDLERS
 
 
@@ -21,8 +22,8 @@ class Answer:
 class Member:
     """One member and the handler that its host's agent.toml names for it."""
 
-    def __init__(self, name, handler, address, settings):
-        self.name, self.address = name, address
+    def __init__(self, name, handler, address, settings, as_user=None):
+        self.name, self.address, self._as_user = name, address, as_user or {}
         self._argv = [os.path.join(HANDLERS, handler)]
         self._settings = settings
 
@@ -36,8 +37,8 @@ class Member:
         env = {"LOCKSTEP_MEMBER": self.name, "LOCKSTEP_GROUP": group, "LOCKSTEP_HOST": host, **self._settings}
         env.update({f"LOCKSTEP_{key.strip('_').upper()}": str(value) for key, value in lockstep.items()})
         began = time.monotonic()
-        done = subprocess.run([*self._argv, phase], input=text, env=env, capture_output=True, text=True, timeout=30,
-                              check=False)
+        done = subprocess.run([*self._argv, phase], input=text, env=env, capture_output=True, text=True, timeout=60,
+                              check=False, **self._as_user)
         return Answer(done.returncode, done.stdout, done.stderr, time.monotonic() - began)
 
 
@@ -54,6 +55,18 @@ def haproxy_member(proxy, **settings):
 def nginx_member(edge, **settings):
     argv = json.dumps(edge.start_argv())
     return Member(f"edge@{edge.name}", "nginx", f"127.0.0.1:{edge.port}", {"NGINX_START": argv, **edge.settings(), **settings})
+
+
+def postgresql_member(server, **settings):
+    settings = {"PGDATA": server.data, "PG_CONFIG": server.configuration, "PG_HOST": server.home, "PG_PORT": str(server.port),
+                **settings}
+    return Member(f"db@{server.name}", "postgresql", server.address, settings, pg.AS_USER)
+
+
+def pgbouncer_member(pooler, **settings):
+    settings = {"PGBOUNCER_HOST": pooler.home, "PGBOUNCER_PORT": str(pooler.port), "PGBOUNCER_FILE": pooler.databases,
+                "PGBOUNCER_DATABASES": "app", "PGBOUNCER_START": json.dumps(pooler.start_argv()), **settings}
+    return Member(f"pool@{pooler.name}", "pgbouncer", pooler.address, settings, pg.AS_USER)
 
 
 def shown(members, goals, actuals=None, out=None, **more):

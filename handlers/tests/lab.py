@@ -18,6 +18,7 @@ import time
 HANDLERS = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 if HANDLERS not in sys.path:
     sys.path.insert(0, HANDLERS)
+from pgwire import Refused  # noqa: E402
 from resp import Connection, ReplyError  # noqa: E402
 
 START_S = 10.0  # the longest that a process may take to become ready
@@ -29,7 +30,7 @@ def wait_until(condition, what, seconds=START_S, every_s=0.01):
     while True:
         try:
             value = condition()
-        except (OSError, ReplyError):
+        except (OSError, ReplyError, Refused):
             value = None
         if value:
             return value
@@ -55,8 +56,8 @@ free_port.given = set()
 class Lab:
     """The directory, and every process in it."""
 
-    def __init__(self, name):
-        self.directory = tempfile.mkdtemp(prefix=f"lockstep-{name}-")
+    def __init__(self, name, under=None):
+        self.directory = tempfile.mkdtemp(prefix=f"lockstep-{name}-", dir=under)
         self.keep = False
         self._running = []
         self._closing = []
@@ -128,7 +129,11 @@ class Redis:
             return redis.info()
 
     def is_primary(self):
-        return self.call("ROLE")[0] == "master"
+        with self.connection() as redis:
+            return self.says_primary(redis)
+
+    def says_primary(self, connection):
+        return connection.call("ROLE")[0] == "master"
 
     def kill(self):
         self.process.kill()
@@ -256,6 +261,7 @@ class Writers:
     """
 
     def __init__(self, edge_ports, count=8, per_second=1000):
+        self.edge_ports = edge_ports
         self._numbers = itertools.count(1)
         self._stop = threading.Event()
         self._every_s = count / per_second
@@ -300,8 +306,18 @@ class Writers:
         ordered = sorted(spans.values())
         return max((max(0.0, before[1] - after[0]) for before, after in zip(ordered, ordered[1:])), default=0.0) * 1000
 
+    def connect(self, edge_port):
+        connection = Connection(("127.0.0.1", edge_port), 15)
+        connection.server_port = int(connection.info()["tcp_port"])  # in TCP mode a connection has one server
+        return connection
+
+    def write(self, connection, number):
+        """Returns the port of the server that has acknowledged it."""
+        connection.call("SET", f"k:{number}", f"{number}:" + "x" * 64)
+        return connection.server_port
+
     def _write(self, edge_port):
-        connection, server_port, due = None, None, time.monotonic()
+        connection, due = None, time.monotonic()
         while not self._stop.is_set():
             number = next(self._numbers)
             due = max(due + self._every_s, time.monotonic() - self._every_s)  # no burst to make up for a stall
@@ -309,12 +325,11 @@ class Writers:
             while True:
                 try:
                     if connection is None:
-                        connection = Connection(("127.0.0.1", edge_port), 15)
-                        server_port = int(connection.info()["tcp_port"])  # in TCP mode a connection has one server
-                    connection.call("SET", f"k:{number}", f"{number}:" + "x" * 64)
+                        connection = self.connect(edge_port)
+                    server_port = self.write(connection, number)
                     self.acknowledged.append((time.monotonic(), number, server_port))
                     break
-                except (OSError, ReplyError) as error:
+                except (OSError, ReplyError, Refused) as error:
                     self.errors.append((time.monotonic(), f"{type(error).__name__}: {error}"))
                     if connection is not None:
                         connection.close()
@@ -353,8 +368,8 @@ class RoleSampler:
                 try:
                     if server.name not in connections:
                         connections[server.name] = server.connection(1.0)
-                    primaries += connections[server.name].call("ROLE")[0] == "master"
-                except (OSError, ReplyError):
+                    primaries += server.says_primary(connections[server.name])
+                except (OSError, ReplyError, Refused):
                     gone = connections.pop(server.name, None)  # a demotion closes us like any other client
                     if gone:
                         gone.close()
