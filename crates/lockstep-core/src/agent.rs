@@ -966,7 +966,8 @@ impl AgentEngine {
         if self.is_welcome && self.renew_at <= self.now {
             self.renew_at = self.now.plus((self.lease_ms / 3).max(1));
             let open = self.state.open.keys().copied().collect();
-            let lease_ms = Some(self.lease_ms);
+            // What it was told in a greeting counts once a renewal is answered.
+            let lease_ms = self.lease.lease_ms;
             self.send(Report::Renew { sent: self.now, open: Some(open), lease_ms });
         }
     }

@@ -66,17 +66,20 @@ pub(crate) struct Held {
     pub(crate) until: Time,
     /// How long before its end members are to be stopped, in milliseconds.
     margin_ms: u64,
+    /// Its length, in milliseconds; none: it is not known, because it is of before the agent started.
+    pub(crate) lease_ms: Option<u64>,
 }
 
 impl Held {
     /// One that ends then, as somebody else remembers.
     pub(crate) fn until(until: Time) -> Self {
-        Self { until, margin_ms: 0 }
+        Self { until, margin_ms: 0, lease_ms: None }
     }
 
     /// A renewal that was sent then has been answered. A guard acts so much before the end.
     pub(crate) fn renewed(sent: Time, lease_ms: u64, early_ms: u64) -> Self {
-        Self { until: sent.plus(lease_ms), margin_ms: lease_ms / 10 + early_ms }
+        let margin_ms = lease_ms / 10 + early_ms;
+        Self { until: sent.plus(lease_ms), margin_ms, lease_ms: Some(lease_ms) }
     }
 
     /// From then on nothing may begin that needs the lease, and what runs by it is stopped.
