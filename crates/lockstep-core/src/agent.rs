@@ -1653,6 +1653,44 @@ mod tests {
         }
     }
 
+    /// What renewals say of the lease, as they leave.
+    fn renewals(engine: &mut AgentEngine, now: Time, input: AgentInput) -> Vec<(Time, Option<u64>)> {
+        engine.handle(now, input);
+        let mut renewals = Vec::new();
+        while let Some(output) = engine.poll_output() {
+            match output {
+                AgentOutput::Append(_) => engine.handle(now, AgentInput::Appended),
+                AgentOutput::Send(Report::Renew { sent, lease_ms, .. }) => renewals.push((sent, lease_ms)),
+                AgentOutput::Send(_)
+                | AgentOutput::Run { .. }
+                | AgentOutput::Joined
+                | AgentOutput::Disconnect(_)
+                | AgentOutput::Kill(_)
+                | AgentOutput::Guard { .. }
+                | AgentOutput::Warning(_) => {}
+            }
+        }
+        renewals
+    }
+
+    #[test]
+    fn a_greeting_shortens_no_lease() {
+        let mut engine = agent(AgentState::default(), Time(0));
+        let welcome =
+            |lease_ms| AgentInput::Order(Order::Welcome { reign: Reign(1), lease_ms, members: Vec::new() });
+        let renewed = |sent| AgentInput::Order(Order::Renewed { sent, lease_ms: None });
+        renewals(&mut engine, Time(0), AgentInput::Connected);
+        assert_eq!(renewals(&mut engine, Time(0), welcome(20_000)), [(Time(0), None)], "it has none yet");
+        renewals(&mut engine, Time(1), renewed(Time(0)));
+        for input in [AgentInput::Disconnected, AgentInput::Connected] {
+            renewals(&mut engine, Time(100), input);
+        }
+        let first = renewals(&mut engine, Time(100), welcome(3000));
+        assert_eq!(first, [(Time(100), Some(20_000))], "the server may not count on the shorter one yet");
+        assert_eq!(renewals(&mut engine, Time(101), renewed(Time(100))), []);
+        assert_eq!(renewals(&mut engine, Time(1100), AgentInput::Tick), [(Time(1100), Some(3000))]);
+    }
+
     #[test]
     fn a_gap_in_notices_is_told_and_keeps_nobody_waiting() {
         let mut engine = agent(folded(&[AgentRecord::Noticed { index: Index(7) }]), Time(0));
