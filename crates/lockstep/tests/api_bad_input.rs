@@ -317,8 +317,8 @@ async fn bad_requests_for_transitions() {
         unknown field escapes  400 bad-request: the body: unknown field `\u{1b}[2J\u{202e}`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms`, `overrides`, `exclude_lost` at line 1 column 15
         doubled                400 bad-request: the body: the key "targets" is there twice at line 1 column 50
         doubled, escaped       400 bad-request: the body: the key "targets" is there twice at line 1 column 55
-        target without =       400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST"
-        target empty           400 bad-request: target "" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST"
+        target without =       400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST", "repair GROUP"
+        target empty           400 bad-request: target "" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST", "repair GROUP"
         target ../             400 bad-request: target "../../etc=online": group name "" is empty
         target ;$(x)           400 bad-request: target "db;$(x)=online": group name "db;$(x)" may contain letters, digits, '-' and '_' only
         target <script>        400 bad-request: target "<script>=online": group name "<script>" must start with a letter or a digit
@@ -860,7 +860,7 @@ async fn rehearsals_are_asked_for_like_plans() {
         400 bad-request: the body: EOF while parsing a value at line 1 column 0
         400 bad-request: the body: expected an object, in braces
         400 bad-request: no targets
-        400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST"
+        400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST", "repair GROUP"
         400 bad-request: the body: unknown field `on_failure`, expected `targets` or `exclude_lost` at line 1 column 37
         400 bad-request: the body: the key "targets" is there twice at line 1 column 50
         422 unknown-group: there is no group nothing

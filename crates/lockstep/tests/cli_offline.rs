@@ -98,7 +98,7 @@ fn what_a_group_requires_comes_up_first_and_goes_down_last() {
         &plan(SHOP, SHOP_DOWN, &["app=up", "db=up"]),
         &expect![[r#"
             exit 0
-            plan 76d648ea  app: a1 offline -> online, a2 offline -> online
+            plan 85bba3ac  app: a1 offline -> online, a2 offline -> online
                            db: pg-a offline -> standby -> primary, pg-b offline -> standby
                            tells: mon (1) pool (1)
 
@@ -403,7 +403,7 @@ fn who_is_promoted_is_chosen_by_score_then_by_name() {
         &plan(SHOP, "db pg-a offline 3, db pg-b offline 7, db pg-c offline 7", &["db=up"]),
         &expect![[r#"
             exit 0
-            plan f7ae8a22  db: pg-a offline -> standby, pg-b offline -> standby -> primary, pg-c offline -> standby
+            plan 23f9b1ec  db: pg-a offline -> standby, pg-b offline -> standby -> primary, pg-c offline -> standby
 
             STEP  MEMBER   MOVE                AFTER
             0     db@pg-a  offline -> standby  2
@@ -621,7 +621,7 @@ fn targets_that_name_nothing() {
             &["db"][..],
             expect![[r#"
                 exit 2
-                ! error: invalid value 'db' for '<TARGET>...': target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST"
+                ! error: invalid value 'db' for '<TARGET>...': target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST", "repair GROUP"
                 !
                 ! For more information, try '--help'.
             "#]],
@@ -793,8 +793,8 @@ fn a_bad_cluster_is_refused_with_its_place() {
             ! spec-invalid
             !
             !   × unknown field `handlr`, expected one of `select`, `groups`, `lifecycle`, `limits`, `settings`,
-            !   │ `provides`, `consumes`, `handler`, `parallel`, `on_failure`, `deadlines_ms`, `hold_ms`,
-            !   │ `retries`
+            !   │ `provides`, `consumes`, `handler`, `parallel`, `on_failure`, `recover`, `deadlines_ms`,
+            !   │ `hold_ms`, `retries`
             !    ╭─[cluster.toml:3:1]
             !  2 │ [groups.db]
             !  3 │ handlr = "pg"

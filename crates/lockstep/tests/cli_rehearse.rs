@@ -325,7 +325,7 @@ fn what_plan_refuses_is_refused() {
         &["db"],
         &expect![[r#"
             exit 2
-            ! error: invalid value 'db' for '<TARGET>...': target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST"
+            ! error: invalid value 'db' for '<TARGET>...': target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST", "repair GROUP"
             !
             ! For more information, try '--help'.
         "#]],

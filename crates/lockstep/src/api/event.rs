@@ -458,19 +458,26 @@ mod tests {
             {"revision":6,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"begin","transition":"t7","groups":["db","pool"],"token":6,"plan":"0123abcd","steps":1,"participants":2,"gaps":["db"]}
             {"revision":7,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"decision","transition":"t7","groups":[],"decision":"abort","cause":"vote-no","message":"db@a said no","member":"db@a"}
             {"revision":8,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"decision","transition":"t7","groups":[],"decision":"commit","cause":null,"message":null,"member":null}
-            {"revision":9,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"step","transition":"t7","groups":[],"results":[{"member":null,"step":0,"direction":"forward","to":null,"set":{},"result":"confirmed","reason":null},{"member":null,"step":1,"direction":"back","to":null,"set":{},"result":"failed","reason":"disk"},{"member":null,"step":2,"direction":"forward","to":null,"set":{},"result":"unknown","reason":null},{"member":"db@a","step":null,"direction":null,"to":null,"set":{},"result":"stopped","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"released","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"ended","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"presumed","reason":null}]}
-            {"revision":10,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"turn","transition":"t7","groups":[],"turn":"undo","member":"db@a","reason":"disk"}
-            {"revision":11,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"turn","transition":"t7","groups":[],"turn":"exclude","member":"db@a","reason":"disk"}
-            {"revision":12,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"degraded","left":[{"member":"db@a","problem":"nobody knows","next":"look","in_doubt":true}],"untold":[]}
-            {"revision":13,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"committed","left":[],"untold":[]}
-            {"revision":14,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"committed","left":[],"untold":["app@w"]}
-            {"revision":15,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"acknowledged","hosts":["a","b","c"]}
-            {"revision":16,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":"standby"}
-            {"revision":17,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":null}
-            {"revision":18,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"member-published","member":"db@a","provides":["sql"],"consumes":["disk"]}
-            {"revision":19,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-undrained","host":"a"}
-            {"revision":20,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-labelled","host":"a","labels":{"role":null,"zone":"z1"}}
-            {"revision":21,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-forgotten","host":"a"}
+            {"revision":9,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"decision","transition":"t7","groups":[],"decision":"abort","cause":"operator","message":"an operator aborted it","member":null}
+            {"revision":10,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"step","transition":"t7","groups":[],"results":[{"member":null,"step":0,"direction":"forward","to":null,"set":{},"result":"confirmed","reason":null},{"member":null,"step":1,"direction":"back","to":null,"set":{},"result":"failed","reason":"disk"},{"member":null,"step":2,"direction":"forward","to":null,"set":{},"result":"unknown","reason":null},{"member":"db@a","step":null,"direction":null,"to":null,"set":{},"result":"stopped","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"released","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"ended","reason":null},{"member":"pool@p","step":null,"direction":null,"to":null,"set":{},"result":"presumed","reason":null}]}
+            {"revision":11,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"turn","transition":"t7","groups":[],"turn":"undo","member":"db@a","reason":"disk"}
+            {"revision":12,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"turn","transition":"t7","groups":[],"turn":"exclude","member":"db@a","reason":"disk"}
+            {"revision":13,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"degraded","left":[{"member":"db@a","problem":"nobody knows","next":"look","in_doubt":true}],"untold":[]}
+            {"revision":14,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"committed","left":[],"untold":[]}
+            {"revision":15,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"outcome","transition":"t7","groups":[],"outcome":"committed","left":[],"untold":["app@w"]}
+            {"revision":16,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"acknowledged","hosts":["a","b","c"]}
+            {"revision":17,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":"standby"}
+            {"revision":18,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"report","member":"db@a","actual":null}
+            {"revision":19,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"member-published","member":"db@a","provides":["sql"],"consumes":["disk"]}
+            {"revision":20,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-undrained","host":"a"}
+            {"revision":21,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-labelled","host":"a","labels":{"role":null,"zone":"z1"}}
+            {"revision":22,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"host-forgotten","host":"a"}
+            {"revision":23,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"member-guarded","member":"db@a","states":["primary"]}
+            {"revision":24,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"evidence","members":{"db@a":"offline"},"by":"lease","on":null,"principal":null,"reason":null}
+            {"revision":25,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"evidence","members":{"db@a":"offline"},"by":"fence","on":"b","principal":null,"reason":null}
+            {"revision":26,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"evidence","members":{"db@a":"offline"},"by":"person","on":null,"principal":"ann","reason":"pulled the plug"}
+            {"revision":27,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"away","lease_ms":60000,"principal":"ann"}
+            {"revision":28,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"request","transition":"t28","groups":["db"],"request_id":"repair-db-9","principal":"lockstep","targets":["repair db"],"reason":"host a is lost"}
         "#]].assert_eq(&told);
     }
 }
