@@ -11,6 +11,7 @@ pub use retention::{
     BRIEF_MAX, BRIEF_MS, Brief, NOTICES_MAX, Notices, PARTS_MAX, Retention, UNACKNOWLEDGED_FACTOR, WHOLE_MAX,
 };
 
+use crate::freeze::Freeze;
 use crate::id::{
     AgentId, GroupName, HostName, Index, MemberId, Reign, SettingId, StateName, StepId, Token, TransitionId,
 };
@@ -62,6 +63,8 @@ pub struct Cluster {
     pub notices: BTreeMap<HostName, Notices>,
     /// What is kept of those that have ended.
     pub retention: Retention,
+    /// The freezes in force, each by the index of its record.
+    pub freezes: BTreeMap<Index, Freeze>,
     /// When it was last restored from a backup, if it was.
     pub restored: Option<Restored>,
 }
@@ -521,6 +524,11 @@ impl Cluster {
                 }
             }
             Body::Away { lease_ms, .. } => self.leases_ms[0] = self.leases_ms[0].max(*lease_ms),
+            Body::Freeze { groups, until, reason, principal } => {
+                let (groups, reason, principal) = (groups.clone(), reason.clone(), principal.clone());
+                self.put_freeze(index, Freeze { groups, until: *until, reason, principal, at: record.at });
+            }
+            Body::Thaw { freezes, groups, principal: _ } => self.thaw(freezes, groups),
             Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {

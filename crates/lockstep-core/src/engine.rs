@@ -8,6 +8,7 @@
 //! This file is sessions, hosts and requests; `transition.rs` drives what was requested.
 
 use crate::cluster::{Cluster, Host};
+use crate::freeze::FreezeEnd;
 use crate::held_back::HeldBack;
 use crate::id::{GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
 use crate::lease::Heard;
@@ -126,6 +127,28 @@ pub enum Input {
         /// Who says so.
         principal: String,
     },
+    /// An operator wants no planned change of some groups, or of the whole cluster.
+    Freeze {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// Which; none: the whole cluster.
+        groups: BTreeSet<GroupName>,
+        /// Until when.
+        end: FreezeEnd,
+        /// Why.
+        reason: String,
+        /// Who.
+        principal: String,
+    },
+    /// An operator wants that to be over.
+    Thaw {
+        /// Where the answer goes.
+        reply: ReplyId,
+        /// Of which groups; none: of all that is frozen.
+        groups: BTreeSet<GroupName>,
+        /// Who.
+        principal: String,
+    },
     /// A deadline may have passed.
     Tick,
     /// The process was stopped and goes on. What agents said meanwhile has not been read yet: nobody is to be
@@ -217,6 +240,8 @@ pub enum Accepted {
         /// Those that may not.
         missing: usize,
     },
+    /// What is frozen is as it was asked to be from this revision on.
+    Freezes(Index),
 }
 
 /// Something provisional: not in the journal, and never a reason for anything.
@@ -390,6 +415,7 @@ impl Engine {
             engine.last_heard.insert(host.clone(), Heard::new(now.time, lease_ms));
         }
         engine.propose(Body::Reign { server: server.to_owned() });
+        engine.end_freezes();
         engine.resume();
         engine.stir_all();
         engine.watch_hosts();
@@ -425,6 +451,7 @@ impl Engine {
         if mutant::is(Mutant::WallClockLease) {
             self.now.time = Time(now.wall.0);
         }
+        self.end_freezes();
         inputs.into_iter().for_each(|input| self.take(input));
         self.watch_hosts();
         if self.late_due().is_some_and(|due| due <= self.now.time) {
@@ -495,6 +522,14 @@ impl Engine {
                 let answer = self.apply(spec, principal);
                 self.reply(reply, answer);
             }
+            Input::Freeze { reply, groups, end, reason, principal } => {
+                let answer = self.freeze(&groups, end, reason, principal);
+                self.reply(reply, answer);
+            }
+            Input::Thaw { reply, groups, principal } => {
+                let answer = self.thaw(&groups, principal);
+                self.reply(reply, answer);
+            }
             Input::Tick => {}
             Input::Woke { after_ms } => self.woke(after_ms),
         }
@@ -521,7 +556,7 @@ impl Engine {
     pub fn next_deadline(&self) -> Option<Time> {
         let away = self.away.as_ref().filter(|away| away.reply.is_some()).map(|away| away.until);
         let due = self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due());
-        due.chain(self.recovery_due()).chain(away).min()
+        due.chain(self.recovery_due()).chain(self.freeze_due()).chain(away).min()
     }
 
     fn late_due(&self) -> Option<Time> {
@@ -609,6 +644,7 @@ impl Engine {
         let plan = match plan::plan_request(&self.head, &request, &self.scores) {
             Ok(plan) => {
                 self.check_not_behind(&plan)?;
+                self.check_windows(&request, &plan)?;
                 if !is_contended {
                     self.check_overrides(&request, &plan)?;
                     check_hash(&request, &plan.hash)?;

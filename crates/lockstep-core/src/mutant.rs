@@ -95,6 +95,8 @@ mutants! {
     LossIsEvidence = "loss-is-evidence",
     /// A member whose step had no known end is taken to have the settings that were decided.
     DoubtTakesSettings = "doubt-takes-settings",
+    /// Planned transitions move what is frozen.
+    FreezeIgnored = "freeze-ignored",
 }
 
 impl fmt::Display for Mutant {

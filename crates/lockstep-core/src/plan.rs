@@ -88,6 +88,9 @@ pub struct Plan {
     pub check_ms: u64,
     /// Like `check_ms`.
     pub prepare_ms: u64,
+    /// Groups that it moves although they are frozen: the request says so.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub frozen: BTreeSet<GroupName>,
     /// A digest of all that was read: another one as soon as something that the plan rests on has changed.
     pub digest: String,
 }
@@ -201,20 +204,12 @@ impl Plan {
 
 /// Plans what `targets` ask for, or says why it cannot be.
 pub fn plan(cluster: &Cluster, targets: &[Target], scores: &Scores) -> Result<Plan, Rejection> {
-    plan_without_lost(cluster, targets, scores, false)
+    plan_request(cluster, &Request { targets: targets.to_vec(), ..Request::default() }, scores)
 }
 
 /// Plans what a request asks for, or says why it cannot be.
 pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Result<Plan, Rejection> {
-    plan_without_lost(cluster, &request.targets, scores, request.exclude_lost)
-}
-
-fn plan_without_lost(
-    cluster: &Cluster,
-    targets: &[Target],
-    scores: &Scores,
-    exclude_lost: bool,
-) -> Result<Plan, Rejection> {
+    let targets = &request.targets;
     if targets.len() > TARGETS_MAX {
         let message = format!("{} targets, at most {TARGETS_MAX}", targets.len());
         return Err(Rejection::new(Code::TooLarge, message, "split the request"));
@@ -222,7 +217,7 @@ fn plan_without_lost(
     let mut planner = Planner {
         cluster,
         scores,
-        exclude_lost,
+        request,
         wanted: BTreeMap::new(),
         whole: BTreeSet::new(),
         set: BTreeMap::new(),
@@ -255,8 +250,7 @@ fn plan_without_lost(
 struct Planner<'a> {
     cluster: &'a Cluster,
     scores: &'a Scores,
-    /// Members of lost hosts are left out rather than in the way.
-    exclude_lost: bool,
+    request: &'a Request,
     /// Where members are to end, those that are there already included.
     wanted: BTreeMap<MemberId, StateName>,
     /// Groups that the request names whole.
@@ -305,7 +299,7 @@ impl<'a> Planner<'a> {
 
     /// Whether a member's host is lost, and the request says to go on without such hosts.
     fn is_left_out(&self, id: &MemberId) -> bool {
-        self.exclude_lost && !self.cluster.hosts[&id.host].is_reachable()
+        self.request.exclude_lost && !self.cluster.hosts[&id.host].is_reachable()
     }
 
     fn want(&mut self, member: &MemberId, state: &StateName) -> Result<(), Rejection> {

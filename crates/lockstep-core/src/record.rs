@@ -126,6 +126,30 @@ pub enum Body {
         /// Who said so.
         principal: String,
     },
+    /// No planned transition is to move these groups.
+    Freeze {
+        /// Which; none: the whole cluster.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        groups: BTreeSet<GroupName>,
+        /// When that is over by itself.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        until: Option<WallTime>,
+        /// Why, in the operator's words.
+        reason: String,
+        /// Who wants it.
+        principal: String,
+    },
+    /// Freezes are over.
+    Thaw {
+        /// Which, each by the index of its record.
+        freezes: BTreeSet<Index>,
+        /// Of these groups only; none: wholly.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        groups: BTreeSet<GroupName>,
+        /// Who has thawed them; none: their time was over.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        principal: Option<String>,
+    },
     /// What hosts know by now: it need not be kept for them any longer.
     Acknowledged {
         /// Of each, what is new since it was last recorded.

@@ -236,6 +236,8 @@ impl<'a> Stage<'a> {
         cluster.requests.clear();
         cluster.notices.clear();
         cluster.retention = Retention::default();
+        // They end by the wall clock, which is another one here.
+        cluster.freezes.values_mut().for_each(|freeze| freeze.until = None);
         // What no relation leads to has no part in the plan, and would be copied for each case.
         let related = related(&cluster, &plan, request);
         cluster.members.retain(|member, _| related.contains(&member.group));

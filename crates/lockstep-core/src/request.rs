@@ -148,6 +148,16 @@ pub struct Request {
     /// The server asks for it by itself, to repair a group: it goes before whatever operators ask for.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub is_automatic: bool,
+    /// Freezes and closed windows are not in the way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub override_freeze: bool,
+}
+
+impl Request {
+    /// Whether it goes ahead where a freeze or a closed window keeps planned change away: what repairs is not planned.
+    pub fn passes_freezes(&self) -> bool {
+        self.override_freeze || self.is_automatic
+    }
 }
 
 /// The stable code of a [`Rejection`].

@@ -4,6 +4,7 @@
 use crate::id::{Capability, GroupName, HandlerName, LifecycleName, SettingId, SettingKey, StateName};
 use crate::lifecycle::{Amount, Lifecycle, Limit, STATES_MAX};
 use crate::relation::{self, GroupList, Relation};
+use crate::window::{WINDOWS_MAX, Windows};
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -87,6 +88,10 @@ pub struct GroupFile {
     /// How often a failed step is tried again.
     #[serde(default = "retries")]
     pub retries: u32,
+    /// When planned transitions may move it, by the wall clock in UTC, such as `mon-fri 22:00-04:00`; always when there
+    /// are none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub windows: Vec<String>,
 }
 
 fn service() -> LifecycleName {
@@ -413,6 +418,8 @@ pub struct Group {
     pub hold_ms: u64,
     /// How often a failed step is tried again.
     pub retries: u32,
+    /// When planned transitions may move it.
+    pub windows: Windows,
 }
 
 impl Group {
@@ -613,6 +620,7 @@ impl GroupFile {
             ("deadlines_ms", self.deadlines_ms == plain.deadlines_ms),
             ("hold_ms", self.hold_ms == plain.hold_ms),
             ("retries", self.retries == plain.retries),
+            ("windows", self.windows == plain.windows),
         ];
         match own.into_iter().find(|(_, is_plain)| !is_plain) {
             Some((key, _)) => {
@@ -696,6 +704,15 @@ impl GroupFile {
             let help = "at most 1000; deadlines_ms.commit bounds a step with its retries";
             return Err(invalid(&at("retries"), format!("{} retries", self.retries), help));
         }
+        if self.windows.len() > WINDOWS_MAX {
+            let message = format!("{} windows, at most {WINDOWS_MAX}", self.windows.len());
+            return Err(invalid(&at("windows"), message, "write days and times that are alike as one"));
+        }
+        let windows = Windows::parse(&self.windows).map_err(|(place, problem)| {
+            let help =
+                "write days and times in UTC, such as \"mon-fri 22:00-04:00\" or \"sat,sun 00:00-24:00\"";
+            invalid(&["groups", name.as_str(), "windows", &place.to_string()], problem, help)
+        })?;
         Ok(Group {
             select: self.select.clone(),
             lifecycle,
@@ -710,6 +727,7 @@ impl GroupFile {
             deadlines: self.deadlines_ms,
             hold_ms: self.hold_ms,
             retries: self.retries,
+            windows,
         })
     }
 }
@@ -735,11 +753,17 @@ pub(crate) fn check_text(path: &[&str], text: &str) -> Result<(), SpecError> {
 
 /// What is wrong with a text that people will read, if anything.
 pub fn text_problem(text: &str) -> Option<&'static str> {
+    if text.len() > TEXT_LEN_MAX {
+        return Some("the text is longer than 255 bytes");
+    }
+    characters_problem(text)
+}
+
+/// What is wrong with the characters of a text that people will read, however long it is.
+pub fn characters_problem(text: &str) -> Option<&'static str> {
     let turns =
         |c: char| matches!(c, '\u{200e}' | '\u{200f}' | '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
-    if text.len() > TEXT_LEN_MAX {
-        Some("the text is longer than 255 bytes")
-    } else if text.chars().any(char::is_control) {
+    if text.chars().any(char::is_control) {
         Some("the text has control characters")
     } else if text.chars().any(turns) {
         Some("the text has marks that turn its direction")

@@ -455,7 +455,9 @@ impl Engine {
         if !std::mem::replace(&mut run.has_asked, true) && !plan.candidates.is_empty() {
             return self.ask_candidates(id, run, &plan);
         }
-        if let Err(Rejection { code, message, .. }) = self.check_overrides(&request, &plan) {
+        let checked = self.check_overrides(&request, &plan);
+        let checked = checked.and_then(|()| self.check_windows(&request, &plan));
+        if let Err(Rejection { code, message, .. }) = checked {
             return self.give_up(id, run, code.as_str(), &message, None);
         }
         let mut roles: BTreeMap<_, _> = plan.asked().map(|who| (who.member.clone(), who.role)).collect();
@@ -582,6 +584,12 @@ impl Engine {
             run.stage = Stage::Check(poll);
             return self.give_up(id, run, "plan-stale", STALE, None);
         }
+        if let Err(Rejection { code, message, .. }) =
+            self.check_windows(&self.head.transitions[&id].request, &plan)
+        {
+            run.stage = Stage::Check(poll);
+            return self.give_up(id, run, code.as_str(), &message, None);
+        }
         run.votes.extend(poll.ballot.votes().cloned());
         self.propose(Body::Begin { transition: id, plan: plan.clone() });
         self.send_notices(id);
@@ -656,6 +664,11 @@ impl Engine {
         let plan = run.plan.clone();
         if self.is_stale(&plan) {
             return self.give_up(id, run, "plan-stale", STALE, None);
+        }
+        if let Err(Rejection { code, message, .. }) =
+            self.check_windows(&self.head.transitions[&id].request, &plan)
+        {
+            return self.give_up(id, run, code.as_str(), &message, None);
         }
         // From here on they are the transition's own.
         let votes = Arc::new(std::mem::take(&mut run.votes));

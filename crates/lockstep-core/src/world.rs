@@ -18,7 +18,8 @@ use crate::agent::{
 };
 use crate::cluster::Cluster;
 use crate::engine::{Accepted, Engine, Event, HostAsk, Input, Output, ReplyId, SessionId};
-use crate::id::{AgentId, HandlerName, HostName, Index, MemberId, RunId, StateName, TransitionId};
+use crate::freeze::FreezeEnd;
+use crate::id::{AgentId, GroupName, HandlerName, HostName, Index, MemberId, RunId, StateName, TransitionId};
 use crate::message::{Call, Findings, Order, Phase, Report};
 use crate::plan::Scores;
 use crate::record::Record;
@@ -388,8 +389,7 @@ impl World {
     }
 
     fn now_of(&self, clock: Clock) -> Now {
-        let wall = WallTime(self.time.0.saturating_add_signed(self.wall_ahead_ms));
-        Now { time: clock.read(self.time), wall }
+        Now { time: clock.read(self.time), wall: self.wall() }
     }
 
     // ---- servers
@@ -471,6 +471,11 @@ impl World {
         }
     }
 
+    /// What the servers' wall clock shows.
+    pub fn wall(&self) -> WallTime {
+        WallTime(self.time.0.saturating_add_signed(self.wall_ahead_ms))
+    }
+
     /// Moves the servers' wall clock.
     pub fn jump_wall_clock(&mut self, ms: i64) {
         self.wall_ahead_ms += ms;
@@ -519,6 +524,17 @@ impl World {
     /// Wants something of a host.
     pub fn ask_of_host(&mut self, host: HostName, ask: HostAsk) -> ReplyId {
         self.input(|reply| Input::Host { reply, host, ask })
+    }
+
+    /// Wants no planned change of some groups, or of the whole cluster.
+    pub fn freeze(&mut self, groups: BTreeSet<GroupName>, end: FreezeEnd, reason: String) -> ReplyId {
+        let principal = "operator".to_owned();
+        self.input(|reply| Input::Freeze { reply, groups, end, reason, principal })
+    }
+
+    /// Wants that to be over.
+    pub fn thaw(&mut self, groups: BTreeSet<GroupName>) -> ReplyId {
+        self.input(|reply| Input::Thaw { reply, groups, principal: "operator".to_owned() })
     }
 
     /// Asks for a transition.

@@ -4,6 +4,7 @@
 
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId, SessionId};
+use lockstep_core::freeze::{FREEZES_MAX, FreezeEnd};
 use lockstep_core::id::{HostName, Index, Token, TransitionId};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
@@ -518,4 +519,55 @@ fn a_host_that_comes_and_goes_fills_no_journal_and_its_last_labels_count() {
         written(&mut engine, at(12_001));
         assert_eq!(engine.acknowledged().hosts[&host].liveness, Liveness::Suspect);
     }
+}
+
+/// Lets a freeze be recorded; gives the records.
+fn frozen(engine: &mut Engine, now: Now, end: FreezeEnd) -> Vec<Body> {
+    let (groups, reason, principal) = (Default::default(), "why".to_owned(), "test".to_owned());
+    engine.handle(now, Input::Freeze { reply: ReplyId(7), groups, end, reason, principal });
+    written(engine, now)
+}
+
+#[test]
+fn a_freeze_ends_when_the_wall_clock_says_so_and_the_alarm_clock_follows_it() {
+    let mut engine = idle();
+    written(&mut engine, at(0));
+    let wall = |ms, wall| Now { time: Time(ms), wall: WallTime(wall) };
+    assert_eq!(frozen(&mut engine, wall(1000, 5000), FreezeEnd::After(500)).len(), 1);
+    assert_eq!(engine.next_deadline(), Some(Time(1500)));
+    // It was set back meanwhile: not yet, and no sooner than it says.
+    engine.handle(wall(1500, 4600), Input::Tick);
+    assert_eq!(
+        (written(&mut engine, wall(1500, 4600)), engine.next_deadline()),
+        (Vec::new(), Some(Time(2400)))
+    );
+    // It was set forward: as soon as anybody looks.
+    engine.handle(wall(1510, 5500), Input::Tick);
+    let thaw = written(&mut engine, wall(1510, 5500));
+    assert!(matches!(&thaw[..], [Body::Thaw { principal: None, .. }]), "{thaw:?}");
+    assert!(engine.acknowledged().freezes.is_empty());
+    engine.handle(wall(1520, 5500), Input::Tick);
+    assert_eq!(written(&mut engine, wall(1520, 5500)), Vec::new());
+}
+
+#[test]
+fn there_are_so_many_freezes_and_no_more() {
+    let mut engine = idle();
+    for number in 0..=FREEZES_MAX {
+        let (groups, reason, principal) = (Default::default(), number.to_string(), "test".to_owned());
+        let (reply, end) = (ReplyId(number as u64), FreezeEnd::Never);
+        engine.handle(at(0), Input::Freeze { reply, groups, end, reason, principal });
+    }
+    let mut refused = Vec::new();
+    let mut count = 0;
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(at(0), Input::Appended),
+            Output::Confirm => engine.handle(at(0), Input::Confirmed),
+            Output::Reply { answer: Ok(_), .. } => count += 1,
+            Output::Reply { answer: Err(rejection), .. } => refused.push(rejection.code),
+            Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+        }
+    }
+    assert_eq!((count, refused), (FREEZES_MAX, vec![Code::TooLarge]));
 }

@@ -60,8 +60,10 @@ fn records_stay_as_they_are() {
         Body::Evidence { .. } => "evidence",
         Body::Away { .. } => "away",
         Body::Acknowledged { .. } => "acknowledged",
+        Body::Freeze { .. } => "freeze",
+        Body::Thaw { .. } => "thaw",
     });
-    assert_eq!(names.len(), 19, "every variant has a line: {names:?}");
+    assert_eq!(names.len(), 21, "every variant has a line: {names:?}");
 }
 
 #[test]

@@ -67,6 +67,15 @@ fn a_spec_is_refused_at_its_place() {
         (group(r#""deadlines_ms":{"check":0}"#), "groups.g.deadlines_ms: 0 ms"),
         (group(r#""hold_ms":86400001"#), "groups.g.hold_ms: 86400001 ms"),
         (group(r#""retries":1001"#), "groups.g.retries: 1001 retries"),
+        (group(r#""windows":["mon 10:00-11:00","10:00-11:00"]"#), r#"groups.g.windows.1: it is none of "mon-fri 22:00-04:00" and the like"#),
+        (
+            group(&format!(r#""windows":[{}"mon 10:00-11:00"]"#, r#""mon 10:00-11:00","#.repeat(168))),
+            "groups.g.windows: 169 windows, at most 168",
+        ),
+        (
+            group(r#""groups":["h"],"windows":["mon 10:00-11:00"]"#),
+            "groups.g.windows: g is made of groups, and has no windows of its own",
+        ),
         (relations(r#"{"from":"g","to":["h","h"]}"#), "relations.0.to: a group is listed twice"),
         (relations(r#"{"from":"g","to":"h","need":1}"#), "relations.0.need: need goes with requires, not with watches"),
         (

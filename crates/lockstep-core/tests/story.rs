@@ -8,15 +8,17 @@
 
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::HostAsk;
+use lockstep_core::freeze::FreezeEnd;
 use lockstep_core::id::{HostName, Index, MemberId, TransitionId};
 use lockstep_core::message::{Report, Role};
 use lockstep_core::plan;
 use lockstep_core::record::{Liveness, Record};
 use lockstep_core::request::{Request, Target};
 use lockstep_core::snapshot;
+use lockstep_core::time::WallTime;
 use lockstep_core::vote::Answer;
 use lockstep_core::world::{Script, ServerId, Way, World, journal_lines};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write;
 
 #[test]
@@ -146,6 +148,28 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
             world.know_scores(&scores.map(|(id, n)| (id.parse().unwrap(), n.parse().unwrap())).collect());
         }
         ["undrain", host] => drop(world.ask_of_host(HostName::new(host).unwrap(), HostAsk::Undrain)),
+        // Of which groups, until when, and after that why.
+        ["freeze", rest @ ..] => {
+            let why = rest.iter().position(|word| *word == "because").unwrap();
+            let mut end = FreezeEnd::Never;
+            let mut groups = BTreeSet::new();
+            for word in &rest[..why] {
+                match word.split_once('=') {
+                    Some(("for", ms)) => end = FreezeEnd::After(ms.parse().unwrap()),
+                    Some(("until", at)) => end = FreezeEnd::At(at.parse().unwrap()),
+                    Some(_) | None => _ = groups.insert(word.parse().unwrap()),
+                }
+            }
+            world.freeze(groups, end, rest[why + 1..].join(" "));
+        }
+        ["thaw", groups @ ..] => {
+            world.thaw(groups.iter().map(|group| group.parse().unwrap()).collect());
+        }
+        // Sets the servers' wall clock.
+        ["clock", at] => {
+            let at: WallTime = at.parse().unwrap();
+            world.jump_wall_clock(i64::try_from(at.0).unwrap() - i64::try_from(world.wall().0).unwrap());
+        }
         ["abort", id] => drop(world.abort(named(world, id))),
         ["deliver"] => world.deliver(),
         ["step", count, "messages"] => {
@@ -267,6 +291,8 @@ fn request(words: &[&str]) -> Request {
             request.deadline_ms = Some(ms.parse().unwrap());
         } else if let Some(member) = word.strip_prefix("override=") {
             request.overrides.insert(member.parse().unwrap());
+        } else if *word == "override-freeze" {
+            request.override_freeze = true;
         } else if *word == "exclude-lost" {
             request.exclude_lost = true;
         } else if let Some(hash) = word.strip_prefix("hash=") {
@@ -300,6 +326,10 @@ fn status(world: &World) -> Vec<String> {
         if known.is_drained {
             lines.push(format!("{host} drained"));
         }
+    }
+    for (index, freeze) in &cluster.freezes {
+        let until = freeze.until.map(|until| format!(" until {until}")).unwrap_or_default();
+        lines.push(format!("freeze {index} of {:?}{until}: {}", freeze.groups, freeze.reason));
     }
     for (group, settings) in &cluster.settings {
         let settings: Vec<_> = settings.iter().map(|(key, value)| format!("{key}={value}")).collect();
@@ -420,6 +450,9 @@ fn show_plan(world: &World, targets: &[&str]) -> Vec<String> {
     }
     if !plan.settings.is_empty() {
         lines.push(format!("settings: {:?}, before {:?}", plan.settings, plan.settings_before));
+    }
+    if !plan.frozen.is_empty() {
+        lines.push(format!("frozen {:?}", plan.frozen));
     }
     lines.push(format!("exclusive {:?} shared {:?}", plan.exclusive, plan.shared));
     lines

@@ -1,6 +1,6 @@
 //! Random clusters and random requests.
 
-use lockstep_core::id::{Capability, HostName, MemberId};
+use lockstep_core::id::{Capability, GroupName, HostName, MemberId};
 use lockstep_core::relation::Published;
 use lockstep_core::request::{Request, Target};
 use lockstep_core::spec::{OnFailure, SpecFile};
@@ -173,6 +173,12 @@ impl Shape {
         }
     }
 
+    /// A group or none, which stands for all of them.
+    pub(crate) fn some_groups(&self, rng: &mut ChaCha8Rng) -> BTreeSet<GroupName> {
+        let group = self.groups.choose(rng).filter(|_| rng.random_ratio(2, 3));
+        group.map(|group| group.name.parse().expect("a valid name")).into_iter().collect()
+    }
+
     fn member(&self, rng: &mut ChaCha8Rng) -> Option<MemberId> {
         let group = self.groups.choose(rng)?;
         let host = &self.hosts[*group.hosts.choose(rng)?];
@@ -240,6 +246,7 @@ impl Shape {
             },
             exclude_lost: rng.random_ratio(1, 8),
             is_automatic: false,
+            override_freeze: rng.random_ratio(1, 8),
         }
     }
 }

@@ -8,6 +8,7 @@ use crate::tally::Tally;
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::engine::Accepted;
 use lockstep_core::engine::HostAsk;
+use lockstep_core::freeze::FreezeEnd;
 use lockstep_core::id::TransitionId;
 use lockstep_core::log::{Crash, MemDisk};
 use lockstep_core::message::Phase;
@@ -21,7 +22,7 @@ use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
 /// Everything resolves within so long once no fault is left, in milliseconds: queued transitions run one after the
@@ -641,7 +642,20 @@ impl Sim {
         if !is_up {
             return Ok(());
         }
-        match self.rng.random_range(0..22) {
+        match self.rng.random_range(0..25) {
+            // Seldom: there are other things to find, with nothing in their way.
+            24 if self.rng.random_ratio(1, 2) => {
+                // Without an end: that comes by the wall clock, which is to decide nothing here.
+                let groups = self.shape.some_groups(&mut self.rng);
+                self.world.freeze(groups, FreezeEnd::Never, "frozen".to_owned());
+                self.asks += 1;
+            }
+            22 | 23 => {
+                let is_of_all = self.rng.random_ratio(1, 2);
+                let groups = if is_of_all { BTreeSet::new() } else { self.shape.some_groups(&mut self.rng) };
+                self.world.thaw(groups);
+                self.asks += 1;
+            }
             21 => {
                 if let Some((member, published)) = self.shape.published(&mut self.rng) {
                     self.world.publish(&member, published);
@@ -760,6 +774,7 @@ impl Tally {
             Ok(Accepted::Nothing) => "nothing-to-do".to_owned(),
             Ok(Accepted::Spec(_)) => "spec".to_owned(),
             Ok(Accepted::Host(_)) => "host".to_owned(),
+            Ok(Accepted::Freezes(_)) => "freezes".to_owned(),
             Ok(Accepted::Aborted) => "abort".to_owned(),
             Ok(Accepted::Away { .. }) => "away".to_owned(),
             Err(rejection) => rejection.code.to_string(),

@@ -4,7 +4,6 @@
 //! Every error is a problem object with a code.
 
 pub mod body;
-pub mod clock;
 pub mod event;
 pub mod feed;
 pub mod guard;
@@ -21,7 +20,7 @@ use axum::extract::{Path, Query, Request as HttpRequest, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use body::{EmptyBody, ForgetBody, LabelBody, PlanBody, RunBody};
+use body::{EmptyBody, ForgetBody, FreezeBody, LabelBody, PlanBody, RunBody, ThawBody};
 use event::Event;
 use feed::Feed;
 use lockstep_core::backup;
@@ -30,8 +29,8 @@ use lockstep_core::engine::HostAsk;
 use lockstep_core::id::{HostName, TransitionId};
 use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
-use lockstep_core::request::{Code, Rejection, Request};
-use object::{Applied, Group, Health, Host, List, Member, Plan, Relations, Transition, Version};
+use lockstep_core::request::{Code, Rejection};
+use object::{Applied, Freeze, Group, Health, Host, List, Member, Plan, Relations, Transition, Version};
 use openapi::Routes;
 use problem::{HttpCode, Problem};
 use rehearsal::Rehearsal;
@@ -153,6 +152,19 @@ fn routes() -> Routes {
         .post("/v1/rehearsals", rehearse_now, "What a run would leave behind, for every single fault", |says| {
             says.takes::<PlanBody>(true).answers::<Rehearsal>(OK, "Every case.").refuses(&[REJECTED, BUSY, AWAY])
         })
+        .get("/v1/freezes", async |State(shared): Shares| list(&shared, Freeze::all), "Freezes", |says| {
+            says.answers::<List<Freeze>>(OK, every)
+        })
+        .post("/v1/freezes", freeze, "Keep planned transitions from moving groups, or anything", |says| {
+            says.takes::<FreezeBody>(true)
+                .answers::<List<Freeze>>(OK, "It is frozen: all that is, at one revision.")
+                .refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .post("/v1/freezes/thaw", thaw, "End freezes", |says| {
+            says.takes::<ThawBody>(false)
+                .answers::<List<Freeze>>(OK, "It is thawed: all that is frozen still.")
+                .refuses(&[REJECTED, BUSY, AWAY])
+        })
         .get("/v1/spec", spec, "The declared cluster", |says| {
             says.answers_any(OK, "As it was declared.", serde_json::json!({ "application/json": spec_schema() }))
                 .refuses(&[MISSING])
@@ -228,7 +240,7 @@ async fn not_found(uri: Uri) -> Problem {
     Problem::http(
         HttpCode::NotFound,
         format!("there is nothing at {path}"),
-        "the lists are /v1/hosts, /v1/groups, /v1/members, /v1/relations and /v1/transitions",
+        "the lists are /v1/hosts, /v1/groups, /v1/members, /v1/relations, /v1/transitions and /v1/freezes",
     )
 }
 
@@ -246,15 +258,14 @@ fn list<T: Serialize>(shared: &Shared, items: fn(&View) -> Vec<T>) -> Response {
 
 async fn plan(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
     let body: PlanBody = body::read(request).await?;
-    let plan = shared.handle.plan(body::targets(&body.targets)?, body.exclude_lost).await?;
+    let plan = shared.handle.plan(body.request()?).await?;
     Ok(json(StatusCode::OK, &Plan::of(&plan)))
 }
 
 /// From the newest snapshot, on a thread of its own: the engine's driver hears nothing of it.
 async fn rehearse_now(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
     let body: PlanBody = body::read(request).await?;
-    let (targets, exclude_lost) = (body::targets(&body.targets)?, body.exclude_lost);
-    let asked = Request { targets, exclude_lost, ..Request::default() };
+    let asked = body.request()?;
     // It stays taken until the work is done, also when whoever asked has gone.
     let Ok(place) = shared.rehearsals.clone().try_acquire_owned() else {
         let help =
@@ -448,6 +459,21 @@ async fn show_host(shared: &Shared, name: HostName, ask: HostAsk) -> Result<Resp
     let view = wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
     let host = view.cluster.hosts.get(&name).map(|host| Host::of(&name, host));
     Ok(json(StatusCode::OK, &host))
+}
+
+async fn freeze(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
+    let body: FreezeBody = body::read(request).await?;
+    let (groups, end, reason) = body.checked()?;
+    let revision = shared.handle.freeze(groups, end, reason, PRINCIPAL.to_owned()).await?;
+    wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
+    Ok(list(&shared, Freeze::all))
+}
+
+async fn thaw(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
+    let ThawBody { groups } = body::read_or_default(request).await?;
+    let revision = shared.handle.thaw(body::groups(&groups)?, PRINCIPAL.to_owned()).await?;
+    wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
+    Ok(list(&shared, Freeze::all))
 }
 
 async fn spec(State(shared): Shares) -> Result<Response, Problem> {

@@ -7,6 +7,7 @@ pub mod conformance;
 pub mod events;
 pub mod explain;
 pub mod finding;
+pub mod freeze;
 pub mod list;
 pub mod offline;
 pub mod option;
@@ -284,6 +285,10 @@ enum Command {
         #[arg(value_name = "HOST")]
         host: HostName,
     },
+    /// Keep planned transitions from moving groups, or anything
+    Freeze(freeze::FreezeArgs),
+    /// Let planned transitions move groups again that were frozen
+    Thaw(freeze::ThawArgs),
     /// Abort a transition that is not decided yet
     Abort {
         /// The transition, such as t42
@@ -396,6 +401,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Run(args) => asking(addr, async |client| run::run(client, args, form).await),
         Command::Drain(args) => asking(addr, async |client| run::run(client, args.into(), form).await),
         Command::Undrain { host } => asking(addr, async |client| run::undrain(client, &host, form).await),
+        Command::Freeze(args) => asking(addr, async |client| freeze::freeze(client, args, form).await),
+        Command::Thaw(args) => asking(addr, async |client| freeze::thaw(client, args, form).await),
         Command::Abort { id } => asking(addr, async |client| run::abort(client, id, form).await),
         Command::Status { export: true, .. } => asking(addr, async |client| status::export(client).await),
         Command::Status { watch, export: false } => {

@@ -18,7 +18,7 @@ use lockstep_core::id::{AgentId, HostName, Index, Reign, TransitionId};
 use lockstep_core::message::{Decision, Outcome};
 use lockstep_core::plan::plan;
 use lockstep_core::record::{Body as RecordBody, Cause, Evidence, HostChange, Liveness, Record};
-use lockstep_core::request::{Code, Rejection};
+use lockstep_core::request::{Code, Rejection, Request};
 use lockstep_core::spec::SpecFile;
 use lockstep_core::time::WallTime;
 use serde_json::{Value, json};
@@ -64,8 +64,8 @@ impl Engine {
 
     fn perform(&mut self, command: Command) {
         match command {
-            Command::Plan { targets, exclude_lost: _, reply } => {
-                let _ = reply.send(plan(&self.cluster, &targets, &BTreeMap::new()));
+            Command::Plan { request, reply } => {
+                let _ = reply.send(plan(&self.cluster, &request.targets, &BTreeMap::new()));
             }
             Command::Run { request, reply } => {
                 let _ = reply.send(self.run(request));
@@ -111,6 +111,18 @@ impl Engine {
             Command::Away { reply, .. } => {
                 let _ = reply.send(Ok((0, 0)));
             }
+            Command::Freeze { groups, end: _, reason, principal, reply } => {
+                let index = self.add(RecordBody::Freeze { groups, until: None, reason, principal });
+                self.publish();
+                let _ = reply.send(Ok(index));
+            }
+            Command::Thaw { groups, principal, reply } => {
+                let freezes = self.cluster.freezes.keys().copied().collect();
+                let principal = Some(principal);
+                let index = self.add(RecordBody::Thaw { freezes, groups, principal });
+                self.publish();
+                let _ = reply.send(Ok(index));
+            }
             Command::Apply { spec, principal, reply } => {
                 let index = self.add(RecordBody::Spec { spec: Arc::new(spec), principal });
                 self.publish();
@@ -119,7 +131,7 @@ impl Engine {
         }
     }
 
-    fn run(&mut self, request: lockstep_core::request::Request) -> Result<Option<TransitionId>, Rejection> {
+    fn run(&mut self, request: Request) -> Result<Option<TransitionId>, Rejection> {
         if let Some(id) = self.cluster.requests.get(request.request_id.as_str()) {
             let is_same = *self.cluster.transitions[id].request == request;
             let conflict =
@@ -272,6 +284,16 @@ async fn bad_requests_for_transitions() {
         ("request id newline", with("request_id", json!("a\nb"))),
         ("request id NUL", with("request_id", json!("a\0b"))),
         ("request id a number", with("request_id", json!(7))),
+        ("override, no reason", with("overrides", json!(["db@h1"]))),
+        ("override no member", with("overrides", json!(["db"]))),
+        ("freeze, no reason", with("override_freeze", json!(true))),
+        (
+            "freeze, blank reason",
+            json!({"targets": ["db=online"], "override_freeze": true, "reason": " "})
+                .to_string()
+                .into_bytes(),
+        ),
+        ("override_freeze text", with("override_freeze", json!("yes"))),
         ("reason long", with("reason", json!(long("x", 1001)))),
         ("reason turned", with("reason", json!(format!("{}\u{202e}x", long("y", 300))))),
         ("reason escapes", with("reason", json!("\u{1b}[2J"))),
@@ -312,9 +334,9 @@ async fn bad_requests_for_transitions() {
         empty targets          400 bad-request: no targets
         targets a string       400 bad-request: the body: invalid type: string "db=online", expected a sequence at line 1 column 22
         target a number        400 bad-request: the body: invalid type: integer `1`, expected a string at line 1 column 13
-        unknown field          400 bad-request: the body: unknown field `plan-hash`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms`, `overrides`, `exclude_lost` at line 1 column 12
-        unknown field long     400 bad-request: the body: unknown field `xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx ... ine_ms`, `overrides`, `exclude_lost` at line 1 column 100003
-        unknown field escapes  400 bad-request: the body: unknown field `\u{1b}[2J\u{202e}`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms`, `overrides`, `exclude_lost` at line 1 column 15
+        unknown field          400 bad-request: the body: unknown field `plan-hash`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms`, `overrides`, `exclude_lost`, `override_freeze` at line 1 column 12
+        unknown field long     400 bad-request: the body: unknown field `xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx ... `, `exclude_lost`, `override_freeze` at line 1 column 100003
+        unknown field escapes  400 bad-request: the body: unknown field `\u{1b}[2J\u{202e}`, expected one of `targets`, `request_id`, `reason`, `plan_hash`, `on_failure`, `deadline_ms`, `overrides`, `exclude_lost`, `override_freeze` at line 1 column 15
         doubled                400 bad-request: the body: the key "targets" is there twice at line 1 column 50
         doubled, escaped       400 bad-request: the body: the key "targets" is there twice at line 1 column 55
         target without =       400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST", "repair GROUP"
@@ -337,6 +359,11 @@ async fn bad_requests_for_transitions() {
         request id newline     400 bad-request: request_id: the text has control characters
         request id NUL         400 bad-request: request_id: the text has control characters
         request id a number    400 bad-request: the body: invalid type: integer `7`, expected a string at line 1 column 15
+        override, no reason    400 bad-request: overrides without a reason
+        override no member     400 bad-request: overrides without a reason
+        freeze, no reason      400 bad-request: overrides without a reason
+        freeze, blank reason   400 bad-request: overrides without a reason
+        override_freeze text   400 bad-request: the body: invalid type: string "yes", expected a boolean at line 1 column 24
         reason long            400 bad-request: reason has 1001 bytes
         reason turned          400 bad-request: reason: the text has marks that turn its direction
         reason escapes         400 bad-request: reason: the text has control characters
@@ -817,7 +844,7 @@ async fn what_the_engine_refuses_has_its_own_status() {
     let (sender, receiver) = mpsc::channel(1);
     let (view, seen) = watch::channel(View::default());
     let (reply, _answer) = tokio::sync::oneshot::channel();
-    sender.try_send(Command::Plan { targets: Vec::new(), exclude_lost: false, reply }).unwrap();
+    sender.try_send(Command::Plan { request: Request::default(), reply }).unwrap();
     let full = Bench {
         router: router(Handle::new(sender, seen.clone()), feed(Arc::default(), seen.clone()), info()),
         commands: Arc::default(),
@@ -836,6 +863,66 @@ async fn what_the_engine_refuses_has_its_own_status() {
     assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
     let (status, _) = full.get("/livez").await;
     assert_eq!(status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn freezes_are_asked_for_with_a_reason_and_one_end() {
+    let bench = Bench::new();
+    let before = bench.view.borrow().cluster.revision;
+    let mut told = String::new();
+    for (path, body) in [
+        ("", ""),
+        ("", "{}"),
+        ("", r#"{"reason":""}"#),
+        ("", r#"{"reason":" \t "}"#),
+        ("", r#"{"reason":"a\nb"}"#),
+        ("", r#"{"reason":"why","groups":"db"}"#),
+        ("", r#"{"reason":"why","groups":["<script>"]}"#),
+        ("", r#"{"reason":"why","group":["db"]}"#),
+        ("", r#"{"reason":"why","for_ms":0}"#),
+        ("", r#"{"reason":"why","for_ms":18446744073709551615}"#),
+        ("", r#"{"reason":"why","for_ms":1.5}"#),
+        ("", r#"{"reason":"why","until":"tomorrow"}"#),
+        ("", r#"{"reason":"why","until":"2026-02-30T00:00:00Z"}"#),
+        ("", r#"{"reason":"why","until":1767225600}"#),
+        ("", r#"{"reason":"why","until":"2026-02-28T00:00:00Z","for_ms":1}"#),
+        ("/thaw", "[]"),
+        ("/thaw", r#"{"groups":["../db"]}"#),
+        ("/thaw", r#"{"reason":"why"}"#),
+    ] {
+        let path = format!("/v1/freezes{path}");
+        told.push_str(&format!("{}\n", bench.refusal(request(Method::POST, &path, body)).await));
+    }
+    told.push_str(&format!("{}\n", bench.refusal(request(Method::DELETE, "/v1/freezes", "")).await));
+    expect![[r#"
+        400 bad-request: the body: EOF while parsing a value at line 1 column 0
+        400 bad-request: the body: missing field `reason` at line 1 column 2
+        400 bad-request: reason is empty
+        400 bad-request: reason is empty
+        400 bad-request: reason: the text has control characters
+        400 bad-request: the body: invalid type: string "db", expected a sequence at line 1 column 29
+        400 bad-request: groups: group name "<script>" must start with a letter or a digit
+        400 bad-request: the body: unknown field `group`, expected one of `groups`, `reason`, `for_ms`, `until` at line 1 column 23
+        400 bad-request: for_ms is 0
+        400 bad-request: for_ms is 18446744073709551615
+        400 bad-request: the body: invalid type: floating point `1.5`, expected u64 at line 1 column 28
+        400 bad-request: until: write a date, a time and an offset, such as 2026-01-31T09:05:00Z
+        400 bad-request: until: there is no such day
+        400 bad-request: the body: invalid type: integer `1767225600`, expected a string at line 1 column 34
+        400 bad-request: both for_ms and until
+        400 bad-request: the body: expected an object, in braces
+        400 bad-request: groups: group name "../db" must start with a letter or a digit
+        400 bad-request: the body: unknown field `reason`, expected `groups` at line 1 column 9
+        405 method-not-allowed: /v1/freezes takes no DELETE
+    "#]].assert_eq(&told);
+    assert_eq!(bench.view.borrow().cluster.revision, before, "nothing was recorded");
+    let body = json!({ "reason": "the audit", "groups": ["db"], "until": "2026-02-28T01:00:00+01:00" });
+    let (status, frozen) = bench.post("/v1/freezes", &body).await;
+    assert_eq!((status, &frozen["items"][0]["groups"]), (StatusCode::OK, &json!(["db"])));
+    let (_, groups) = bench.get("/v1/groups").await;
+    assert_eq!(groups["items"][0]["frozen"], true);
+    let (status, frozen) = bench.post("/v1/freezes/thaw", &json!({})).await;
+    assert_eq!((status, &frozen["items"]), (StatusCode::OK, &json!([])));
 }
 
 #[tokio::test]
@@ -861,7 +948,7 @@ async fn rehearsals_are_asked_for_like_plans() {
         400 bad-request: the body: expected an object, in braces
         400 bad-request: no targets
         400 bad-request: target "db" is none of GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, "drain HOST", "repair GROUP"
-        400 bad-request: the body: unknown field `on_failure`, expected `targets` or `exclude_lost` at line 1 column 37
+        400 bad-request: the body: unknown field `on_failure`, expected one of `targets`, `exclude_lost`, `override_freeze` at line 1 column 37
         400 bad-request: the body: the key "targets" is there twice at line 1 column 50
         422 unknown-group: there is no group nothing
         422 unknown-host: there is no host h9

@@ -794,7 +794,7 @@ fn a_bad_cluster_is_refused_with_its_place() {
             !
             !   × unknown field `handlr`, expected one of `select`, `groups`, `lifecycle`, `limits`, `settings`,
             !   │ `provides`, `consumes`, `handler`, `parallel`, `on_failure`, `recover`, `deadlines_ms`,
-            !   │ `hold_ms`, `retries`
+            !   │ `hold_ms`, `retries`, `windows`
             !    ╭─[cluster.toml:3:1]
             !  2 │ [groups.db]
             !  3 │ handlr = "pg"
@@ -1004,17 +1004,17 @@ fn a_bad_state_is_refused_with_its_place() {
         (
             "{}".to_owned(),
             expect![[r#"
-            exit 3
-            ! state-invalid
-            !
-            !   × missing field `hosts`
-            !    ╭─[state.json:1:2]
-            !  1 │ {}
-            !    ·  ┬
-            !    ·  ╰── here
-            !    ╰────
-            !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
-        "#]],
+                exit 3
+                ! state-invalid
+                !
+                !   × missing field `hosts`
+                !    ╭─[state.json:1:2]
+                !  1 │ {}
+                !    ·  ┬
+                !    ·  ╰── here
+                !    ╰────
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
+            "#]],
         ),
         (
             "[]".to_owned(),
@@ -1028,7 +1028,7 @@ fn a_bad_state_is_refused_with_its_place() {
                 !    · ┬
                 !    · ╰── here
                 !    ╰────
-                !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
             "#]],
         ),
         (
@@ -1049,17 +1049,17 @@ fn a_bad_state_is_refused_with_its_place() {
         (
             "{\"hosts\":[],\"host\":[]}".to_owned(),
             expect![[r#"
-            exit 3
-            ! state-invalid
-            !
-            !   × unknown field `host`, expected one of `hosts`, `members`, `settings`
-            !    ╭─[state.json:1:18]
-            !  1 │ {"hosts":[],"host":[]}
-            !    ·                  ┬
-            !    ·                  ╰── here
-            !    ╰────
-            !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
-        "#]],
+                exit 3
+                ! state-invalid
+                !
+                !   × unknown field `host`, expected one of `hosts`, `members`, `settings`, `freezes`
+                !    ╭─[state.json:1:18]
+                !  1 │ {"hosts":[],"host":[]}
+                !    ·                  ┬
+                !    ·                  ╰── here
+                !    ╰────
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
+            "#]],
         ),
         (
             "{\"hosts\":[]} x".to_owned(),
@@ -1079,17 +1079,17 @@ fn a_bad_state_is_refused_with_its_place() {
         (
             "{\"hosts\":[{\"name\":\"../h\"}]}".to_owned(),
             expect![[r#"
-            exit 3
-            ! state-invalid
-            !
-            !   × host name "../h" must start with a letter or a digit
-            !    ╭─[state.json:1:25]
-            !  1 │ {"hosts":[{"name":"../h"}]}
-            !    ·                         ┬
-            !    ·                         ╰── here
-            !    ╰────
-            !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
-        "#]],
+                exit 3
+                ! state-invalid
+                !
+                !   × host name "../h" must start with a letter or a digit
+                !    ╭─[state.json:1:25]
+                !  1 │ {"hosts":[{"name":"../h"}]}
+                !    ·                         ┬
+                !    ·                         ╰── here
+                !    ╰────
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
+            "#]],
         ),
         (
             "{\"hosts\":[{\"name\":\"h\"},{\"name\":\"h\"}]}".to_owned(),
@@ -1109,17 +1109,17 @@ fn a_bad_state_is_refused_with_its_place() {
         (
             "{\"hosts\":[{\"name\":\"h\",\"liveness\":\"dead\"}]}".to_owned(),
             expect![[r#"
-            exit 3
-            ! state-invalid
-            !
-            !   × unknown variant `dead`, expected one of `alive`, `suspect`, `lost`, `left`, `fenced`
-            !    ╭─[state.json:1:39]
-            !  1 │ {"hosts":[{"name":"h","liveness":"dead"}]}
-            !    ·                                       ┬
-            !    ·                                       ╰── here
-            !    ╰────
-            !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
-        "#]],
+                exit 3
+                ! state-invalid
+                !
+                !   × unknown variant `dead`, expected one of `alive`, `suspect`, `lost`, `left`, `fenced`
+                !    ╭─[state.json:1:39]
+                !  1 │ {"hosts":[{"name":"h","liveness":"dead"}]}
+                !    ·                                       ┬
+                !    ·                                       ╰── here
+                !    ╰────
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
+            "#]],
         ),
         (
             "{\"hosts\":[{\"name\":\"h\",\"labels\":{\"a\":\"b\\u0000\"}}]}".to_owned(),
@@ -1203,18 +1203,18 @@ fn a_bad_state_is_refused_with_its_place() {
         (
             members(r#"{"group":"db","host":"h1","state":null}"#),
             expect![[r#"
-            exit 3
-            ! state-invalid
-            !
-            !   × invalid type: null, expected a string
-            !    ╭─[state.json:2:50]
-            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
-            !  2 │  "members":[{"group":"db","host":"h1","state":null}]}
-            !    ·                                                  ┬
-            !    ·                                                  ╰── here
-            !    ╰────
-            !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
-        "#]],
+                exit 3
+                ! state-invalid
+                !
+                !   × invalid type: null, expected a string
+                !    ╭─[state.json:2:50]
+                !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+                !  2 │  "members":[{"group":"db","host":"h1","state":null}]}
+                !    ·                                                  ┬
+                !    ·                                                  ╰── here
+                !    ╰────
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
+            "#]],
         ),
         (
             members(r#"{"group":"db","host":"h1","goal":"primary"}"#),
@@ -1267,34 +1267,34 @@ fn a_bad_state_is_refused_with_its_place() {
         (
             members(r#"{"group":"db","host":"h1","score":1.5}"#),
             expect![[r#"
-            exit 3
-            ! state-invalid
-            !
-            !   × invalid type: floating point `1.5`, expected i64
-            !    ╭─[state.json:2:49]
-            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
-            !  2 │  "members":[{"group":"db","host":"h1","score":1.5}]}
-            !    ·                                                 ┬
-            !    ·                                                 ╰── here
-            !    ╰────
-            !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
-        "#]],
+                exit 3
+                ! state-invalid
+                !
+                !   × invalid type: floating point `1.5`, expected i64
+                !    ╭─[state.json:2:49]
+                !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+                !  2 │  "members":[{"group":"db","host":"h1","score":1.5}]}
+                !    ·                                                 ┬
+                !    ·                                                 ╰── here
+                !    ╰────
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
+            "#]],
         ),
         (
             members(r#"{"group":"db","host":"h1","score":9223372036854775808}"#),
             expect![[r#"
-            exit 3
-            ! state-invalid
-            !
-            !   × invalid value: integer `9223372036854775808`, expected i64
-            !    ╭─[state.json:2:65]
-            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
-            !  2 │  "members":[{"group":"db","host":"h1","score":9223372036854775808}]}
-            !    ·                                                                 ┬
-            !    ·                                                                 ╰── here
-            !    ╰────
-            !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
-        "#]],
+                exit 3
+                ! state-invalid
+                !
+                !   × invalid value: integer `9223372036854775808`, expected i64
+                !    ╭─[state.json:2:65]
+                !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+                !  2 │  "members":[{"group":"db","host":"h1","score":9223372036854775808}]}
+                !    ·                                                                 ┬
+                !    ·                                                                 ╰── here
+                !    ╰────
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
+            "#]],
         ),
         (
             members(r#"{"group":"db","host":"h1"}, {"group":"db","host":"h1"}"#),
@@ -1361,20 +1361,65 @@ fn a_bad_state_is_refused_with_its_place() {
         "#]],
         ),
         (
-            settings(r#"{"db":{"n":1.5}}"#),
+            r#"{"hosts":[],"freezes":[{"reason":"all"},{"groups":["db","bd"],"reason":"some"}]}"#.to_owned(),
+            expect![[r#"
+                exit 3
+                ! unknown-group
+                !
+                !   × there is no group bd
+                !    ╭─[state.json:1:51]
+                !  1 │ {"hosts":[],"freezes":[{"reason":"all"},{"groups":["db","bd"],"reason":"some"}]}
+                !    ·                                                   ─────┬─────
+                !    ·                                                        ╰── here
+                !    ╰────
+                !   help: the groups are db
+            "#]],
+        ),
+        (
+            r#"{"hosts":[],"freezes":[{"reason":"a\u0007"}]}"#.to_owned(),
+            expect![[r#"
+                exit 3
+                ! state-invalid
+                !
+                !   × the text has control characters
+                !    ╭─[state.json:1:34]
+                !  1 │ {"hosts":[],"freezes":[{"reason":"a\u0007"}]}
+                !    ·                                  ────┬────
+                !    ·                                      ╰── here
+                !    ╰────
+                !   help: use plain text of at most 1000 bytes
+            "#]],
+        ),
+        (
+            r#"{"hosts":[],"freezes":[{"groups":["db"]}]}"#.to_owned(),
             expect![[r#"
             exit 3
             ! state-invalid
             !
-            !   × a setting is true, false, a whole number of 64 bits, or text
-            !    ╭─[state.json:2:27]
-            !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
-            !  2 │  "settings":{"db":{"n":1.5}}}
-            !    ·                           ┬
-            !    ·                           ╰── here
+            !   × missing field `reason`
+            !    ╭─[state.json:1:40]
+            !  1 │ {"hosts":[],"freezes":[{"groups":["db"]}]}
+            !    ·                                        ┬
+            !    ·                                        ╰── here
             !    ╰────
-            !   help: a state has `hosts`, `members` and `settings`; see the page of state-invalid
+            !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
         "#]],
+        ),
+        (
+            settings(r#"{"db":{"n":1.5}}"#),
+            expect![[r#"
+                exit 3
+                ! state-invalid
+                !
+                !   × a setting is true, false, a whole number of 64 bits, or text
+                !    ╭─[state.json:2:27]
+                !  1 │ {"hosts":[{"name":"h1","labels":{"role":"db"}},{"name":"h2"}],
+                !  2 │  "settings":{"db":{"n":1.5}}}
+                !    ·                           ┬
+                !    ·                           ╰── here
+                !    ╰────
+                !   help: a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid
+            "#]],
         ),
         (
             deep,

@@ -2,6 +2,9 @@
 
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+mod common;
+
+use common::wait_for;
 use expect_test::{Expect, expect};
 use serde_json::Value;
 use std::io::{BufRead, BufReader};
@@ -218,7 +221,10 @@ fn a_day_at_the_terminal() {
     let why = dev.told(&["explain", &refused]);
     assert!(why.contains("\napp@app-2 said no in check: the file app-2.refuses is there\n"), "{why}");
 
-    let (exit, out, err) = dev.command(&["run", "db@pg-b=primary", "--override", "app@app-2"]);
+    let run = ["run", "db@pg-b=primary", "--override", "app@app-2"];
+    let (exit, _, err) = dev.command(&run);
+    assert!(exit == 2 && err.contains("--reason <TEXT>"), "{err}");
+    let (exit, out, err) = dev.command(&[&run[..], &["--reason", "app-2 is being replaced"]].concat());
     assert_eq!(exit, 0, "{err}");
     let end = "app@app-2 said no in check: the file app-2.refuses is there; overridden\n";
     assert!(err.ends_with(end), "{err}");
@@ -227,6 +233,7 @@ fn a_day_at_the_terminal() {
     let (_, out, _) = dev.command(&["transition", "show", &id, "-o", "json"]);
     let shown: Value = serde_json::from_str(&out).unwrap();
     assert_eq!(shown["overrides"], serde_json::json!(["app@app-2"]), "the record has it");
+    assert_eq!(shown["reason"], "app-2 is being replaced", "and why");
     check(
         &dev.told(&["explain", "app", "bd"]),
         &expect![[r#"
@@ -235,6 +242,167 @@ fn a_day_at_the_terminal() {
         ! help: `lockstep group list` shows what there is
     "#]],
     );
+}
+
+#[test]
+fn what_is_frozen_stays_until_it_is_thawed_or_overridden() {
+    let dev = Dev::start();
+    assert_eq!(dev.command(&["freeze", "db"]).0, 2, "nobody freezes without saying why");
+    assert_eq!(
+        dev.command(&["freeze", "--reason", "r", "--for", "1h", "--until", "2026-01-01T00:00:00Z"]).0,
+        2
+    );
+    assert_eq!(dev.command(&["freeze", "--reason", "r", "--until", "tomorrow"]).0, 2);
+    let steps: [&[&str]; 12] = [
+        &["freeze", "bd", "--reason", "the audit"],
+        &["freeze", "--reason", "the audit", "--until", "2026-01-01T00:00:00Z"],
+        &["freeze", "db", "--reason", "the audit"],
+        &["status"],
+        &["group", "list"],
+        &["plan", "db@pg-b=primary"],
+        &["plan", "db@pg-b=primary", "--override-freeze"],
+        &["run", "db@pg-b=primary"],
+        &["freeze", "--reason", "nobody touches anything"],
+        &["thaw", "app"],
+        &["thaw", "db"],
+        &["run", "drain app-1", "--reason", "it smokes"],
+    ];
+    let told: String =
+        steps.iter().map(|step| format!("$ {}\n{}\n", step.join(" "), dev.told(step))).collect();
+    // When it is, this year.
+    let told: Vec<_> = told.lines().map(|line| line.split(", and it is ").next().unwrap()).collect();
+    check(
+        &told.join("\n"),
+        &expect![[r#"
+            $ freeze bd --reason the audit
+            exit 3
+            ! rejected: unknown-group
+            ! there is no group bd
+            ! help: `lockstep group list` shows what there is
+
+            $ freeze --reason the audit --until 2026-01-01T00:00:00Z
+            exit 3
+            ! rejected: not-allowed
+            ! a freeze until 2026-01-01T00:00:00.000Z
+            ! help: name a moment within a year from now, or no end
+
+            $ freeze db --reason the audit
+            exit 0
+            FROZEN  UNTIL   BY     REASON
+            db      thawed  local  the audit
+
+            $ status
+            exit 0
+            revision ...   hosts: 5 alive
+
+            GROUP                  MEMBERS
+            app    serves          app-1 online, app-2 online
+            db     serves, frozen  pg-a primary, pg-b standby, pg-c standby
+
+            FROZEN  UNTIL   BY     REASON
+            db      thawed  local  the audit
+
+            nothing is wrong
+
+            $ group list
+            exit 0
+            GROUP                  MEMBERS  LIFECYCLE        HANDLER
+            app    serves          2        service          demo
+            db     serves, frozen  3        primary-standby  demo
+
+            $ plan db@pg-b=primary
+            exit 3
+            ! rejected: frozen
+            ! db is frozen by local: the audit
+            ! help: wait until it is over, or end it: lockstep thaw; to go ahead all the same: --override-freeze, with a --reason
+
+            $ plan db@pg-b=primary --override-freeze
+            exit 0
+            plan ...  db: pg-a primary -> offline -> standby, pg-b standby -> primary   although frozen: db   gap: db   holds: app@app-1 app@app-2   tells: db (1)
+
+            STEP  MEMBER   MOVE                AFTER
+            0     db@pg-a  primary -> offline
+            1     db@pg-a  offline -> standby  0 2
+            2     db@pg-b  standby -> primary  0
+
+            $ run db@pg-b=primary
+            exit 3
+            ! rejected: frozen
+            ! db is frozen by local: the audit
+            ! help: wait until it is over, or end it: lockstep thaw; to go ahead all the same: --override-freeze, with a --reason
+
+            $ freeze --reason nobody touches anything
+            exit 0
+            FROZEN      UNTIL   BY     REASON
+            db          thawed  local  the audit
+            everything  thawed  local  nobody touches anything
+
+            $ thaw app
+            exit 0
+            FROZEN      UNTIL   BY     REASON
+            db          thawed  local  the audit
+            everything  thawed  local  nobody touches anything
+            ! the whole cluster is frozen still, and they with it
+            ! help: `lockstep thaw` ends all freezes
+
+            $ thaw db
+            exit 0
+            FROZEN      UNTIL   BY     REASON
+            everything  thawed  local  nobody touches anything
+            ! the whole cluster is frozen still, and they with it
+            ! help: `lockstep thaw` ends all freezes
+
+            $ run drain app-1 --reason it smokes
+            exit 3
+            ! rejected: frozen
+            ! the whole cluster is frozen by local: nobody touches anything
+            ! help: wait until it is over, or end it: lockstep thaw; to go ahead all the same: --override-freeze, with a --reason
+        "#]],
+    );
+
+    let (exit, _, err) = dev.command(&["run", "drain app-1", "--override-freeze"]);
+    assert!(exit == 2 && err.contains("--reason <TEXT>"), "{err}");
+    let run = ["run", "drain app-1", "--override-freeze", "--reason", "it smokes"];
+    let (exit, out, err) = dev.command(&run);
+    assert_eq!(exit, 0, "{err}");
+    assert!(err.starts_with("plan ") && err.contains("although frozen: app"), "{err}");
+    let id = out.split_whitespace().nth(1).unwrap();
+    let why = dev.told(&["explain", id]);
+    assert!(why.contains("\nfreezes and closed windows were not to be in the way\n"), "{why}");
+    assert!(why.contains("\napp was frozen\n"), "{why}");
+    let (_, out, _) = dev.command(&["transition", "show", id, "-o", "json"]);
+    let shown: Value = serde_json::from_str(&out).unwrap();
+    assert_eq!((&shown["override_freeze"], &shown["reason"]), (&true.into(), &"it smokes".into()));
+    let (_, out, _) = dev.command(&["group", "show", "app", "-o", "json"]);
+    assert_eq!(serde_json::from_str::<Value>(&out).unwrap()["frozen"], true);
+
+    let (exit, out, _) =
+        dev.command(&["freeze", "app", "--reason", "a short while", "--for", "2h", "-o", "json"]);
+    let frozen: Value = serde_json::from_str(&out).unwrap();
+    let until = frozen["items"].as_array().unwrap().iter().find_map(|freeze| freeze["until"].as_str());
+    assert!(exit == 0 && until.is_some(), "{out}");
+    check(
+        &dev.told(&["thaw"]),
+        &expect![[r#"
+        exit 0
+        nothing is frozen
+    "#]],
+    );
+    assert_eq!(dev.command(&["run", "db@pg-b=primary"]).0, 0);
+    let (_, events, _) = dev.command(&["events", "--since", "0"]);
+    let asked = "requested by local: drain app-1, overriding freezes: it smokes";
+    assert!(events.contains(asked) && events.contains("local freezes db: the audit"), "{events}");
+    let (_, events, _) = dev.command(&["events", "--since", "0", "--group", "app"]);
+    for told in ["freezes everything: nobody touches anything", "thaws all of what was frozen at "] {
+        assert!(events.contains(told), "{told:?} in\n{events}");
+    }
+    assert!(!events.contains("freezes db"), "{events}");
+
+    // One that ends by itself.
+    dev.command(&["freeze", "db", "--reason", "a moment", "--for", "1ms"]);
+    let over = "the time is over of all of what was frozen at ";
+    wait_for("the freeze to end", || dev.command(&["events", "--since", "0"]).1.contains(over));
+    assert_eq!(dev.command(&["plan", "db@pg-a=primary"]).0, 0);
 }
 
 #[test]

@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use std::collections::BTreeSet;
 use std::io::Write;
 use std::net::TcpStream;
+use std::time::SystemTime;
 
 const SPEC: &str = "cluster = \"shop\"\n[groups.db]\nselect = { role = \"db\" }\nlifecycle = \"primary-standby\"\n\
     provides = [\"sql\"]\nhandler = \"sh\"\nsettings = { live = \"blue\", epoch = 41, open = true }\n\
@@ -173,7 +174,34 @@ fn what_a_server_answers_is_as_described() {
     described.ask(&cluster, "POST", "/v1/hosts/{name}/forget", "/v1/hosts/z/forget", &json!({}));
     assert!(cluster.items("/v1/hosts").iter().all(|host| host["name"] != "z"));
 
-    let spec = get(&mut described, &cluster, "/v1/spec");
+    let freeze = json!({ "groups": ["db"], "reason": "the audit", "for_ms": 3_600_000 });
+    described.ask(&cluster, "POST", "/v1/freezes", "/v1/freezes", &freeze);
+    let freeze = json!({ "reason": "everything", "until": null });
+    let frozen = described.ask(&cluster, "POST", "/v1/freezes", "/v1/freezes", &freeze);
+    assert_eq!(frozen, get(&mut described, &cluster, "/v1/freezes"));
+    let run = json!({ "targets": ["db@a=primary"], "reason": "all the same", "override_freeze": true });
+    assert_eq!(
+        described.refused(&cluster, "POST", "/v1/plans", &json!({ "targets": ["db@a=primary"] })),
+        "frozen"
+    );
+    let anyway = json!({ "targets": ["db@a=primary"], "override_freeze": true });
+    let plan = described.ask(&cluster, "POST", "/v1/plans", "/v1/plans", &anyway);
+    assert_eq!(plan["frozen"], json!(["db"]));
+    let run = described.ask(&cluster, "POST", "/v1/transitions", "/v1/transitions", &run);
+    let run = run["id"].as_str().unwrap().to_owned();
+    cluster.outcome(&run);
+    described.ask(&cluster, "GET", one, &format!("/v1/transitions/{run}"), &Value::Null);
+    let thaw = json!({ "groups": ["db"] });
+    let frozen = described.ask(&cluster, "POST", "/v1/freezes/thaw", "/v1/freezes/thaw", &thaw);
+    assert_eq!(frozen["items"].as_array().unwrap().len(), 1);
+    described.ask(&cluster, "POST", "/v1/freezes/thaw", "/v1/freezes/thaw", &json!({}));
+
+    let mut spec = get(&mut described, &cluster, "/v1/spec");
+    described.ask(&cluster, "PUT", "/v1/spec", "/v1/spec", &spec);
+    // It opens in three days, for a minute.
+    let days = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs() / 86_400;
+    let day = ["thu", "fri", "sat", "sun", "mon", "tue", "wed"][(days as usize + 3) % 7];
+    spec["groups"]["db"]["windows"] = json!([format!("{day} 12:00-12:01")]);
     described.ask(&cluster, "PUT", "/v1/spec", "/v1/spec", &spec);
     for path in ["/v1/openapi.json", "/livez", "/readyz", "/version"] {
         get(&mut described, &cluster, path);
@@ -192,8 +220,19 @@ fn what_a_server_answers_is_as_described() {
         assert!(validator.is_valid(event), "{event:#}");
     }
     let kinds: BTreeSet<&str> = events.iter().map(|event| event["kind"].as_str().unwrap()).collect();
-    for kind in ["reign", "spec", "host-joined", "request", "begin", "decision", "step", "outcome", "report"]
-    {
+    for kind in [
+        "reign",
+        "spec",
+        "host-joined",
+        "request",
+        "begin",
+        "decision",
+        "step",
+        "outcome",
+        "report",
+        "freeze",
+        "thaw",
+    ] {
         assert!(kinds.contains(kind), "{kind} of {kinds:?}");
     }
     let revisions: Vec<u64> = events.iter().map(|event| event["revision"].as_u64().unwrap()).collect();
@@ -205,6 +244,9 @@ fn what_a_server_answers_is_as_described() {
     for (method, path, body, code) in [
         ("POST", "/v1/transitions", json!({ "targets": [] }), "bad-request"),
         ("POST", "/v1/transitions", json!({ "targets": ["db=sideways"] }), "unknown-state"),
+        ("POST", "/v1/transitions", json!({ "targets": ["db@b=primary"] }), "window-closed"),
+        ("POST", "/v1/freezes", json!({ "groups": ["nobody"], "reason": "why" }), "unknown-group"),
+        ("POST", "/v1/freezes/thaw", json!({ "groups": ["nobody"] }), "unknown-group"),
         ("POST", "/v1/transitions", json!({ "targets": ["db=up"], "request_id": "r1" }), "request-conflict"),
         ("POST", "/v1/plans", json!({ "targets": ["nothing=up"] }), "unknown-group"),
         ("POST", "/v1/plans", json!({ "targets": ["x".repeat(2 << 20)] }), "too-large"),

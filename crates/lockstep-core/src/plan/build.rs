@@ -3,6 +3,7 @@
 
 use super::digest::{digest, hash};
 use super::{PLAN_BYTES_MAX, Participant, Plan, Planner, STEPS_MAX, Step, order, rule};
+use crate::freeze;
 use crate::id::{GroupName, MemberId, StateName, StepId};
 use crate::message::Role;
 use crate::relation::Relation;
@@ -40,6 +41,7 @@ impl Planner<'_> {
         self.add_participants(&mut plan);
         self.add_gaps(&mut plan, &dips);
         self.add_no_return(&mut plan);
+        plan.frozen = freeze::check_frozen(self.cluster, self.request, &plan)?;
         plan.digest = digest(self.cluster, &plan);
         let written = serde_json::to_vec(&plan).expect("a plan is plain data");
         if written.len() > PLAN_BYTES_MAX {

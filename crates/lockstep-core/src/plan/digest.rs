@@ -6,8 +6,8 @@ use crate::id::{StateName, hex};
 use sha2::{Digest, Sha256};
 use std::collections::BTreeSet;
 
-/// A digest of what a plan rests on: the members, limits and relations of its footprint. Facts, scores and the
-/// journal's index are left out, so that it changes only with what matters.
+/// A digest of what a plan rests on: the members, limits and relations of its footprint, and that what it moves is not
+/// frozen. Facts, scores and the journal's index are left out, so that it changes only with what matters.
 pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
     let mut digest = Sha256::new();
     let mut line = Vec::new();
@@ -60,6 +60,12 @@ pub fn digest(cluster: &Cluster, plan: &Plan) -> String {
         for id in relation.groups().flat_map(|group| cluster.members_of(group)) {
             let place = cluster.place(id, label).map_or("", |place| place.value);
             digest.update(format!("{id} {place:?}\n"));
+        }
+    }
+    // A freeze that the request overrides may end before the decision, or another one come.
+    for name in plan.moving() {
+        if !plan.frozen.contains(name) && cluster.freeze_of(name).is_some() {
+            digest.update(format!("{name} frozen\n"));
         }
     }
     short(&digest.finalize())

@@ -231,6 +231,8 @@ fn kinds(records: &[Record]) -> Vec<&'static str> {
             Body::Report { .. } => "report",
             Body::Evidence { .. } => "evidence",
             Body::Away { .. } => "away",
+            Body::Freeze { .. } => "freeze",
+            Body::Thaw { .. } => "thaw",
             Body::Acknowledged { .. } => "acknowledged",
         };
         if !kinds.contains(&kind) {

@@ -3,7 +3,7 @@
 use super::{Name, ServerId};
 use crate::agent::{AgentRecord, CallId};
 use crate::engine::{Accepted, ReplyId};
-use crate::id::{Capability, Index, MemberId, StateName};
+use crate::id::{Capability, GroupName, Index, MemberId, StateName};
 use crate::message::{Call, Order, Phase, Report};
 use crate::record::{Acknowledged, Body, Evidence, HostChange, Record, StepResult};
 use crate::request::{Rejection, Request};
@@ -115,6 +115,7 @@ impl Happened {
                 Ok(Accepted::Transition(id)) => format!("accepted {id}"),
                 Ok(Accepted::Nothing) => "nothing to do".to_owned(),
                 Ok(Accepted::Spec(index)) => format!("spec in force from {index}"),
+                Ok(Accepted::Freezes(index)) => format!("freezes as asked from {index}"),
                 Ok(Accepted::Host(index)) => format!("host changed at {index}"),
                 Ok(Accepted::Away { told, missing }) => format!("{told} hosts told, {missing} not"),
                 Ok(Accepted::Aborted) => "aborted".to_owned(),
@@ -273,6 +274,15 @@ fn describe(index: Index, record: &Record) -> String {
             format!("evidence {} ({by})", members.join(", "))
         }
         Body::Away { lease_ms, .. } => format!("away, lease {lease_ms} ms"),
+        Body::Freeze { groups, until, reason, principal } => {
+            let until = until.map(|until| format!(" until {until}")).unwrap_or_default();
+            format!("freeze [{}] by {principal}{until}: {reason}", names(groups))
+        }
+        Body::Thaw { freezes, groups, principal } => {
+            let freezes: Vec<_> = freezes.iter().map(ToString::to_string).collect();
+            let principal = principal.as_deref().unwrap_or("time");
+            format!("thaw [{}] of {} by {principal}", names(groups), freezes.join(" "))
+        }
         Body::Acknowledged { hosts } => {
             let hosts = hosts.iter().map(|(host, Acknowledged { noticed, outcomes })| {
                 let outcomes = outcomes.iter().map(ToString::to_string);
@@ -284,6 +294,10 @@ fn describe(index: Index, record: &Record) -> String {
         }
     };
     format!("{index} {text}")
+}
+
+fn names(groups: &BTreeSet<GroupName>) -> String {
+    groups.iter().map(GroupName::as_str).collect::<Vec<_>>().join(" ")
 }
 
 fn describe_result(result: &StepResult) -> String {

@@ -118,6 +118,18 @@ fn digest(cluster: &Cluster, plan: &Plan) -> Vec<Fault> {
     let change = HostChange::Joined { agent, address: None, labels: BTreeMap::new() };
     let reign = Body::Reign { server: "another".to_owned() };
     differs("a reign, a host".to_owned(), false, vec![reign, Body::Host { host, change }]);
+    let moving = plan.moving();
+    for name in cluster.spec.groups.keys() {
+        let (groups, reason, principal) = ([name.clone()].into(), String::new(), String::new());
+        let freeze = Body::Freeze { groups, until: None, reason, principal };
+        differs(format!("{name} is frozen"), moving.contains(name), vec![freeze.clone()]);
+        let thaw = Body::Thaw {
+            freezes: [Index(cluster.revision.0 + 1)].into(),
+            groups: Default::default(),
+            principal: None,
+        };
+        differs(format!("{name} was frozen"), false, vec![freeze, thaw]);
+    }
     for (id, member) in &cluster.members {
         let is_inside = plan.exclusive.contains(&id.group) || plan.shared.contains(&id.group);
         let Some(group) = cluster.spec.groups.get(&id.group) else { continue };

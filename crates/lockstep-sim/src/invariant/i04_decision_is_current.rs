@@ -1,5 +1,6 @@
 //! Nothing that a plan rests on has changed when it is decided: its members are where its steps begin and had the
-//! goals that it would go back to, and its footprint is what it was when it was begun.
+//! goals that it would go back to, its footprint is what it was when it was begun, and nothing that it moves is frozen,
+//! unless that was overridden.
 
 use super::{Invariant, Verdict};
 use lockstep_core::cluster::{Cluster, Mark};
@@ -63,6 +64,15 @@ impl DecisionIsCurrent {
         };
         if *before != Footprint::of(&self.cluster, plan) {
             return Err(format!("what {id} rests on has changed since it was begun"));
+        }
+        if !self.cluster.transitions[&id].request.override_freeze {
+            let frozen = |group: &&GroupName| {
+                let mut freezes = self.cluster.freezes.values();
+                freezes.any(|freeze| freeze.groups.is_empty() || freeze.groups.contains(*group))
+            };
+            if let Some(group) = plan.moving().into_iter().find(frozen) {
+                return Err(format!("{id} moves {group}, which is frozen"));
+            }
         }
         for (member, goal) in &plan.goals_before {
             let known = &self.cluster.members[member];

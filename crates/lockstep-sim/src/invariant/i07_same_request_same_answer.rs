@@ -39,7 +39,7 @@ impl Invariant for SameRequestSameAnswer {
                 Err(format!("{key} was {first}; asked again, the same: {is_same}, the answer is {answer:?}"))
             }
             (Ok(Accepted::Nothing | Accepted::Spec(_) | Accepted::Host(_)) | Err(_), None) => Ok(()),
-            (Ok(Accepted::Aborted | Accepted::Away { .. }), None) => Ok(()),
+            (Ok(Accepted::Aborted | Accepted::Away { .. } | Accepted::Freezes(_)), None) => Ok(()),
         }
     }
 }

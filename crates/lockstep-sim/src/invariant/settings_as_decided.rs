@@ -87,6 +87,8 @@ impl Invariant for SettingsAsDecided {
             | Body::Acknowledged { .. }
             | Body::Evidence { .. }
             | Body::Away { .. }
+            | Body::Freeze { .. }
+            | Body::Thaw { .. }
             | Body::Report { .. } => {}
         }
         Ok(())

@@ -8,14 +8,17 @@ use crate::spec_file::{self, File, Format};
 use axum::body::{Body, Bytes};
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderMap, header};
-use lockstep_core::id::NAME_LEN_MAX;
+use lockstep_core::freeze::{FREEZE_MAX_MS, FreezeEnd};
+use lockstep_core::id::{GroupName, NAME_LEN_MAX, NameError};
 use lockstep_core::request::{
     Code, REASON_LEN_MAX, REQUEST_ID_LEN_MAX, Rejection, Request, TARGETS_MAX, Target,
 };
-use lockstep_core::spec::{DURATION_MAX_MS, OnFailure, SpecFile, TEXT_LEN_MAX, text_problem};
+use lockstep_core::spec::{
+    DURATION_MAX_MS, GROUPS_MAX, OnFailure, SpecFile, TEXT_LEN_MAX, characters_problem,
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 /// The largest body, in bytes; a spec may have [`spec_file::FILE_BYTES_MAX`].
@@ -51,6 +54,9 @@ pub struct RunBody {
     /// Members of lost hosts are left out rather than in the way.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exclude_lost: bool,
+    /// Freezes and closed windows are not in the way. It needs a reason, as `overrides` do.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub override_freeze: bool,
 }
 
 /// Core's [`OnFailure`], for the description of the API.
@@ -73,6 +79,83 @@ pub struct PlanBody {
     /// Members of lost hosts are left out rather than in the way.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exclude_lost: bool,
+    /// What is frozen is planned all the same.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub override_freeze: bool,
+}
+
+impl PlanBody {
+    /// The request that it asks about.
+    pub fn request(self) -> Result<Request, Problem> {
+        let Self { targets: written, exclude_lost, override_freeze } = self;
+        Ok(Request { targets: targets(&written)?, exclude_lost, override_freeze, ..Request::default() })
+    }
+}
+
+/// The body of `POST /v1/freezes`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct FreezeBody {
+    /// The groups that no planned transition may move; none: the whole cluster.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+    /// Why.
+    pub reason: String,
+    /// Milliseconds after which it ends by itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub for_ms: Option<u64>,
+    /// When it ends by itself, such as `2026-01-31T09:05:00Z`; without either, when it is thawed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub until: Option<String>,
+}
+
+impl FreezeBody {
+    /// The groups, the end and the reason, once they are known to make sense.
+    pub fn checked(self) -> Result<(BTreeSet<GroupName>, FreezeEnd, String), Problem> {
+        let Self { groups: names, reason, for_ms, until } = self;
+        check_reason(&reason)?;
+        let end = match (for_ms, until) {
+            (None, None) => FreezeEnd::Never,
+            (Some(ms), None) if (1..=FREEZE_MAX_MS).contains(&ms) => FreezeEnd::After(ms),
+            (Some(ms), None) => {
+                let help = format!("between 1 and {FREEZE_MAX_MS} (a year); leave it out for no end");
+                return Err(bad(format!("for_ms is {ms}"), help));
+            }
+            (None, Some(until)) => FreezeEnd::At(until.parse().map_err(|problem| {
+                bad(format!("until: {problem}"), "such as 2026-01-31T09:05:00Z, or use for_ms")
+            })?),
+            (Some(_), Some(_)) => return Err(bad("both for_ms and until", "name one of them")),
+        };
+        Ok((groups(&names)?, end, reason))
+    }
+}
+
+/// The body of `POST /v1/freezes/thaw`; it may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct ThawBody {
+    /// The groups; none: all that is frozen.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub groups: Vec<String>,
+}
+
+/// Reads names of groups.
+pub fn groups(names: &[String]) -> Result<BTreeSet<GroupName>, Problem> {
+    if names.len() > GROUPS_MAX {
+        return Err(bad(format!("{} groups", names.len()), format!("at most {GROUPS_MAX}")));
+    }
+    let name = |text: &String| {
+        text.parse().map_err(|error: NameError| bad(format!("groups: {error}"), "name groups"))
+    };
+    names.iter().map(name).collect()
+}
+
+/// What somebody is to read later, who asks why.
+fn check_reason(reason: &str) -> Result<(), Problem> {
+    if reason.trim().is_empty() {
+        return Err(bad("reason is empty", "say why, for those who ask later"));
+    }
+    check_text("reason", reason, REASON_LEN_MAX)
 }
 
 /// The body of `POST /v1/hosts/{name}/labels`.
@@ -125,6 +208,11 @@ impl RunBody {
         if let Some(reason) = &self.reason {
             check_text("reason", reason, REASON_LEN_MAX)?;
         }
+        let overrides_something = self.override_freeze || !self.overrides.is_empty();
+        if overrides_something && self.reason.as_ref().is_none_or(|reason| reason.trim().is_empty()) {
+            let help = "say in `reason` why it is right to go ahead all the same";
+            return Err(bad("overrides without a reason", help));
+        }
         if let Some(hash) = &self.plan_hash {
             check_text("plan_hash", hash, NAME_LEN_MAX)?;
             if hash.is_empty() {
@@ -145,7 +233,7 @@ impl RunBody {
             text.parse().map_err(|error| bad(format!("overrides: {error}"), "name members: GROUP@HOST"))
         };
         let overrides = self.overrides.iter().map(member).collect::<Result<_, Problem>>()?;
-        let Self { reason, plan_hash, on_failure, deadline_ms, exclude_lost, .. } = self;
+        let Self { reason, plan_hash, on_failure, deadline_ms, exclude_lost, override_freeze, .. } = self;
         let principal = principal.to_owned();
         Ok(Request {
             request_id,
@@ -159,6 +247,7 @@ impl RunBody {
             exclude_lost,
             // Only the server itself asks for that.
             is_automatic: false,
+            override_freeze,
         })
     }
 }
@@ -178,10 +267,7 @@ fn check_text(what: &str, text: &str, len_max: usize) -> Result<(), Problem> {
         let detail = format!("{what} has {} bytes", text.len());
         return Err(bad(detail, format!("at most {len_max} bytes")));
     }
-    // The characters are judged in pieces: core's own limit of length is that of labels.
-    let characters: Vec<char> = text.chars().collect();
-    let problem = characters.chunks(50).find_map(|piece| text_problem(&piece.iter().collect::<String>()));
-    match problem {
+    match characters_problem(text) {
         Some(problem) => Err(bad(format!("{what}: {problem}"), "use plain text on one line")),
         None => Ok(()),
     }

@@ -3,7 +3,6 @@
 //! Converted by hand from the records, like the objects. What is large and has a place of its own is left out: a
 //! spec is at `/v1/spec`, plan and votes of a transition are at `/v1/transitions/{id}`.
 
-use super::clock::rfc3339;
 use super::object::{Left, Vote, direction, hold_end, settings, strings};
 use crate::server::handle::View;
 use lockstep_core::cluster::Transition;
@@ -101,6 +100,12 @@ pub enum What {
         targets: Vec<String>,
         /// The operator's words.
         reason: Option<String>,
+        /// The voters and holders whose no, or silence, is not to count.
+        #[serde(default, skip_serializing_if = "Vec::is_empty")]
+        overrides: Vec<String>,
+        /// Whether freezes and closed windows are not to be in the way.
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        override_freeze: bool,
     },
     /// Everybody has voted yes in check, and prepare begins.
     Begin {
@@ -196,6 +201,26 @@ pub enum What {
         /// The states.
         states: Vec<String>,
     },
+    /// No planned transition is to move some groups.
+    Freeze {
+        /// Which; none: the whole cluster.
+        groups: Vec<String>,
+        /// When that ends by itself; null: not before they are thawed.
+        until: Option<String>,
+        /// The operator's words.
+        reason: String,
+        /// Who wants it.
+        principal: String,
+    },
+    /// Freezes are over.
+    Thaw {
+        /// Which, each by the revision that brought it.
+        freezes: Vec<u64>,
+        /// Of these groups only; none: wholly.
+        groups: Vec<String>,
+        /// Who has thawed them; null: their time was over.
+        principal: Option<String>,
+    },
     /// Some hosts have taken outcomes and notices, which need not be kept for them any longer.
     Acknowledged {
         /// Which.
@@ -251,7 +276,7 @@ pub struct Ended {
 impl Event {
     /// A record as an event. What the record does not say of its transition, `view` does, which includes the record.
     pub fn of(view: &View, index: Index, record: &Record) -> Self {
-        let at = Some(rfc3339(record.at));
+        let at = Some(record.at.to_string());
         Self { revision: Some(index.0), at, provisional: false, what: What::of(view, index, &record.body) }
     }
 
@@ -310,6 +335,8 @@ impl What {
                 principal: request.principal.clone(),
                 targets: strings(&request.targets),
                 reason: request.reason.clone(),
+                overrides: strings(&request.overrides),
+                override_freeze: request.override_freeze,
             },
             Body::Begin { transition, plan } => Self::Begin {
                 transition: transition.to_string(),
@@ -368,6 +395,17 @@ impl What {
             Body::Away { lease_ms, principal } => {
                 Self::Away { lease_ms: *lease_ms, principal: principal.clone() }
             }
+            Body::Freeze { groups, until, reason, principal } => Self::Freeze {
+                groups: strings(groups),
+                until: until.map(|until| until.to_string()),
+                reason: reason.clone(),
+                principal: principal.clone(),
+            },
+            Body::Thaw { freezes, groups, principal } => Self::Thaw {
+                freezes: freezes.iter().map(|index| index.0).collect(),
+                groups: strings(groups),
+                principal: principal.clone(),
+            },
             Body::Acknowledged { hosts } => Self::Acknowledged { hosts: strings(hosts.keys()) },
             Body::Report { member, actual } => {
                 Self::Report { member: member.to_string(), actual: actual.as_ref().map(ToString::to_string) }
@@ -478,6 +516,10 @@ mod tests {
             {"revision":26,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"evidence","members":{"db@a":"offline"},"by":"person","on":null,"principal":"ann","reason":"pulled the plug"}
             {"revision":27,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"away","lease_ms":60000,"principal":"ann"}
             {"revision":28,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"request","transition":"t28","groups":["db"],"request_id":"repair-db-9","principal":"lockstep","targets":["repair db"],"reason":"host a is lost"}
+            {"revision":29,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"freeze","groups":["db","web"],"until":"2023-11-14T22:13:20.000Z","reason":"audit","principal":"ann"}
+            {"revision":30,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"freeze","groups":[],"until":null,"reason":"audit","principal":"ann"}
+            {"revision":31,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"thaw","freezes":[22,23],"groups":["db"],"principal":"ann"}
+            {"revision":32,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"thaw","freezes":[22],"groups":[],"principal":null}
         "#]].assert_eq(&told);
     }
 }

@@ -2,7 +2,6 @@
 //!
 //! Fields are null until they are known. Readers must ignore fields that they do not know.
 
-use super::clock::rfc3339;
 use crate::server::handle::View;
 use lockstep_core::cluster::{self, Cluster, Mark, StepState};
 use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
@@ -102,6 +101,12 @@ pub struct Group {
     pub members: u64,
     /// Whether every serving state's `min` is met.
     pub serves: bool,
+    /// Whether a freeze keeps planned transitions from moving it, or a group in it.
+    #[serde(default)]
+    pub frozen: bool,
+    /// When planned transitions may move it, in UTC, such as `mon-fri 22:00-04:00`; always when there are none.
+    #[serde(default)]
+    pub windows: Vec<String>,
 }
 
 /// The limits of one state.
@@ -152,6 +157,8 @@ impl Group {
             },
             members: cluster.members_of(name).count() as u64,
             serves: cluster.serves(name),
+            frozen: cluster.freeze_of(name).is_some(),
+            windows: strings(group.windows.iter()),
         }
     }
 
@@ -162,6 +169,7 @@ impl Group {
             groups: strings(leaves),
             members: leaves.iter().map(|leaf| view.cluster.members_of(leaf).count() as u64).sum(),
             serves: view.cluster.serves(name),
+            frozen: leaves.iter().any(|leaf| view.cluster.freeze_of(leaf).is_some()),
             ..Self::default()
         }
     }
@@ -190,6 +198,38 @@ fn setting(value: &spec::SettingValue) -> Value {
         spec::SettingValue::Flag(flag) => Value::from(*flag),
         spec::SettingValue::Number(number) => Value::from(*number),
         spec::SettingValue::Text(text) => Value::from(text.as_str()),
+    }
+}
+
+/// Somebody wants no planned change.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Freeze {
+    /// The groups that no planned transition may move; none: the whole cluster.
+    pub groups: Vec<String>,
+    /// The operator's words.
+    pub reason: String,
+    /// Who wants it.
+    pub principal: String,
+    /// Since when.
+    pub since_at: String,
+    /// The revision that brought it.
+    pub since: u64,
+    /// When it ends by itself; null: not before it is thawed.
+    pub until: Option<String>,
+}
+
+impl Freeze {
+    /// All that is frozen.
+    pub fn all(view: &View) -> Vec<Self> {
+        let freezes = view.cluster.freezes.iter().map(|(index, freeze)| Self {
+            groups: strings(&freeze.groups),
+            reason: freeze.reason.clone(),
+            principal: freeze.principal.clone(),
+            since_at: freeze.at.to_string(),
+            since: index.0,
+            until: freeze.until.map(|until| until.to_string()),
+        });
+        freezes.collect()
     }
 }
 
@@ -374,7 +414,7 @@ impl Relation {
                 origin: origin(relation.origin).to_owned(),
                 capability: relation.capability.as_ref().map(ToString::to_string),
                 since: since.revision.0,
-                since_at: (since.at.0 > 0).then(|| rfc3339(since.at)),
+                since_at: (since.at.0 > 0).then(|| since.at.to_string()),
             }
         };
         relation.to.iter().map(edge).collect()
@@ -410,6 +450,9 @@ pub struct Plan {
     /// The hosts that are drained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drains: Vec<String>,
+    /// Groups that it moves although they are frozen.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub frozen: Vec<String>,
 }
 
 /// One member taking one edge.
@@ -506,6 +549,7 @@ impl Plan {
                 })
                 .collect(),
             drains: strings(&plan.drains),
+            frozen: strings(&plan.frozen),
         }
     }
 }
@@ -565,6 +609,9 @@ pub struct Transition {
     /// The voters and holders whose no, or silence, was not to count.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub overrides: Vec<String>,
+    /// Whether freezes and closed windows were not to be in the way.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub override_freeze: bool,
     /// The observers that had not acknowledged the intent when it ended; nobody waits for them.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub untold: Vec<String>,
@@ -695,9 +742,9 @@ impl Transition {
             excluded: transition.excluded.iter().map(failure).collect(),
             left: transition.left.iter().map(Left::of).collect(),
             untold: strings(&transition.untold),
-            requested_at: Some(rfc3339(transition.requested_at)),
-            decided_at: transition.decided_at.map(rfc3339),
-            ended_at: transition.ended_at.map(rfc3339),
+            requested_at: Some(transition.requested_at.to_string()),
+            decided_at: transition.decided_at.map(|at| at.to_string()),
+            ended_at: transition.ended_at.map(|at| at.to_string()),
             ..Self::asked(request)
         }
     }
@@ -719,6 +766,7 @@ impl Transition {
             targets: strings(&request.targets),
             reason: request.reason.clone(),
             overrides: strings(&request.overrides),
+            override_freeze: request.override_freeze,
             ..Self::default()
         }
     }

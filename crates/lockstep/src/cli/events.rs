@@ -93,6 +93,8 @@ impl EventsArgs {
 struct Concerned<'a> {
     transition: Option<&'a str>,
     groups: &'a [String],
+    /// Whatever groups there are.
+    is_of_all: bool,
     host: Option<&'a str>,
     members: Vec<&'a str>,
     targets: &'a [String],
@@ -109,6 +111,9 @@ impl<'a> Concerned<'a> {
         match what {
             What::Reign { .. } | What::Spec { .. } | What::Acknowledged { .. } | What::Away { .. } => {
                 Self::default()
+            }
+            What::Freeze { groups, .. } | What::Thaw { groups, .. } => {
+                Self { groups, is_of_all: groups.is_empty(), ..Self::default() }
             }
             What::HostJoined { host, .. }
             | What::HostLiveness { host, .. }
@@ -146,7 +151,8 @@ impl<'a> Concerned<'a> {
     }
 
     fn is_group(&self, group: &GroupName) -> bool {
-        self.groups.iter().any(|name| name == group.as_str())
+        self.is_of_all
+            || self.groups.iter().any(|name| name == group.as_str())
             || self.members().any(|member| member.group == *group)
     }
 
@@ -194,9 +200,13 @@ fn told(what: &What) -> String {
                 |names: &[String]| if names.is_empty() { "nothing".to_owned() } else { names.join(" ") };
             format!("{member} provides {}, consumes {}", some(provides), some(consumes))
         }
-        What::Request { transition, principal, targets, reason, .. } => {
+        What::Request { transition, principal, targets, reason, overrides, override_freeze, .. } => {
             let because = because(reason.as_deref());
-            format!("{transition} requested by {principal}: {}{because}", targets.join(" "))
+            let freezes = override_freeze.then(|| "freezes".to_owned());
+            let over: Vec<_> = overrides.iter().cloned().chain(freezes).collect();
+            let over =
+                if over.is_empty() { String::new() } else { format!(", overriding {}", over.join(" ")) };
+            format!("{transition} requested by {principal}: {}{over}{because}", targets.join(" "))
         }
         What::Begin { transition, token, plan, steps, gaps, .. } => {
             let plan: String = plan.chars().take(HASH_SHOWN).collect();
@@ -237,6 +247,19 @@ fn told(what: &What) -> String {
         }
         What::MemberGuarded { member, states } if states.is_empty() => format!("{member} is not guarded"),
         What::MemberGuarded { member, states } => format!("{member} is guarded while {}", states.join(", ")),
+        What::Freeze { groups, until, reason, principal } => {
+            let until = until.as_ref().map(|until| format!(" until {until}")).unwrap_or_default();
+            format!("{principal} freezes {}{until}: {reason}", named(groups))
+        }
+        What::Thaw { freezes, groups, principal } => {
+            let freezes: Vec<_> = freezes.iter().map(u64::to_string).collect();
+            let what = if groups.is_empty() { "all" } else { &groups.join(" ") };
+            let of = format!("{what} of what was frozen at {}", freezes.join(" "));
+            match principal {
+                Some(principal) => format!("{principal} thaws {of}"),
+                None => format!("the time is over of {of}"),
+            }
+        }
         What::Acknowledged { hosts } => format!("{} hosts have taken what they were told", hosts.len()),
         What::Report { member, actual } => format!("{member} is {}", actual.as_deref().unwrap_or("unknown")),
         What::Phase { transition, phase, .. } => format!("{transition} in {phase}"),
@@ -245,6 +268,10 @@ fn told(what: &What) -> String {
             format!("{transition} {} says {} to {}{because}", vote.member, vote.answer, vote.round)
         }
     }
+}
+
+fn named(groups: &[String]) -> String {
+    if groups.is_empty() { "everything".to_owned() } else { groups.join(" ") }
 }
 
 fn ended(ended: &Ended) -> String {
@@ -321,6 +348,18 @@ mod tests {
                     { "member": "db@b", "problem": "nobody knows", "next": "look", "in_doubt": true },
                 ], "untold": ["app@c"] }),
             ),
+            of(
+                "request",
+                json!({ "request_id": "r", "principal": "ann", "targets": ["db@a=primary"], "reason": "fire",
+                    "overrides": ["app@c"], "override_freeze": true }),
+            ),
+            of("freeze", json!({ "until": null, "reason": "audit", "principal": "ann" })),
+            of(
+                "freeze",
+                json!({ "groups": [], "until": "2026-01-01T00:00:00.000Z", "reason": "audit", "principal": "ann" }),
+            ),
+            of("thaw", json!({ "freezes": [7, 9], "principal": "ann" })),
+            of("thaw", json!({ "freezes": [7], "groups": [], "principal": null })),
             of("acknowledged", json!({ "hosts": ["a", "b"] })),
             of("report", json!({ "member": "app@c", "actual": null })),
             of("phase", json!({ "revision": null, "at": null, "provisional": true, "phase": "check" })),
@@ -357,6 +396,11 @@ mod tests {
                    7  2026-01-01T00:00:00.000Z  t7 db@a to offline confirmed, step 1 failed: disk, app@c released, db@a takes live="blue" confirmed
                    7  2026-01-01T00:00:00.000Z  t7 turns to undo: db@b: disk
                    7  2026-01-01T00:00:00.000Z  t7 degraded; db@b in doubt: nobody knows
+                   7  2026-01-01T00:00:00.000Z  t7 requested by ann: db@a=primary, overriding app@c freezes: fire
+                   7  2026-01-01T00:00:00.000Z  ann freezes db: audit
+                   7  2026-01-01T00:00:00.000Z  ann freezes everything until 2026-01-01T00:00:00.000Z: audit
+                   7  2026-01-01T00:00:00.000Z  ann thaws db of what was frozen at 7 9
+                   7  2026-01-01T00:00:00.000Z  the time is over of all of what was frozen at 7
                    7  2026-01-01T00:00:00.000Z  2 hosts have taken what they were told
                    7  2026-01-01T00:00:00.000Z  app@c is unknown
                    -  provisional               t7 in check
@@ -400,14 +444,14 @@ mod tests {
             format!("{}: {}\n", named.join(" "), chosen(group, host, transition))
         });
         expect![[r#"
-            : reign spec host-joined host-liveness host-undrained host-labelled host-forgotten member-published request begin decision decision step turn outcome acknowledged report phase vote gossip
-            db: member-published request begin decision decision step turn outcome phase vote
-            app: step report
-            nothing: 
-            a: host-joined member-published request step
+            : reign spec host-joined host-liveness host-undrained host-labelled host-forgotten member-published request begin decision decision step turn outcome request freeze freeze thaw thaw acknowledged report phase vote gossip
+            db: member-published request begin decision decision step turn outcome request freeze freeze thaw thaw phase vote
+            app: step freeze thaw report
+            nothing: freeze thaw
+            a: host-joined member-published request step request
             b: host-liveness host-undrained host-labelled decision turn outcome vote
             c: host-forgotten step report
-            t7: request begin decision decision step turn outcome phase vote
+            t7: request begin decision decision step turn outcome request phase vote
             t8: 
             db b t7: decision turn outcome vote
         "#]].assert_eq(&told.concat());

@@ -229,6 +229,12 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
     let asked = transition.targets.join(" ");
     let reason = transition.reason.as_ref().map(|reason| format!(", because {reason:?}")).unwrap_or_default();
     lines.push(format!("{id}: {} asked for {asked}{reason}", transition.principal));
+    if transition.override_freeze {
+        lines.push("freezes and closed windows were not to be in the way".to_owned());
+    }
+    if !transition.overrides.is_empty() {
+        lines.push(format!("no answer was needed of {}", transition.overrides.join(" ")));
+    }
     if transition.token.is_none() {
         lines.extend(transition.cause.as_ref().map(|cause| format!("it was never begun: {cause}")));
     }
@@ -278,6 +284,7 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
         };
         lines.push(format!("{member} is {}: {why}{terms}", who.role));
     }
+    lines.extend(plan.frozen.iter().map(|group| format!("{group} was frozen")));
     lines.extend(plan.gaps.iter().map(|gap| format!("{gap} stops serving inside its own move")));
     if let Some(decision) = &transition.decision {
         let cause = transition.cause.as_ref().map(|cause| format!(": {cause}")).unwrap_or_default();

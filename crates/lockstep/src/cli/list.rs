@@ -183,7 +183,7 @@ pub async fn groups(client: &Client, verb: GroupVerb, form: Form) -> Result<Exit
                     let serves = if group.serves { "serves" } else { "does not serve" };
                     vec![
                         group.name.clone(),
-                        serves.to_owned(),
+                        format!("{serves}{}", frozen(group)),
                         group.members.to_string(),
                         group.lifecycle.clone(),
                         group.handler.clone(),
@@ -312,6 +312,11 @@ async fn show<T: Serialize>(
 fn fields(object: &impl Serialize) -> String {
     let text = yaml(&serde_json::to_value(object).expect("what we print is plain data"));
     text.lines().map(|line| clean(line) + "\n").collect()
+}
+
+/// What is added to how a group stands.
+pub fn frozen(group: &Group) -> &'static str {
+    if group.frozen { ", frozen" } else { "" }
 }
 
 fn labels(labels: &BTreeMap<String, String>) -> String {

@@ -4,15 +4,15 @@
 //! only transitions lead to is put in its place afterwards. A server's state is written the same way ([`exported`]), and
 //! plans as the server does.
 
-use crate::api::object::{Group, Host, Member as Shown};
+use crate::api::object::{Freeze, Group, Host, Member as Shown};
 use crate::spec_file::{File, FileError, Problem, Refused};
 use lockstep_core::cluster::{Cluster, Mark, Member};
 use lockstep_core::id::{AgentId, Capability, GroupName, HostName, Index, MemberId, SettingKey, StateName};
 use lockstep_core::plan::Scores;
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
 use lockstep_core::relation::Published;
-use lockstep_core::request::Code;
-use lockstep_core::spec::{SettingValue, Settings, Spec, SpecFile, text_problem};
+use lockstep_core::request::{Code, REASON_LEN_MAX};
+use lockstep_core::spec::{SettingValue, Settings, Spec, SpecFile, characters_problem, text_problem};
 use lockstep_core::time::WallTime;
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value, json};
@@ -35,6 +35,20 @@ pub struct StateFile {
     /// The settings that differ from the declared ones.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub settings: BTreeMap<GroupName, BTreeMap<SettingKey, SettingValue>>,
+    /// The freezes.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub freezes: Vec<FreezeEntry>,
+}
+
+/// A freeze.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FreezeEntry {
+    /// The groups; none: the whole cluster.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub groups: BTreeSet<GroupName>,
+    /// Why.
+    pub reason: String,
 }
 
 /// A host.
@@ -109,7 +123,7 @@ fn given<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<StateName>
 /// If it cannot be read, or does not fit the spec.
 pub fn load(path: &Path, written: SpecFile, spec: &Spec) -> Result<(Cluster, Scores), FileError> {
     let file = File::read(path, STATE_INVALID)?;
-    let help = "a state has `hosts`, `members` and `settings`; see the page of state-invalid";
+    let help = "a state has `hosts`, `members`, `settings` and `freezes`; see the page of state-invalid";
     let state: StateFile = file.parse(STATE_INVALID, help).map_err(FileError::Refused)?;
     let refused = |(path, problem): Misplaced| {
         FileError::Refused(Box::new(Refused::new(&file, file.locate(&path), problem)))
@@ -128,7 +142,12 @@ pub fn load(path: &Path, written: SpecFile, spec: &Spec) -> Result<(Cluster, Sco
 ///
 /// # Errors
 /// If the server answers with names that this version does not take.
-pub fn exported(hosts: &[Host], groups: &[Group], members: &[Shown]) -> Result<StateFile, serde_json::Error> {
+pub fn exported(
+    hosts: &[Host],
+    groups: &[Group],
+    members: &[Shown],
+    freezes: &[Freeze],
+) -> Result<StateFile, serde_json::Error> {
     let is_some = |value: &Value| !value.is_null();
     let host = |host: &Host| json!({"name": host.name, "labels": host.labels, "liveness": host.liveness, "drained": host.drained});
     let member = |member: &Shown| {
@@ -153,6 +172,7 @@ pub fn exported(hosts: &[Host], groups: &[Group], members: &[Shown]) -> Result<S
         "hosts": hosts.iter().map(host).collect::<Vec<_>>(),
         "members": members.iter().filter_map(member).collect::<Vec<_>>(),
         "settings": settings,
+        "freezes": freezes.iter().map(|freeze| json!({"groups": freeze.groups, "reason": freeze.reason})).collect::<Vec<_>>(),
     }))
 }
 
@@ -245,6 +265,20 @@ fn check(state: &StateFile, spec: &Spec) -> Result<(), Misplaced> {
             }
         }
     }
+    for (place, freeze) in state.freezes.iter().enumerate() {
+        if let Some(name) = freeze.groups.iter().find(|name| spec.leaves(name).is_none()) {
+            let message = format!("there is no group {name}");
+            let problem = Problem::new(Code::UnknownGroup.as_str(), message, known(spec));
+            return Err((at(&["freezes", &place.to_string(), "groups"]), problem));
+        }
+        let is_long = freeze.reason.len() > REASON_LEN_MAX;
+        let problem = if is_long { Some("the text is too long") } else { characters_problem(&freeze.reason) };
+        if let Some(problem) = problem {
+            let help = format!("use plain text of at most {REASON_LEN_MAX} bytes");
+            let problem = Problem::new(STATE_INVALID, problem, help);
+            return Err((at(&["freezes", &place.to_string(), "reason"]), problem));
+        }
+    }
     Ok(())
 }
 
@@ -292,6 +326,11 @@ fn build(state: StateFile, mut written: SpecFile) -> (Cluster, Scores) {
         {
             Arc::make_mut(known).is_drained = true;
         }
+    }
+    for FreezeEntry { groups, reason } in state.freezes {
+        let leaves = groups.iter().flat_map(|name| fold.cluster.spec.leaves(name).unwrap_or_default());
+        let groups = leaves.cloned().collect();
+        fold.add(Body::Freeze { groups, until: None, reason, principal: "file".to_owned() });
     }
     (fold.cluster, scores)
 }

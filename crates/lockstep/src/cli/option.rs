@@ -99,19 +99,26 @@ fn plain_text(text: &str) -> Result<String, String> {
 
 /// A time such as `30s`, `1500ms`, `2m` or `1h`, of at most a day.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    const HELP: &str = "write a number and its unit: 500ms, 30s, 2m or 1h";
+    span(text, DURATION_MAX_MS)
+}
+
+/// A time such as `30s`, `2h` or `3d`, of at most so many milliseconds.
+pub fn span(text: &str, max_ms: u64) -> Result<Duration, String> {
+    const HELP: &str = "write a number and its unit: 500ms, 30s, 2m, 1h or 1d";
+    const HOUR_MS: u64 = 3_600_000;
     let digits = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
     let (number, unit) = text.split_at(digits);
     let unit_ms = match unit {
         "ms" => 1.0,
         "s" => 1000.0,
         "m" => 60_000.0,
-        "h" => 3_600_000.0,
+        "h" => HOUR_MS as f64,
+        "d" => (24 * HOUR_MS) as f64,
         _ => return Err(HELP.to_owned()),
     };
     let ms = number.parse::<f64>().map_err(|_| HELP.to_owned())? * unit_ms;
-    if !(1.0..=DURATION_MAX_MS as f64).contains(&ms) {
-        return Err("between 1ms and 24h".to_owned());
+    if !(1.0..=max_ms as f64).contains(&ms) {
+        return Err(format!("between 1ms and {}h", max_ms / HOUR_MS));
     }
     Ok(Duration::from_millis(ms as u64))
 }
@@ -137,10 +144,14 @@ mod tests {
         {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
-        for bad in ["", "30", "s", "-1s", "0s", "0.1ms", "25h", "1e3s", "NaNs", "infs", "1..2s", "30 s", "1d"]
+        for bad in
+            ["", "30", "s", "-1s", "0s", "0.1ms", "25h", "1e3s", "NaNs", "infs", "1..2s", "30 s", "2d", "1w"]
         {
             duration(bad).unwrap_err();
         }
+        assert_eq!(duration("1d"), duration("24h"));
+        assert_eq!(span("3d", u64::MAX), Ok(Duration::from_secs(3 * 86_400)));
+        assert_eq!(duration("2d").unwrap_err(), "between 1ms and 24h");
     }
 
     #[test]

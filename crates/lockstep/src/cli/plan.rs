@@ -37,6 +37,9 @@ pub struct PlanArgs {
     /// Leave out members of lost hosts, instead of refusing
     #[arg(long)]
     exclude_lost: bool,
+    /// Plan although it is frozen
+    #[arg(long)]
+    override_freeze: bool,
 }
 
 impl PlanArgs {
@@ -47,13 +50,18 @@ impl PlanArgs {
 
     /// What is asked for.
     pub fn request(&self) -> Request {
-        Request { targets: self.targets.clone(), exclude_lost: self.exclude_lost, ..Request::default() }
+        Request {
+            targets: self.targets.clone(),
+            exclude_lost: self.exclude_lost,
+            override_freeze: self.override_freeze,
+            ..Request::default()
+        }
     }
 
     /// The same, as a server is asked.
     pub fn body(&self) -> PlanBody {
         let targets = self.targets.iter().map(ToString::to_string).collect();
-        PlanBody { targets, exclude_lost: self.exclude_lost }
+        PlanBody { targets, exclude_lost: self.exclude_lost, override_freeze: self.override_freeze }
     }
 
     /// The cluster that the files describe.
@@ -207,6 +215,10 @@ fn extras(plan: &Plan) -> String {
         told = told.difference(others).copied().collect();
     }
     let mut extras = Vec::new();
+    if !plan.frozen.is_empty() {
+        let frozen: Vec<_> = plan.frozen.iter().map(|group| clean(group)).collect();
+        extras.push(format!("although frozen: {}", frozen.join(" ")));
+    }
     if !plan.gaps.is_empty() {
         let gaps: Vec<_> = plan.gaps.iter().map(|gap| clean(gap)).collect();
         extras.push(format!("gap: {}", gaps.join(" ")));

@@ -82,8 +82,11 @@ struct RunOptions {
     #[arg(long, value_name = "HASH")]
     plan: Option<String>,
     /// Go on although this voter or holder (GROUP@HOST) says no or nothing; never one that moves
-    #[arg(long = "override", value_name = "MEMBER")]
+    #[arg(long = "override", value_name = "MEMBER", requires = "reason")]
     overrides: Vec<MemberId>,
+    /// Go on although it is frozen, or its windows are closed
+    #[arg(long, requires = "reason")]
+    override_freeze: bool,
     /// Leave out members of lost hosts, instead of refusing
     #[arg(long)]
     exclude_lost: bool,
@@ -116,6 +119,7 @@ pub async fn run(client: &Client, args: RunArgs, form: Form) -> Result<Exit, Fai
         deadline_ms: args.deadline.map(|deadline| deadline.as_millis() as u64),
         overrides: args.overrides.iter().map(ToString::to_string).collect(),
         exclude_lost: args.exclude_lost,
+        override_freeze: args.override_freeze,
     };
     let first = ask(client, &body, start, args.wait).await?;
     let Some(id) = first.body.id.clone() else {
@@ -297,6 +301,10 @@ fn remedy(cause: &str) -> &'static str {
         "vote-no" => "mend what the member names, then run it again",
         "vote-missing" => "see why the member did not answer in time (`lockstep status`), then run it again",
         "plan-stale" => "something that the plan rests on has changed: run it again to plan anew",
+        "frozen" => {
+            "`lockstep status` says until when, by whom and why; to go ahead all the same: --override-freeze"
+        }
+        "window-closed" => "run it again when the window opens, or with --override-freeze",
         "operator" => "somebody aborted it: `lockstep transition show` says what was asked for",
         "new-reign" => "the server changed before it was decided: run it again",
         "restored" => "the server was restored from a backup: look where members are, then run it again",

@@ -2,11 +2,13 @@
 
 use super::client::{Client, ClientError};
 use super::finding::{Finding, findings, is_down};
+use super::freeze::freezes;
+use super::list::frozen;
 use super::offline::exported;
 use super::output::{Form, clean, note, table};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Group, Host, List, Member, Transition};
+use crate::api::object::{Freeze, Group, Host, List, Member, Transition};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +27,7 @@ struct Status {
     groups: Vec<Group>,
     members: Vec<Member>,
     open: Vec<Transition>,
+    freezes: Vec<Freeze>,
     wrong: Vec<Finding>,
 }
 
@@ -45,10 +48,11 @@ pub async fn export(client: &Client) -> Result<Exit, Failure> {
         let hosts: List<Host> = client.get("/v1/hosts").await?;
         let groups: List<Group> = client.get("/v1/groups").await?;
         let members: List<Member> = client.get("/v1/members").await?;
-        if hosts.revision != groups.revision || hosts.revision != members.revision {
+        let freezes: List<Freeze> = client.get("/v1/freezes").await?;
+        if [groups.revision, members.revision, freezes.revision] != [hosts.revision; 3] {
             continue;
         }
-        let state = exported(&hosts.items, &groups.items, &members.items)
+        let state = exported(&hosts.items, &groups.items, &members.items, &freezes.items)
             .map_err(|error| Failure::error(format!("what the server answers cannot be read: {error}")))?;
         let moving: BTreeSet<_> =
             members.items.iter().filter_map(|member| member.transition.as_deref()).collect();
@@ -66,13 +70,14 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
     let groups: List<Group> = client.get("/v1/groups").await?;
     let members: List<Member> = client.get("/v1/members").await?;
     let transitions: List<Transition> = client.get("/v1/transitions").await?;
+    let freezes: List<Freeze> = client.get("/v1/freezes").await?;
     let mut open = transitions.items;
     open.retain(|transition| transition.outcome.is_none());
     let wrong = findings(&hosts.items, &groups.items, &members.items);
     // What has happened between the first list and the last is read again.
     let revision = hosts.revision;
-    let (hosts, groups, members) = (hosts.items, groups.items, members.items);
-    Ok(Status { revision, hosts, groups, members, open, wrong })
+    let (hosts, groups, members, freezes) = (hosts.items, groups.items, members.items, freezes.items);
+    Ok(Status { revision, hosts, groups, members, open, freezes, wrong })
 }
 
 fn screen(status: &Status) -> String {
@@ -97,6 +102,10 @@ fn screen(status: &Status) -> String {
         let rows: Vec<Vec<String>> = status.open.iter().map(transition_row).collect();
         text.push('\n');
         text.push_str(&table(&["TRANSITION", "PHASE", "TARGETS", "REASON"], &rows));
+    }
+    if !status.freezes.is_empty() {
+        text.push('\n');
+        text.push_str(&freezes(&status.freezes));
     }
     if status.wrong.is_empty() {
         text.push_str("\nnothing is wrong\n");
@@ -136,7 +145,7 @@ fn groups(status: &Status) -> String {
         } else {
             format!("of {}", group.groups.join(", "))
         };
-        vec![group.name.clone(), serves.to_owned(), members]
+        vec![group.name.clone(), format!("{serves}{}", frozen(group)), members]
     });
     table(&["GROUP", "", "MEMBERS"], &rows.collect::<Vec<_>>())
 }

@@ -9,7 +9,7 @@ use crate::store::{Appended, Error, Fenced, Store};
 use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId};
 use lockstep_core::id::{Index, Reign, TransitionId};
 use lockstep_core::record::{Body, Record};
-use lockstep_core::request::{Code, Rejection, Request};
+use lockstep_core::request::{Code, Rejection};
 use lockstep_core::{plan, time::Time};
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -204,12 +204,11 @@ impl<S: Store> Driver<S> {
         let reply = ReplyId(self.next_reply);
         self.next_reply += 1;
         let input = match command {
-            Command::Plan { targets, exclude_lost, reply } => {
+            Command::Plan { request, reply } => {
                 // From a snapshot, beside the engine: a large plan holds nobody up.
                 let (cluster, scores) = (self.engine.acknowledged().clone(), self.engine.scores().clone());
                 tokio::task::spawn_blocking(move || {
                     // Whoever asked may have gone.
-                    let request = Request { targets, exclude_lost, ..Request::default() };
                     let _ = reply.send(plan::plan_request(&cluster, &request, &scores));
                 });
                 return;
@@ -233,6 +232,14 @@ impl<S: Store> Driver<S> {
             Command::Away { lease_ms, principal, reply: waiting } => {
                 self.replies.insert(reply, Waiting::Away(waiting));
                 Input::Away { reply, lease_ms, principal }
+            }
+            Command::Freeze { groups, end, reason, principal, reply: waiting } => {
+                self.replies.insert(reply, Waiting::Revision(waiting));
+                Input::Freeze { reply, groups, end, reason, principal }
+            }
+            Command::Thaw { groups, principal, reply: waiting } => {
+                self.replies.insert(reply, Waiting::Revision(waiting));
+                Input::Thaw { reply, groups, principal }
             }
             Command::Apply { spec, principal, reply: waiting } => {
                 self.replies.insert(reply, Waiting::Revision(waiting));
@@ -284,7 +291,7 @@ impl<S: Store> Driver<S> {
             Waiting::Run(sender) => {
                 let _ = sender.send(answer.map(|accepted| match accepted {
                     Accepted::Transition(id) => Some(id),
-                    Accepted::Nothing | Accepted::Spec(_) | Accepted::Host(_) => None,
+                    Accepted::Nothing | Accepted::Spec(_) | Accepted::Host(_) | Accepted::Freezes(_) => None,
                     Accepted::Aborted | Accepted::Away { .. } => None,
                 }));
             }
@@ -293,7 +300,7 @@ impl<S: Store> Driver<S> {
             }
             Waiting::Revision(sender) => {
                 let _ = sender.send(answer.and_then(|accepted| match accepted {
-                    Accepted::Spec(index) | Accepted::Host(index) => Ok(index),
+                    Accepted::Spec(index) | Accepted::Host(index) | Accepted::Freezes(index) => Ok(index),
                     Accepted::Transition(_)
                     | Accepted::Nothing
                     | Accepted::Aborted
@@ -308,7 +315,7 @@ impl<S: Store> Driver<S> {
                 let _ = sender.send(answer.map(|accepted| match accepted {
                     Accepted::Away { told, missing } => (told, missing),
                     Accepted::Transition(_) | Accepted::Nothing | Accepted::Aborted => (0, 0),
-                    Accepted::Spec(_) | Accepted::Host(_) => (0, 0),
+                    Accepted::Spec(_) | Accepted::Host(_) | Accepted::Freezes(_) => (0, 0),
                 }));
             }
         }
@@ -376,6 +383,8 @@ fn awaited(body: &Body) -> News {
         | Body::Request { .. }
         | Body::Begin { .. }
         | Body::Decision { .. }
+        | Body::Freeze { .. }
+        | Body::Thaw { .. }
         | Body::Outcome { .. } => News::Awaited,
     }
 }

@@ -2,13 +2,14 @@
 
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::HostAsk;
+use lockstep_core::freeze::FreezeEnd;
 use lockstep_core::id::{GroupName, HostName, Index, MemberId, StateName, TransitionId};
 use lockstep_core::plan::Plan;
-use lockstep_core::request::{Rejection, Request, Target};
+use lockstep_core::request::{Rejection, Request};
 use lockstep_core::spec::SpecFile;
 use lockstep_core::vote::Vote;
 use serde_json::{Map, Value};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -49,9 +50,7 @@ pub enum Command {
     /// Plan only.
     Plan {
         /// What for.
-        targets: Vec<Target>,
-        /// Whether members of lost hosts are left out.
-        exclude_lost: bool,
+        request: Request,
         /// The answer.
         reply: oneshot::Sender<Result<Plan, Rejection>>,
     },
@@ -100,6 +99,28 @@ pub enum Command {
         /// The answer, once the hosts go by it: how many do, and how many may not.
         reply: oneshot::Sender<Result<(usize, usize), Rejection>>,
     },
+    /// No planned change of some groups, or of the whole cluster.
+    Freeze {
+        /// Which; none: the whole cluster.
+        groups: BTreeSet<GroupName>,
+        /// Until when.
+        end: FreezeEnd,
+        /// Why.
+        reason: String,
+        /// Who.
+        principal: String,
+        /// The answer: the revision from which on it is so.
+        reply: oneshot::Sender<Result<Index, Rejection>>,
+    },
+    /// That is over.
+    Thaw {
+        /// Of which groups; none: of all that is frozen.
+        groups: BTreeSet<GroupName>,
+        /// Who.
+        principal: String,
+        /// The answer: the revision from which on it is so.
+        reply: oneshot::Sender<Result<Index, Rejection>>,
+    },
     /// Declare the cluster.
     Apply {
         /// As it was written.
@@ -135,8 +156,8 @@ impl Handle {
     }
 
     /// Plans only.
-    pub async fn plan(&self, targets: Vec<Target>, exclude_lost: bool) -> Result<Plan, Rejection> {
-        self.ask(|reply| Command::Plan { targets, exclude_lost, reply }).await
+    pub async fn plan(&self, request: Request) -> Result<Plan, Rejection> {
+        self.ask(|reply| Command::Plan { request, reply }).await
     }
 
     /// Plans and runs; answers once the request's record is acknowledged.
@@ -152,6 +173,22 @@ impl Handle {
     /// Wants something of a host; answers with the revision from which on it is so.
     pub async fn ask_of_host(&self, host: HostName, ask: HostAsk) -> Result<Index, Rejection> {
         self.ask(|reply| Command::Host { host, ask, reply }).await
+    }
+
+    /// Wants no planned change; answers with the revision from which on it is so.
+    pub async fn freeze(
+        &self,
+        groups: BTreeSet<GroupName>,
+        end: FreezeEnd,
+        reason: String,
+        principal: String,
+    ) -> Result<Index, Rejection> {
+        self.ask(|reply| Command::Freeze { groups, end, reason, principal, reply }).await
+    }
+
+    /// Wants that to be over; answers with the revision from which on it is so.
+    pub async fn thaw(&self, groups: BTreeSet<GroupName>, principal: String) -> Result<Index, Rejection> {
+        self.ask(|reply| Command::Thaw { groups, principal, reply }).await
     }
 
     /// Declares the cluster; answers with the revision at which it is in force.
