@@ -220,40 +220,28 @@ impl Chaos {
         }
     }
 
-    /// Makes one more fault: of a kind that has not bitten yet, if there is one.
+    /// Makes one more fault: mostly of a kind that has not bitten yet, if there is one.
     fn strike(&mut self, striker: &mut Striker, kinds: &[Kind]) -> io::Result<()> {
-        let is_active = |kind: &Kind| self.active.iter().any(|active| active.kind == *kind);
-        let fewest = kinds.iter().filter(|kind| !is_active(kind)).min_by_key(|kind| {
-            let (made, bites) = self.bitten[*kind];
-            (bites > 0, made)
-        });
-        let any = kinds
-            [usize::try_from(self.random.within(0, kinds.len() as u64 - 1)).expect("a place in the list")];
-        let kind = match fewest {
-            Some(kind) if self.bitten[kind].1 == 0 => *kind,
-            Some(_) | None if is_active(&any) => return Ok(()),
-            Some(_) | None => any,
-        };
-        let from = Stamp::now();
-        let place = {
-            let mut history = self.history.lock();
-            let (kind, target) = (kind.name(), String::new());
-            history.struck.push(Struck { kind, target, from, to: None, has_bitten: false, turns: 1 });
-            history.struck.len() - 1
-        };
-        match striker.strike(&mut self.world, kind, &self.active)? {
-            Some(active) => {
-                self.history.lock().struck[place].target = active.target.clone();
-                // Faults are known by where they are in the history.
-                self.history.lock().struck[place].from = active.from;
-                self.bitten.entry(kind).or_default().0 += 1;
-                self.active.push(active);
+        let mut kinds: Vec<Kind> = kinds.to_vec();
+        let slowest = kinds[0];
+        self.random.shuffle(&mut kinds);
+        if self.random.percent(75) {
+            kinds.sort_by_key(|kind| {
+                let (made, bites) = self.bitten[kind];
+                (bites > 0, *kind != slowest, if bites > 0 { 0 } else { made })
+            });
+        }
+        for kind in kinds {
+            if self.active.iter().any(|active| active.kind == kind) {
+                continue;
             }
-            None => {
-                self.history.lock().struck.remove(place);
-                // Something else is at its target; another kind comes first.
-                self.bitten.entry(kind).or_default().0 += 1;
-            }
+            let Some(active) = striker.strike(&mut self.world, kind, &self.active)? else {
+                // Something else is at its target.
+                continue;
+            };
+            self.bitten.entry(kind).or_default().0 += 1;
+            self.active.push(active);
+            return Ok(());
         }
         Ok(())
     }

@@ -3,7 +3,7 @@
 
 use crate::clock::Stamp;
 use crate::command::run_args;
-use crate::history::text;
+use crate::history::{Struck, text};
 use crate::http;
 use crate::network::{self, Way};
 use crate::random::Random;
@@ -11,6 +11,7 @@ use crate::reader::Shared;
 use crate::workload::SPEC;
 use crate::world::{EXCUSED, HOSTS, PROXIED, World, is_stopped};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::Value;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, Stdio};
@@ -222,6 +223,15 @@ impl Striker {
             return Ok(None);
         }
         let from = Stamp::now();
+        // Written down before it is made: what is seen meanwhile comes of it.
+        self.history.lock().struck.push(Struck {
+            kind: kind.name(),
+            target: target.clone(),
+            from,
+            to: None,
+            has_bitten: false,
+            turns: 1,
+        });
         let long = Duration::from_millis(self.random.within(1000, self.longest_ms));
         let short = Duration::from_millis(self.random.within(200, 2000));
         let (lasts, mend): (Duration, Mend) = match kind {
@@ -479,9 +489,12 @@ fn fill_server(world: &mut World) -> io::Result<Mend> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     let writing = std::thread::spawn(move || {
-        let spec = serde_json::from_str(SPEC).expect("it is JSON");
-        let mut refused = 0;
+        let mut spec: Value = serde_json::from_str(SPEC).expect("it is JSON");
+        let (mut refused, mut number) = (0, 0);
         while !flag.load(Ordering::Relaxed) {
+            // Another one each time, or nothing would be written.
+            number += 1;
+            spec["groups"]["pool"]["hold_ms"] = Value::from(8000 + number % 100);
             match http::ask("PUT", "/v1/spec", Some(&spec)) {
                 Some((503, _)) => refused += 1,
                 Some(_) => {}
@@ -587,14 +600,9 @@ fn clock(world: &mut World, name: &str, seconds: i64) -> io::Result<Mend> {
     let (before, name) = (world.log_len(&name), name.to_owned());
     Ok(Box::new(move |world| {
         world.set_clock(&name, 0)?;
-        let has_bitten = match name.as_str() {
-            // It says the time with each answer.
-            "server" => http_date_is_off(),
-            _ => world
-                .said_since(&name, before)
-                .lines()
-                .any(|line| is_off(line.split('T').nth(1).unwrap_or_default())),
-        };
+        // Its log says the time with each line.
+        let said = world.said_since(&name, before);
+        let has_bitten = said.lines().any(|line| is_off(line.split('T').nth(1).unwrap_or_default()));
         Ok(bitten(has_bitten))
     }))
 }
@@ -608,14 +616,6 @@ fn is_off(time: &str) -> bool {
         .map_or(0, |since| since.as_secs() / 60);
     let apart = (hours * 60 + minutes).abs_diff(now % 1440);
     apart.min(1440 - apart) > 30
-}
-
-fn http_date_is_off() -> bool {
-    let Ok(mut stream) = http::send("GET", "/livez", None) else { return false };
-    let mut answer = String::new();
-    let _ = stream.read_to_string(&mut answer);
-    let date = answer.lines().find_map(|line| line.strip_prefix("date: "));
-    date.and_then(|date| date.split(' ').nth(4)).is_some_and(is_off)
 }
 
 /// A second agent with the identity of the first.

@@ -169,7 +169,7 @@ impl Handler {
         if !is_calm {
             self.linger();
             let asked = matches!(phase.as_str(), "check" | "prepare" | "hold");
-            if moves && self.random.percent(2) || asked && self.random.percent(1) {
+            if moves && self.is_doomed() || asked && self.random.percent(1) {
                 return Ok(1);
             }
             if (moves || asked) && self.random.percent(2) {
@@ -194,6 +194,13 @@ impl Handler {
             self.linger();
         }
         Ok(0)
+    }
+
+    /// Some steps fail however often they are tried, and so do some of those that would take them back.
+    fn is_doomed(&self) -> bool {
+        let seed = format!("{:?} {} {}", self.line.transition, self.line.member, self.line.phase);
+        let seed = seed.bytes().fold(0_u64, |sum, byte| sum.wrapping_mul(31).wrapping_add(u64::from(byte)));
+        Random::new(seed).percent(6)
     }
 
     /// Mostly short, sometimes long: long enough to be killed in.

@@ -95,10 +95,10 @@ struct Operator {
 impl Operator {
     fn act(&mut self) {
         match self.random.within(0, 99) {
-            0..80 => self.request(),
-            80..90 => self.abort(),
-            90..93 => self.undrain(),
-            93..95 => {
+            0..84 => self.request(),
+            84..86 => self.abort(),
+            86..90 => self.undrain(),
+            90..92 => {
                 let host = format!("h{}", self.random.within(1, 5));
                 self.run(vec![format!("drain {host}")]);
             }
