@@ -227,11 +227,12 @@ impl Handler {
         if from == to {
             return Ok(());
         }
-        let runs_on = defect == Defect::RunsOn.name() && from == "primary";
-        if !runs_on {
-            for (pid, _) in self.processes()? {
-                end(pid)?;
-            }
+        if defect == Defect::RunsOn.name() && from == "primary" {
+            // And nobody knows of it any more.
+            fs::write(self.dir.join(format!("{}.processes", self.line.member)), "")?;
+        }
+        for (pid, _) in self.processes()? {
+            end(pid)?;
         }
         if to == LOWEST {
             return Ok(());

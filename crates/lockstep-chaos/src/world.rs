@@ -235,8 +235,8 @@ impl World {
         process.is_wanted = false;
         let Some(mut child) = process.child.take() else { return false };
         let was_running = matches!(child.try_wait(), Ok(None));
-        // Both fail only when it is gone.
-        let _ = child.kill();
+        // With what it was started under. Both fail only when it is gone.
+        let _ = rustix::process::kill_process_group(Pid::from_child(&child), Signal::KILL);
         let _ = child.wait();
         process.down_since = Instant::now();
         was_running

@@ -3,38 +3,51 @@
 use super::{Verdict, on_the_spot};
 use crate::history::{Evidence, text};
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// What one decision sets.
-struct Set {
+struct Set<'a> {
     revision: u64,
-    transition: String,
+    transition: &'a str,
+    /// Whatever was set in these groups before may be overwritten: goals change without a step, too.
+    groups: BTreeSet<&'a str>,
     goals: BTreeMap<String, String>,
     /// From here on a turn has changed it again.
     until: Option<u64>,
 }
 
+/// A read is compared with so many decisions before it: each group has had a newer one long since.
+const DECISIONS_MAX: usize = 12;
+
 pub(super) fn check(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict { looked: 0, broken: on_the_spot(evidence, 6) };
-    let turns: Vec<(u64, &str)> =
-        evidence.events("turn").map(|(revision, event)| (revision, event.text("transition"))).collect();
+    let mut turns: BTreeMap<&str, u64> = BTreeMap::new();
+    for (revision, event) in evidence.events("turn") {
+        turns.entry(event.text("transition")).or_insert(revision);
+    }
     let commits = evidence.events("decision").filter(|(_, event)| event.text("decision") == "commit");
-    let sets: Vec<Set> = commits
-        .filter_map(|(revision, event)| {
-            let transition = event.text("transition").to_owned();
-            let goals = goals(&evidence.history.transitions.get(&transition)?["plan"]["steps"]);
-            let until = turns.iter().find(|(_, of)| **of == *transition).map(|(revision, _)| *revision);
-            Some(Set { revision, transition, goals, until })
+    let sets: Vec<Set<'_>> = commits
+        .map(|(revision, event)| {
+            let transition = event.text("transition");
+            // One that is not known whole yet sets what nobody knows.
+            let whole = evidence.history.transitions.get(transition);
+            let goals = whole.map(|whole| goals(&whole["plan"]["steps"])).unwrap_or_default();
+            let groups = event.what["groups"].as_array().into_iter().flatten().filter_map(Value::as_str);
+            Set {
+                revision,
+                transition,
+                groups: groups.collect(),
+                goals,
+                until: turns.get(transition).copied(),
+            }
         })
         .collect();
     for read in &evidence.history.goals {
-        // The newest decision of each member's group counts; an older one's goals have been overwritten.
-        let mut is_newer: BTreeMap<&str, ()> = BTreeMap::new();
-        let before = sets.iter().filter(|set| set.revision <= read.revision).rev();
-        for set in before.take(12) {
-            let is_overwritten = set.goals.keys().any(|member| is_newer.contains_key(member.as_str()));
+        let mut overwritten: BTreeSet<&str> = BTreeSet::new();
+        let before = sets.partition_point(|set| set.revision <= read.revision);
+        for set in sets[..before].iter().rev().take(DECISIONS_MAX) {
             let is_turned = set.until.is_some_and(|until| until <= read.revision);
-            if !is_overwritten && !is_turned {
+            if set.groups.is_disjoint(&overwritten) && !is_turned {
                 let differs = set.goals.iter().find(|(member, goal)| read.goals.get(*member) != Some(goal));
                 verdict.expect(differs.is_none(), || {
                     format!(
@@ -43,7 +56,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
                     )
                 });
             }
-            is_newer.extend(set.goals.keys().map(|member| (member.as_str(), ())));
+            overwritten.extend(&set.groups);
         }
     }
     verdict
