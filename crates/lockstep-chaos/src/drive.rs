@@ -32,7 +32,7 @@ const EXTRA: Duration = Duration::from_secs(90);
 const LONGEST_MS: (u64, u64) = (5000, 30_000);
 /// How often everything that is known so far is judged.
 const JUDGE_EVERY: Duration = Duration::from_secs(20);
-const OPERATORS: u64 = 2;
+const OPERATORS: u64 = 3;
 
 /// Runs it and says how it went.
 pub(crate) fn run(options: &Options) -> ExitCode {
@@ -51,7 +51,14 @@ pub(crate) fn run(options: &Options) -> ExitCode {
 
 fn finish(options: &Options, seed: u64, evidence: &Evidence, totals: &Totals, took: Duration) -> ExitCode {
     let broken = report::print(evidence, totals, took);
-    if broken > 0 {
+    if let Some(defect) = options.defect {
+        let was_found = broken.contains_key(defect.found_by());
+        let found = if was_found { "found" } else { "NOT FOUND" };
+        println!("chaos: what was done wrong on purpose was {found} by {}", defect.found_by());
+        return ExitCode::from(if was_found { 0 } else { BROKEN });
+    }
+    if !broken.is_empty() {
+        let broken: usize = broken.values().sum();
         println!(
             "chaos: {broken} VIOLATIONS; again with: cargo xtask chaos --minutes {} --seed {seed}",
             options.minutes
@@ -81,8 +88,10 @@ fn keep(options: &Options, seed: u64, evidence: Option<&Evidence>) {
         }
         for entry in fs::read_dir(DIR)? {
             let path = entry?.path();
-            if path.extension().is_none_or(|extension| extension != "img") {
-                run_args(&["cp", "-a", &path.to_string_lossy(), &to.to_string_lossy()])?;
+            if path.extension().is_none_or(|extension| extension != "img")
+                && let Err(error) = run_args(&["cp", "-a", &path.to_string_lossy(), &to.to_string_lossy()])
+            {
+                eprintln!("chaos: {error}");
             }
         }
         io::Result::Ok(())
@@ -208,7 +217,7 @@ impl Chaos {
             }
             if judged.elapsed() > JUDGE_EVERY {
                 judged = Instant::now();
-                if self.is_broken()? {
+                if options.defect.is_none() && self.is_broken()? {
                     return Ok(());
                 }
             }

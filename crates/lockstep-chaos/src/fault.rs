@@ -588,16 +588,29 @@ fn power_cut(world: &mut World) -> io::Result<Mend> {
     world.want("server", false);
     Ok(Box::new(move |world| {
         world.kill("server");
-        run_args(&["umount", &disk.to_string_lossy()])?;
+        unmount(&disk)?;
         world.mount_server_disk()?;
         world.start("server")?;
         Ok(bitten(is_gone))
     }))
 }
 
+/// Who had files open there may still be in the middle of its end.
+fn unmount(disk: &std::path::Path) -> io::Result<()> {
+    let began = Instant::now();
+    loop {
+        match run_args(&["umount", &disk.to_string_lossy()]) {
+            Err(_) if began.elapsed() < Duration::from_secs(3) => {
+                std::thread::sleep(Duration::from_millis(50))
+            }
+            unmounted => return unmounted.map(drop),
+        }
+    }
+}
+
 fn clock(world: &mut World, name: &str, seconds: i64) -> io::Result<Mend> {
     world.set_clock(name, seconds)?;
-    let (before, name) = (world.log_len(&name), name.to_owned());
+    let (before, name) = (world.log_len(name), name.to_owned());
     Ok(Box::new(move |world| {
         world.set_clock(&name, 0)?;
         // Its log says the time with each line.

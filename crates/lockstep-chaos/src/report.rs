@@ -11,8 +11,8 @@ use std::time::Duration;
 /// So many transitions have to end, and handlers to be called, in each minute.
 const TRANSITIONS_PER_MINUTE: f64 = 20.0;
 const CALLS_PER_MINUTE: f64 = 100.0;
-/// From so many minutes on, every outcome has to occur.
-const ALL_OUTCOMES_MINUTES: f64 = 1.5;
+/// From so many minutes on, each outcome has to occur.
+const OUTCOMES: [(&str, f64); 4] = [("committed", 0.0), ("aborted", 0.0), ("undone", 1.5), ("degraded", 5.0)];
 /// The most lines about one check.
 const SHOWN_MAX: usize = 5;
 
@@ -25,8 +25,8 @@ pub(crate) struct Totals {
     pub(crate) ended: BTreeMap<String, usize>,
 }
 
-/// The figures; gives the number of violations.
-pub(crate) fn print(evidence: &Evidence, totals: &Totals, took: Duration) -> usize {
+/// The figures; gives the number of violations, by check.
+pub(crate) fn print(evidence: &Evidence, totals: &Totals, took: Duration) -> BTreeMap<&'static str, usize> {
     println!("transitions   {}", counts(&outcomes(evidence)));
     let causes = evidence.history.transitions.values().filter(|whole| whole["outcome"] == "aborted");
     let mut by_cause: BTreeMap<String, u64> = BTreeMap::new();
@@ -54,10 +54,12 @@ pub(crate) fn print(evidence: &Evidence, totals: &Totals, took: Duration) -> usi
     let ended = totals.ended.iter().map(|(name, count)| (name.clone(), *count as u64)).collect();
     println!("ended alone   {}", counts(&ended));
     println!("spared {}, excused {}, stalls {}", evidence.spared, evidence.excused, history.stalls.len());
-    let mut broken = 0;
+    let mut broken = BTreeMap::new();
     for (name, check) in check::ALL {
         let verdict = check(evidence);
-        broken += verdict.broken.len();
+        if !verdict.broken.is_empty() {
+            broken.insert(name, verdict.broken.len());
+        }
         let word = if verdict.broken.is_empty() { "holds" } else { "BROKEN" };
         println!("{word:<7} {name:<30} {:>7}", verdict.looked);
         for why in verdict.broken.iter().take(SHOWN_MAX) {
@@ -85,12 +87,9 @@ pub(crate) fn lacking(evidence: &Evidence, totals: &Totals, minutes: f64) -> Vec
     if calls < CALLS_PER_MINUTE * minutes {
         lacking.push(format!("only {calls} handler calls"));
     }
-    let missing = ["committed", "aborted", "undone", "degraded"]
-        .into_iter()
-        .filter(|outcome| !outcomes.contains_key(*outcome));
-    if minutes >= ALL_OUTCOMES_MINUTES {
-        lacking.extend(missing.map(|outcome| format!("no transition {outcome}")));
-    }
+    let expected = OUTCOMES.into_iter().filter(|(_, from)| minutes >= *from).map(|(outcome, _)| outcome);
+    let missing = expected.filter(|outcome| !outcomes.contains_key(*outcome));
+    lacking.extend(missing.map(|outcome| format!("no transition {outcome}")));
     for (name, check) in check::ALL {
         if check(evidence).looked == 0 && !name.starts_with("21") {
             lacking.push(format!("{name} looked at nothing"));
