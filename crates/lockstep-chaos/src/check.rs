@@ -6,6 +6,7 @@ mod c02_written_once;
 mod c05_prepared_until_decided;
 mod c06_all_goals_or_none;
 mod c08_acknowledged_survives;
+mod c10_leases_end;
 mod c10_tokens_only_grow;
 mod c12_max_is_kept;
 mod c13_done_means_done;
@@ -41,7 +42,7 @@ impl Verdict {
 pub(crate) type Check = (&'static str, fn(&Evidence) -> Verdict);
 
 /// All of them. What is found on the spot (22 altogether, parts of 1, 6 and 7) comes from the history.
-pub(crate) const ALL: [Check; 18] = [
+pub(crate) const ALL: [Check; 19] = [
     ("1 one-outcome", c01_one_outcome::check),
     ("2 written-once", c02_written_once::check),
     ("5 prepared-until-decided", c05_prepared_until_decided::check),
@@ -49,6 +50,7 @@ pub(crate) const ALL: [Check; 18] = [
     ("7 same-request-same-answer", same_request),
     ("8 acknowledged-survives", c08_acknowledged_survives::check),
     ("10 tokens-only-grow", c10_tokens_only_grow::check),
+    ("10 leases-end", c10_leases_end::check),
     ("12 max-is-kept", c12_max_is_kept::check),
     ("13 done-means-done", c13_done_means_done::check),
     ("14 holds-end", c14_holds_end::check),

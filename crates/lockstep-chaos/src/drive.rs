@@ -7,7 +7,7 @@ use crate::history::{Evidence, Struck, text};
 use crate::random::Random;
 use crate::reader::{self, Shared};
 use crate::report::{self, Totals};
-use crate::workload::{self, GROUPS, SPEC};
+use crate::workload::{self, GROUPS, LEASED, SPEC};
 use crate::world::{EXCUSED, HOSTS, World};
 use crate::{BROKEN, CANNOT_RUN, INVALID, Options, check, http, journal, member};
 use serde_json::{Value, json};
@@ -33,6 +33,9 @@ const LONGEST_MS: (u64, u64) = (5000, 30_000);
 /// How often everything that is known so far is judged.
 const JUDGE_EVERY: Duration = Duration::from_secs(20);
 const OPERATORS: u64 = 3;
+/// How long nothing has been wrong before clocks jump, and how long they stay there.
+const QUIET: Duration = Duration::from_secs(7);
+const JUMP: Duration = Duration::from_secs(3);
 
 /// Runs it and says how it went.
 pub(crate) fn run(options: &Options) -> ExitCode {
@@ -315,6 +318,9 @@ impl Chaos {
         if resolved.is_ok() {
             resolved = self.wait_resolved(&HOSTS, "with all hosts");
         }
+        if resolved.is_ok() {
+            self.jump_in_quiet()?;
+        }
         // And it goes on: each group can be moved, or it is said why not.
         for (number, target) in
             ["web=down", "db=down", "batch=down", "pool=up", "audit=up"].into_iter().enumerate()
@@ -328,6 +334,31 @@ impl Chaos {
             resolved = self.wait_resolved(&HOSTS, "after the last requests");
         }
         self.history.lock().resolved = Some(resolved);
+        Ok(())
+    }
+
+    /// All wall clocks jump, forward and two hours back, while nothing else is wrong: nobody may notice.
+    fn jump_in_quiet(&mut self) -> io::Result<()> {
+        self.tend_for(QUIET)?;
+        for (kind, seconds) in [(Kind::ServerClockForward, 3600), (Kind::ServerClockBack, -3600)] {
+            let from = Stamp::now();
+            for name in ["server"].into_iter().chain(HOSTS) {
+                self.world.set_clock(name, seconds)?;
+            }
+            self.tend_for(JUMP)?;
+            let (kind, target) = (kind.name(), "server/clock".to_owned());
+            let to = Some(Stamp::now());
+            self.history.lock().struck.push(Struck { kind, target, from, to, has_bitten: true, turns: 1 });
+        }
+        Ok(())
+    }
+
+    fn tend_for(&mut self, time: Duration) -> io::Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            self.world.tend()?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
         Ok(())
     }
 
@@ -360,6 +391,7 @@ impl Chaos {
             spared: self.spared.clone(),
             excused: EXCUSED.to_owned(),
             limited,
+            leased: LEASED.to_owned(),
             ..Evidence::default()
         })
     }

@@ -8,7 +8,7 @@ use crate::http;
 use crate::network::{self, Way};
 use crate::random::Random;
 use crate::reader::Shared;
-use crate::workload::SPEC;
+use crate::workload::{GROUPS, LEASED, SPEC};
 use crate::world::{EXCUSED, HOSTS, PROXIED, World, is_stopped};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use serde_json::Value;
@@ -44,6 +44,7 @@ pub(crate) enum Kind {
     HandlerKilled,
     HandlerStopped,
     SoftwareKilled,
+    GuardKilled,
     CutFull,
     CutOut,
     CutIn,
@@ -57,7 +58,7 @@ pub(crate) enum Kind {
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 32] = [
+    pub(crate) const ALL: [Self; 33] = [
         Self::SlowSubscriber,
         Self::ServerKilled,
         Self::ServerStopped,
@@ -81,6 +82,7 @@ impl Kind {
         Self::HandlerKilled,
         Self::HandlerStopped,
         Self::SoftwareKilled,
+        Self::GuardKilled,
         Self::CutFull,
         Self::CutOut,
         Self::CutIn,
@@ -116,6 +118,7 @@ impl Kind {
             Self::HandlerKilled => "handler-killed",
             Self::HandlerStopped => "handler-stopped",
             Self::SoftwareKilled => "software-killed",
+            Self::GuardKilled => "guard-killed",
             Self::CutFull => "cut-full",
             Self::CutOut => "cut-out",
             Self::CutIn => "cut-in",
@@ -149,6 +152,12 @@ impl Kind {
             | Self::AgentDiskFull
             | Self::AgentSyncFails
             | Self::AgentKilledInSync => random.pick(&others).to_owned(),
+            // While it is being replaced nothing else may happen to the agent: nobody guards if both are dead.
+            Self::GuardKilled => {
+                let leased = GROUPS.iter().filter(|group| group.name == LEASED).flat_map(|group| group.hosts);
+                let hosts: Vec<&str> = leased.copied().filter(|host| *host != spared).collect();
+                random.pick(&hosts).to_owned()
+            }
             // Every host may have a clock that jumps, also the one that nothing else is done to.
             Self::AgentClockForward | Self::AgentClockBack => format!("{}/clock", random.pick(&HOSTS)),
             Self::AgentRestored | Self::AgentDoubled => EXCUSED.to_owned(),
@@ -262,6 +271,7 @@ impl Striker {
             Kind::HandlerKilled => (Duration::ZERO, kill_handler(world, &host)),
             Kind::HandlerStopped => (long.min(Duration::from_secs(8)), stop_handler(world, &host)),
             Kind::SoftwareKilled => (Duration::ZERO, self.kill_software(world, &host)),
+            Kind::GuardKilled => (Duration::from_secs(4), kill_guard(world, &host)),
             Kind::CutFull => (long, cut(vec![host], Way::Both)?),
             Kind::CutOut => (long, cut(vec![host], Way::Out)?),
             Kind::CutIn => (long, cut(vec![host], Way::In)?),
@@ -662,6 +672,13 @@ fn find_handler(world: &World, host: &str) -> Option<Pid> {
 fn kill_handler(world: &World, host: &str) -> Mend {
     let killed = find_handler(world, host).is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
     Box::new(move |_| Ok(bitten(killed)))
+}
+
+/// The guard dies alone. Its agent, which is well, replaces it at the next renewal.
+fn kill_guard(world: &World, host: &str) -> Mend {
+    let was = world.guard(host);
+    let was_killed = was.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
+    Box::new(move |_| Ok(bitten(was_killed)))
 }
 
 fn stop_handler(world: &World, host: &str) -> Mend {

@@ -80,6 +80,10 @@ pub(crate) enum Wire {
     Notice { index: u64, previous: u64 },
     /// Those up to a number are not told.
     Gap { index: u64 },
+    /// What the agent sent then was answered: its lease goes on from then, for so long if that has changed.
+    Renewed { sent_ms: u64, lease_ms: Option<u64> },
+    /// The session stands, with a lease of so long; it begins with the next renewal.
+    Welcome { lease_ms: u64 },
 }
 
 /// One thing on the wire.
@@ -142,6 +146,8 @@ pub(crate) struct Evidence {
     pub(crate) excused: String,
     /// The states that are limited to one member.
     pub(crate) limited: Vec<(String, String)>,
+    /// The group whose members run in a limited state by their leases only.
+    pub(crate) leased: String,
 }
 
 impl History {

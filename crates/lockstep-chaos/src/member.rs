@@ -163,7 +163,10 @@ impl Handler {
         serde_json::from_str::<serde_json::Value>(&context)?;
         if self.line.phase == "status" {
             let _locked = self.lock()?;
-            println!("{{\"state\":\"{}\"}}", self.state()?);
+            let living = self.processes()?;
+            let state = living.last().map_or(LOWEST, |(_, state)| state);
+            let pids: Vec<i32> = living.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+            println!("{}", serde_json::json!({ "state": state, "pids": pids }));
             return Ok(0);
         }
         self.note(None)?;

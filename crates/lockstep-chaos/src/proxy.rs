@@ -195,6 +195,10 @@ fn wire(message: &Value) -> Option<Wire> {
             Some(Wire::Call { transition: number("transition"), phase })
         }
         (_, Some("notice")) => Some(Wire::Notice { index: number("index")?, previous: number("previous")? }),
+        (_, Some("renewed")) => {
+            Some(Wire::Renewed { sent_ms: number("sent")?, lease_ms: number("lease_ms") })
+        }
+        (_, Some("welcome")) => Some(Wire::Welcome { lease_ms: number("lease_ms")? }),
         (_, Some("gap")) => Some(Wire::Gap { index: number("index")? }),
         _ => None,
     }

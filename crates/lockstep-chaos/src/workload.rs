@@ -21,7 +21,7 @@ pub(crate) struct Group {
 }
 
 /// The groups whose members are moved.
-pub(crate) const GROUPS: [Group; 6] = [
+pub(crate) const GROUPS: [Group; 7] = [
     Group {
         name: "db",
         hosts: &["h1", "h2", "h3"],
@@ -32,6 +32,13 @@ pub(crate) const GROUPS: [Group; 6] = [
     Group { name: "web", hosts: &["h3", "h4", "h5"], states: &["offline", "online"], limited: None },
     Group { name: "arbiter", hosts: &["h1", "h4"], states: &["offline", "online"], limited: None },
     Group { name: "audit", hosts: &["h2", "h5"], states: &["offline", "online"], limited: None },
+    // On hosts that dial through the proxy, which knows when their leases end, and on one that does not.
+    Group {
+        name: "lead",
+        hosts: &["h1", "h3", "h4"],
+        states: &["offline", "standby", "primary"],
+        limited: Some("primary"),
+    },
     Group {
         name: "batch",
         hosts: &["h1", "h2", "h4"],
@@ -40,7 +47,11 @@ pub(crate) const GROUPS: [Group; 6] = [
     },
 ];
 
-/// What operators declare: a group limited by `max`, holders, a service that requires, voters, observers, settings.
+/// The group whose members run by their leases, and that is repaired.
+pub(crate) const LEASED: &str = "lead";
+
+/// What operators declare: groups limited by `max`, one of them repaired by leases; holders, a service that requires,
+/// voters, observers, settings.
 pub(crate) const SPEC: &str = r#"{
     "cluster": "chaos",
     "lease_ms": 3000,
@@ -54,6 +65,8 @@ pub(crate) const SPEC: &str = r#"{
         "arbiter": { "select": { "arbiter": "yes" }, "handler": "software",
                   "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } },
         "audit": { "select": { "audit": "yes" }, "handler": "software",
+                  "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } },
+        "lead": { "select": { "lead": "yes" }, "lifecycle": "primary-standby", "handler": "software", "recover": "lease",
                   "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } },
         "batch": { "select": { "batch": "yes" }, "handler": "software", "limits": { "online": { "max": 1 } },
                    "on_failure": "exclude", "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } }
@@ -108,8 +121,10 @@ impl Operator {
 
     /// Switchovers are what this is made for: from wherever it is to somebody else.
     fn switch(&mut self) {
-        let host = self.random.pick(GROUPS[0].hosts);
-        self.run(vec![format!("db@{host}=primary")]);
+        let group = if self.random.percent(60) { "db" } else { LEASED };
+        let known = GROUPS.iter().find(|known| known.name == group).expect("it is one of them");
+        let host = self.random.pick(known.hosts);
+        self.run(vec![format!("{group}@{host}=primary")]);
     }
 
     fn target(&mut self) -> String {

@@ -72,6 +72,7 @@ impl World {
         let exe = std::env::current_exe()?;
         let config = format!(
             "[handlers.software]\nexec = [{exe:?}, \"handler\"]\nenv = {{ CHAOS = {:?} }}\nstatus_ms = 1000\n\
+             phases = [\"check\", \"prepare\", \"commit\", \"undo\", \"cancel\", \"hold\", \"release\", \"status\", \"notice\", \"stop\"]\n\
              timeout_ms = {{ default = 4000, commit = 6000 }}\n",
             dir.join("software")
         );
@@ -264,6 +265,14 @@ impl World {
     pub(crate) fn ended(&self) -> BTreeMap<String, usize> {
         let counts = self.processes.iter().map(|(name, process)| (name.clone(), process.ended.len()));
         counts.filter(|(_, count)| *count > 0).collect()
+    }
+
+    /// The guard of a host's agent, by the note in its lock file.
+    pub(crate) fn guard(&self, host: &str) -> Option<Pid> {
+        let note = fs::read_to_string(self.agent_data(host).join("guard.lock")).ok()?;
+        let pid = Pid::from_raw(note.trim().parse().ok()?)?;
+        let line = fs::read_to_string(format!("/proc/{}/cmdline", pid.as_raw_nonzero())).ok()?;
+        line.split('\0').any(|word| word == "guard").then_some(pid)
     }
 
     /// The handlers that an agent is running: their ids, the ones that move or ask somebody first.

@@ -25,7 +25,11 @@ fn on_the_wire(evidence: &Evidence, verdict: &mut Verdict) {
                 index
             }
             Wire::Gap { index } => index,
-            Wire::Hello { .. } | Wire::Outcome { .. } | Wire::Call { .. } => continue,
+            Wire::Hello { .. }
+            | Wire::Outcome { .. }
+            | Wire::Call { .. }
+            | Wire::Renewed { .. }
+            | Wire::Welcome { .. } => continue,
         };
         last.insert((heard.host.as_str(), heard.connection), index);
     }

@@ -33,7 +33,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
                     )
                 });
             }
-            Wire::Notice { .. } | Wire::Gap { .. } => {}
+            Wire::Notice { .. } | Wire::Gap { .. } | Wire::Renewed { .. } | Wire::Welcome { .. } => {}
         }
     }
     verdict
