@@ -28,7 +28,7 @@ pub(crate) const GROUPS: [Group; 7] = [
         states: &["offline", "standby", "primary"],
         limited: Some("primary"),
     },
-    Group { name: "pool", hosts: &["h4", "h5"], states: &["offline", "online"], limited: None },
+    Group { name: "pool", hosts: &["h2", "h4", "h5"], states: &["offline", "online"], limited: None },
     Group { name: "web", hosts: &["h3", "h4", "h5"], states: &["offline", "online"], limited: None },
     Group { name: "arbiter", hosts: &["h1", "h4"], states: &["offline", "online"], limited: None },
     Group { name: "audit", hosts: &["h2", "h5"], states: &["offline", "online"], limited: None },
