@@ -45,25 +45,23 @@ pub(crate) fn get(path: &str) -> Option<Value> {
     ask("GET", path, None).filter(|(status, _)| *status == 200).map(|(_, body)| body)
 }
 
-/// Follows the stream of events after a revision until it ends; `take` gets each one's id and data, and says whether
-/// to go on. Gives the status.
-pub(crate) fn follow(since: u64, mut take: impl FnMut(u64, &str) -> bool) -> std::io::Result<u16> {
-    let stream = send("GET", &format!("/v1/events?since={since}"), None)?;
+/// Reads the events after a revision, those so far or also those to come, until the stream ends; `take` gets each one's
+/// id and data. Gives the status.
+pub(crate) fn events(since: u64, follow: bool, mut take: impl FnMut(u64, &str)) -> std::io::Result<u16> {
+    let stream = send("GET", &format!("/v1/events?since={since}&follow={follow}"), None)?;
     // A comment comes every 15 seconds.
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut lines = BufReader::new(stream).lines();
     let head = lines.next().transpose()?.unwrap_or_default();
     let status = head.split(' ').nth(1).and_then(|word| word.parse().ok()).unwrap_or(0);
-    let mut id = None;
+    let mut id: Option<u64> = None;
     for line in lines {
         let line = line?;
         if let Some(value) = line.strip_prefix("id:") {
             id = value.trim().parse().ok();
-        } else if let Some(data) = line.strip_prefix("data:")
-            && let Some(id) = id
-            && !take(id, data.trim())
-        {
-            break;
+        } else if let Some(data) = line.strip_prefix("data:") {
+            // What is provisional has no id.
+            id.into_iter().for_each(|id| take(id, data.trim()));
         } else if line.is_empty() {
             id = None;
         }

@@ -163,10 +163,7 @@ impl Handler {
         serde_json::from_str::<serde_json::Value>(&context)?;
         if self.line.phase == "status" {
             let _locked = self.lock()?;
-            let living = self.processes()?;
-            let state = living.last().map_or(LOWEST, |(_, state)| state);
-            let pids: Vec<i32> = living.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
-            println!("{}", serde_json::json!({ "state": state, "pids": pids }));
+            self.tell()?;
             return Ok(0);
         }
         self.note(None)?;
@@ -207,7 +204,20 @@ impl Handler {
         if !is_calm {
             self.linger();
         }
+        if moves && defect.is_empty() {
+            let _locked = self.lock()?;
+            self.tell()?;
+        }
         Ok(0)
+    }
+
+    /// Where the software is, and which processes it is.
+    fn tell(&self) -> io::Result<()> {
+        let living = self.processes()?;
+        let state = living.last().map_or(LOWEST, |(_, state)| state);
+        let pids: Vec<i32> = living.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+        println!("{}", serde_json::json!({ "state": state, "pids": pids }));
+        Ok(())
     }
 
     /// Some steps fail however often they are tried, and so do some of those that would take them back.

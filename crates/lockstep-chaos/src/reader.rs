@@ -71,14 +71,13 @@ pub(crate) fn look_at_transitions(history: &Shared) {
 fn follow(history: &Shared, defect: Option<Defect>) {
     let mut since = 0;
     loop {
-        let status = http::follow(since, |id, data| {
+        let status = http::events(since, true, |id, data| {
             since = id;
             let misread =
                 defect == Some(Defect::MisreadOutcome) && data.contains("\"outcome\":\"committed\"");
             let turned =
                 misread.then(|| data.replace("\"outcome\":\"committed\"", "\"outcome\":\"aborted\""));
             history.lock().event(id, turned.as_deref().unwrap_or(data));
-            true
         });
         if let Ok(410) = status {
             let why = format!("events after {since} are not kept any more, though somebody follows them");

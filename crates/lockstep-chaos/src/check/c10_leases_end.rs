@@ -1,6 +1,7 @@
 //! 10: no member of a `recover = "lease"` group runs in its limited state past its lease's end, by what its software wrote
 //! down on one side, and the renewals that passed the proxy on the other. Whether its agent lived then, or a guard had to
-//! see to it, makes no difference.
+//! see to it, makes no difference. It is expected of members that are recorded as guarded: the place of others is given
+//! to nobody by a lease's end.
 
 use super::Verdict;
 use crate::clock::Stamp;
@@ -31,6 +32,9 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
                 until = until.max(Some(*end));
             }
         }
+        if !is_guarded(evidence, &run.member, &run.state, until.unwrap_or(run.begin)) {
+            continue;
+        }
         verdict.expect(until.is_some_and(|until| run.last <= until.plus_ms(KILL_MS)), || {
             format!(
                 "{} ran as {} from {} until {}, and its lease ended at {until:?}",
@@ -39,6 +43,15 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
         });
     }
     verdict
+}
+
+/// Whether a member was recorded as one that is surely stopped when its lease ends.
+fn is_guarded(evidence: &Evidence, member: &str, state: &str, at: Stamp) -> bool {
+    let records = evidence.events("member-guarded").filter(|(_, event)| event.text("member") == member);
+    let newest = records.take_while(|(_, event)| event.at <= at).last();
+    newest.is_some_and(|(_, event)| {
+        event.what["states"].as_array().is_some_and(|states| states.contains(&state.into()))
+    })
 }
 
 /// For each host the instants from which on a lease was known, and its end: counted from the renewal's sending, as its
@@ -72,6 +85,7 @@ mod tests {
     use super::super::sample;
     use super::*;
     use crate::history::Heard;
+    use serde_json::json;
 
     fn renewed(evidence: &mut Evidence, sent_ms: u64, at: u64) {
         let what = Wire::Renewed { sent_ms, lease_ms: None };
@@ -94,6 +108,8 @@ mod tests {
         evidence.history.wire = vec![Heard { host: "h3".to_owned(), connection: 1, at: Stamp(0), what }];
         renewed(&mut evidence, 1000, 1010);
         renewed(&mut evidence, 2000, 2010);
+        let guarded = json!({ "kind": "member-guarded", "member": "lead@h3", "states": ["primary"] });
+        sample::event(&mut evidence, 5, 1600, guarded);
         sample::run(&mut evidence, "lead@h3", "primary", 1500, 4990);
         sample::expect_fine(&check(&evidence));
         evidence.runs.clear();
@@ -106,6 +122,15 @@ mod tests {
         sample::expect_broken(&check(&evidence), "lead@h3 ran as primary");
         evidence.runs.clear();
         sample::run(&mut evidence, "lead@h3", "primary", 5200, 6000);
+        sample::expect_fine(&check(&evidence));
+        // Nobody takes the place of one that is not guarded.
+        sample::event(
+            &mut evidence,
+            6,
+            4000,
+            json!({ "kind": "member-guarded", "member": "lead@h3", "states": [] }),
+        );
+        sample::run(&mut evidence, "lead@h3", "primary", 1500, 6000);
         sample::expect_fine(&check(&evidence));
     }
 }
