@@ -1,7 +1,6 @@
 //! 16: what an observer is told comes in the journal's order, and without a gap unless it is told that there is one.
 
 use super::Verdict;
-use crate::clock::Stamp;
 use crate::history::{Evidence, Wire, host_of, text};
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -88,6 +87,7 @@ fn by_handlers(evidence: &Evidence, verdict: &mut Verdict) {
 mod tests {
     use super::super::sample;
     use super::*;
+    use crate::clock::Stamp;
     use crate::history::Heard;
     use serde_json::json;
 
