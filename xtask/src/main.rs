@@ -1,4 +1,4 @@
-//! The project's own commands: `cargo xtask verify | fix | test | bench | mutants | soak`.
+//! The project's own commands: `cargo xtask verify | fix | test | bench | mutants | chaos | soak`.
 //!
 //! Every command says what it runs, stops at the first failure, and ends with that command's own words.
 
@@ -16,6 +16,7 @@ cargo xtask COMMAND
   test [ARGS]      installs what the tests need (as root, on Debian), then runs all of them; ARGS go to the runner
   bench [--json F] measures, each figure beside its floor in the same run
   mutants [SEEDS]  lets the simulator look for each deliberate fault, in 3000 seeds unless SEEDS says otherwise
+  chaos [ARGS]     real processes under faults (as root): --minutes M --seed N, --defect WHAT to see a check fail; --help has all
   soak [RUNS]      every case of each scenario with real software, 10 times unless RUNS says otherwise
 ";
 
@@ -28,6 +29,19 @@ const PACKAGES: [(&str, &str); 6] = [
     ("/usr/lib/postgresql/15/bin/postgres", "postgresql-15"),
     ("pgbouncer", "pgbouncer"),
 ];
+
+/// What chaos makes faults with.
+const CHAOS_PACKAGES: [(&str, &str); 6] = [
+    ("python3", "python3"),
+    ("ip", "iproute2"),
+    ("nft", "nftables"),
+    ("sysctl", "procps"),
+    ("strace", "strace"),
+    ("faketime", "faketime"),
+];
+
+/// How long it does so as one of the tests.
+const CHAOS_TEST: [&str; 2] = ["--minutes", "2"];
 
 /// What `mutants` found, a line for each.
 const MUTANTS: &str = "target/mutants.txt";
@@ -68,6 +82,7 @@ fn main() -> ExitCode {
         Some("test") => test(&args[1..]),
         Some("bench") => bench(&args[1..]),
         Some("mutants") => mutants(args.get(1).map_or("3000", String::as_str)),
+        Some("chaos") => chaos(&args[1..].iter().map(String::as_str).collect::<Vec<_>>()),
         Some("soak") => soak(args.get(1).map_or("10", String::as_str)),
         Some(_) | None => Err(Stopped(HELP.to_owned())),
     };
@@ -102,7 +117,7 @@ fn fix() -> Done {
 
 /// All tests, in one build. The runner comes last, so that its closing line is the last one.
 fn test(args: &[String]) -> Done {
-    install()?;
+    install(&PACKAGES)?;
     cargo(&["fmt", "--all", "--check"])?;
     cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
     // What the runner will run, so that there is one build; the program itself is part of it.
@@ -110,6 +125,11 @@ fn test(args: &[String]) -> Done {
     run("python3", &["-m", "unittest", "discover", "--quiet", "handlers/tests"], &[])?;
     for (scenario, cases) in SCENARIOS {
         run(scenario, &[cases, &["--runs", "1", "--lockstep", "target/debug/lockstep"][..]].concat(), &[])?;
+    }
+    if is_root() {
+        chaos(&CHAOS_TEST)?;
+    } else {
+        eprintln!("xtask: chaos on real processes needs root: it was not made");
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     if is_there("cargo-nextest") {
@@ -151,8 +171,15 @@ fn mutants(seeds: &str) -> Done {
     }
 }
 
+/// Faults on real processes, in a sandbox of its own. The builds that are tried are the ones that the tests use.
+fn chaos(args: &[&str]) -> Done {
+    install(&CHAOS_PACKAGES)?;
+    cargo(&["build", "--locked", "--package", "lockstep", "--package", "lockstep-chaos"])?;
+    run("target/debug/lockstep-chaos", args, &[])
+}
+
 fn soak(runs: &str) -> Done {
-    install()?;
+    install(&PACKAGES)?;
     cargo(&["build", "--release", "--locked", "--package", "lockstep"])?;
     for (scenario, _) in SCENARIOS {
         run(scenario, &["--all", "--runs", runs, "--lockstep", "target/release/lockstep"], &[])?;
@@ -161,15 +188,14 @@ fn soak(runs: &str) -> Done {
 }
 
 /// Installs the Debian packages that the tests need and this machine lacks.
-fn install() -> Done {
+fn install(packages: &[(&str, &'static str)]) -> Done {
     let missing: Vec<&str> =
-        PACKAGES.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
+        packages.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
     if missing.is_empty() {
         return Ok(());
     }
     let wanted = missing.join(" ");
-    let is_root = Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n");
-    if !is_root || !is_there("apt-get") {
+    if !is_root() || !is_there("apt-get") {
         return Err(Stopped(format!(
             "the tests need {wanted}; install them, on Debian: sudo apt-get install {wanted}"
         )));
@@ -181,6 +207,10 @@ fn install() -> Done {
         &[&["install", "--yes", "--quiet", "--no-install-recommends"], &missing[..]].concat(),
         &quiet,
     )
+}
+
+fn is_root() -> bool {
+    Command::new("id").arg("-u").output().is_ok_and(|id| id.stdout == b"0\n")
 }
 
 /// Whether a program is on the path. Servers are in sbin, which an ordinary user's path may lack.

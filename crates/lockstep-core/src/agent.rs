@@ -486,6 +486,14 @@ impl Queue {
             .chain(self.running.iter().map(|(_, job)| job))
             .chain(self.later.iter().map(|(_, job)| job))
     }
+
+    /// The place of the job that comes next. What a member is told comes in order: while one notice is tried again,
+    /// those after it wait, or the member would take an old outcome for the newest one.
+    fn next(&self) -> Option<usize> {
+        let is_notice = |job: &Job| matches!(job.why, Why::Notice(_));
+        let is_held_up = self.later.iter().any(|(_, job)| is_notice(job));
+        self.waiting.iter().position(|job| !(is_held_up && is_notice(job)))
+    }
 }
 
 /// Whether a handler that is called for this may change where its software is.
@@ -1167,19 +1175,24 @@ impl AgentEngine {
         loop {
             let now = self.now;
             let mut next = None;
-            for (member, queue) in &mut self.queues {
+            for queue in self.queues.values_mut() {
                 while let Some(place) = queue.later.iter().position(|(at, _)| *at <= now) {
                     let (_, job) = queue.later.remove(place);
-                    queue.waiting.push_back(job);
+                    match job.why {
+                        Why::Notice(_) => queue.waiting.push_front(job),
+                        Why::Ordered | Why::Status | Why::HoldEnd | Why::Cancel | Why::Lapse => {
+                            queue.waiting.push_back(job);
+                        }
+                    }
                 }
-                if queue.running.is_none() && !queue.waiting.is_empty() {
-                    next = Some(member.clone());
+                if queue.running.is_none()
+                    && let Some(place) = queue.next()
+                {
+                    next = queue.waiting.remove(place);
                     break;
                 }
             }
-            let Some(member) = next else { return };
-            let queue = self.queues.get_mut(&member).expect("it was just seen");
-            let job = queue.waiting.pop_front().expect("it is not empty");
+            let Some(job) = next else { return };
             self.start_job(job);
         }
     }
@@ -1716,6 +1729,32 @@ mod tests {
             }
         }
         assert_eq!((warnings, noticed), (1, vec![Index(9), Index(12), Index(15)]));
+    }
+
+    #[test]
+    fn a_notice_that_is_tried_again_is_not_overtaken_by_the_next_one() {
+        let member: MemberId = "app@p".parse().unwrap();
+        let state = folded(&[AgentRecord::Assigned { members: vec![assignment(&member)] }]);
+        let mut engine = agent(state, Time(0));
+        engine.handle(Time(0), AgentInput::Connected);
+        let own = engine.own_call(&member, Phase::Notice);
+        for index in [9, 12] {
+            let (transition, previous) = (TransitionId(index), Index(index - 3));
+            let calls = vec![Call { transition: Some(transition), ..own.clone() }];
+            let notice = Notice { index: Index(index), previous, transition, outcome: None, calls };
+            engine.handle(Time(0), AgentInput::Order(Order::Notice(notice)));
+        }
+        // The first one fails twice; what is told in between is that and nothing else.
+        let mut told = Vec::new();
+        for (now, answer) in [(0, Answer::No), (500, Answer::No), (1500, Answer::Yes), (1500, Answer::Yes)] {
+            engine.handle(Time(now), AgentInput::Tick);
+            let (runs, _) = done(&mut engine, Time(now));
+            assert_eq!(runs.len(), 1, "at {now}");
+            told.push(runs[0].1.transition.unwrap().0);
+            let (call, findings) = (runs[0].0, Findings::default());
+            engine.handle(Time(now), AgentInput::Ended { call, answer, reason: None, findings });
+        }
+        assert_eq!(told, [9, 9, 9, 12]);
     }
 
     #[test]

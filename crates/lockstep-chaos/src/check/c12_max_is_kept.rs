@@ -1,0 +1,48 @@
+//! 12: no more members' software runs in a limited state than may, by what the software itself wrote down. Members in
+//! doubt and on hosts that are given up run on, and are in it.
+
+use super::Verdict;
+use crate::history::{Evidence, host_of};
+use crate::member::Run;
+
+pub(super) fn check(evidence: &Evidence) -> Verdict {
+    let mut verdict = Verdict::default();
+    for (group, state) in &evidence.limited {
+        let is_in = |run: &&Run| run.member.split('@').next() == Some(group) && run.state == *state;
+        let runs: Vec<&Run> = evidence.runs.iter().filter(is_in).collect();
+        for (place, run) in runs.iter().enumerate() {
+            // They are sorted by their begins. The last beat is before the end, never after it.
+            let beside = runs[..place]
+                .iter()
+                .find(|before| before.last > run.begin && host_of(&before.member) != host_of(&run.member));
+            verdict.expect(beside.is_none(), || {
+                format!(
+                    "{} was {state} from {} on, while {:?} was until {:?}",
+                    run.member,
+                    run.begin,
+                    beside.map(|run| &run.member),
+                    beside.map(|run| run.last)
+                )
+            });
+        }
+    }
+    verdict
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::sample;
+    use super::*;
+
+    #[test]
+    fn two_primaries_are_found() {
+        let mut evidence =
+            Evidence { limited: vec![("db".to_owned(), "primary".to_owned())], ..Evidence::default() };
+        sample::run(&mut evidence, "db@h1", "primary", 1, 5);
+        sample::run(&mut evidence, "db@h2", "standby", 2, 5);
+        sample::run(&mut evidence, "db@h2", "primary", 6, 9);
+        sample::expect_fine(&check(&evidence));
+        sample::run(&mut evidence, "db@h3", "primary", 8, 12);
+        sample::expect_broken(&check(&evidence), "db@h3 was primary");
+    }
+}

@@ -1,0 +1,519 @@
+//! One run, from the first process to the verdict.
+
+use crate::clock::Stamp;
+use crate::command::{self, run_args};
+use crate::fault::{Active, Kind, Striker};
+use crate::history::{Evidence, Struck, text};
+use crate::random::Random;
+use crate::reader::{self, Shared};
+use crate::report::{self, Totals};
+use crate::workload::{self, GROUPS, LEASED, SPEC};
+use crate::world::{EXCUSED, HOSTS, World};
+use crate::{BROKEN, CANNOT_RUN, INVALID, Options, check, http, journal, member};
+use serde_json::{Value, json};
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::Path;
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// Inside the sandbox; nothing is here but what it makes.
+const DIR: &str = "/run/chaos";
+/// How many faults lie on top of each other.
+const ACTIVE_MAX: usize = 3;
+/// In which everything has to have resolved, first with one host gone, then with all.
+const RESOLVE: Duration = Duration::from_secs(120);
+/// How much longer a run may take for kinds that have not bitten yet.
+const EXTRA: Duration = Duration::from_secs(90);
+/// In a run of a few minutes a fault lasts for no longer.
+const LONGEST_MS: (u64, u64) = (5000, 30_000);
+/// How often everything that is known so far is judged.
+const JUDGE_EVERY: Duration = Duration::from_secs(20);
+const OPERATORS: u64 = 3;
+/// How long nothing has been wrong before clocks jump, and how long they stay there.
+const QUIET: Duration = Duration::from_secs(7);
+const JUMP: Duration = Duration::from_secs(3);
+
+/// Runs it and says how it went.
+pub(crate) fn run(options: &Options) -> ExitCode {
+    let seed = options.seed.unwrap_or_else(|| Stamp::now().0 % 1_000_000);
+    println!("chaos: seed {seed}, {} minutes", options.minutes);
+    let began = Instant::now();
+    match drive(options, seed) {
+        Ok((evidence, totals)) => finish(options, seed, &evidence, &totals, began.elapsed()),
+        Err(error) => {
+            eprintln!("chaos: {error}");
+            keep(options, seed, None);
+            ExitCode::from(CANNOT_RUN)
+        }
+    }
+}
+
+fn finish(options: &Options, seed: u64, evidence: &Evidence, totals: &Totals, took: Duration) -> ExitCode {
+    let broken = report::print(evidence, totals, took);
+    if let Some(defect) = options.defect {
+        let was_found = broken.contains_key(defect.found_by());
+        let found = if was_found { "found" } else { "NOT FOUND" };
+        println!("chaos: what was done wrong on purpose was {found} by {}", defect.found_by());
+        return ExitCode::from(if was_found { 0 } else { BROKEN });
+    }
+    if !broken.is_empty() {
+        let broken: usize = broken.values().sum();
+        println!(
+            "chaos: {broken} VIOLATIONS; again with: cargo xtask chaos --minutes {} --seed {seed}",
+            options.minutes
+        );
+        keep(options, seed, Some(evidence));
+        return ExitCode::from(BROKEN);
+    }
+    let lacking = report::lacking(evidence, totals, options.minutes);
+    if lacking.is_empty() {
+        println!("chaos: nothing is broken");
+        return ExitCode::SUCCESS;
+    }
+    println!("chaos: NOT VALID: {}", lacking.join("; "));
+    keep(options, seed, Some(evidence));
+    ExitCode::from(INVALID)
+}
+
+/// Copies what there is out of the sandbox.
+fn keep(options: &Options, seed: u64, evidence: Option<&Evidence>) {
+    let to = options.keep.join(format!("seed-{seed}"));
+    let kept = (|| {
+        // An earlier run of this seed.
+        let _ = fs::remove_dir_all(&to);
+        fs::create_dir_all(&to)?;
+        if let Some(evidence) = evidence {
+            report::write(evidence, &to)?;
+        }
+        for entry in fs::read_dir(DIR)? {
+            let path = entry?.path();
+            if path.extension().is_none_or(|extension| extension != "img")
+                && let Err(error) = run_args(&["cp", "-a", &path.to_string_lossy(), &to.to_string_lossy()])
+            {
+                eprintln!("chaos: {error}");
+            }
+        }
+        io::Result::Ok(())
+    })();
+    match kept {
+        Ok(()) => println!("chaos: logs, data and all that was seen are in {}", to.display()),
+        Err(error) => eprintln!("chaos: cannot keep everything in {}: {error}", to.display()),
+    }
+}
+
+fn drive(options: &Options, seed: u64) -> io::Result<(Evidence, Totals)> {
+    // Over what is there: in this sandbox only.
+    command::run("mount -t tmpfs tmpfs /run")?;
+    fs::create_dir_all(DIR)?;
+    let mut random = Random::new(seed);
+    let spared = (*random.pick(&HOSTS[..4])).to_owned();
+    let history = Shared::default();
+    let lockstep = fs::canonicalize(&options.lockstep)?;
+    let mut world = World::make(Path::new(DIR), &lockstep, &history, options.defect)?;
+    start_cluster(&mut world)?;
+    reader::start(&history, options.defect);
+    watch_stalls(&history);
+    let stop = Arc::new(AtomicBool::new(false));
+    let operators: Vec<_> =
+        (0..OPERATORS).map(|number| workload::start(&history, seed * 10 + number, stop.clone())).collect();
+    let mut chaos = Chaos { world, history, random, spared, active: Vec::new(), bitten: BTreeMap::new() };
+    let was_made = chaos.make_faults(options);
+    stop.store(true, Ordering::Relaxed);
+    for operator in operators {
+        operator.join().map_err(|_| io::Error::other("an operator panicked"))?;
+    }
+    was_made?;
+    chaos.resolve()?;
+    chaos.judge_at_the_end()
+}
+
+/// Brings everything up, and an image of one agent's disk aside.
+fn start_cluster(world: &mut World) -> io::Result<()> {
+    world.start("server")?;
+    wait("the server to be ready", world, || http::get("/readyz").is_some())?;
+    let spec: Value = serde_json::from_str(SPEC)?;
+    if let Some((status, answer)) = http::ask("PUT", "/v1/spec", Some(&spec))
+        && status != 200
+    {
+        return Err(io::Error::other(format!("the spec is refused: {answer}")));
+    }
+    for host in HOSTS {
+        world.start(host)?;
+    }
+    let count: usize = GROUPS.iter().map(|group| group.hosts.len()).sum();
+    wait("all members to be known", world, || {
+        let list = http::get("/v1/members").unwrap_or_default();
+        let items = list["items"].as_array().cloned().unwrap_or_default();
+        items.len() == count && items.iter().all(|item| item["goal"].is_string())
+    })?;
+    world.kill(EXCUSED);
+    World::copy(&world.agent_data(EXCUSED), &world.dir.join(format!("{EXCUSED}.image")))?;
+    world.start(EXCUSED)
+}
+
+fn wait(what: &str, world: &mut World, mut is_so: impl FnMut() -> bool) -> io::Result<()> {
+    let began = Instant::now();
+    while !is_so() {
+        if began.elapsed() > Duration::from_secs(60) {
+            return Err(io::Error::other(format!("waited for {what} in vain")));
+        }
+        world.tend()?;
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+/// Notes when this program does not run: the machine has too much to do, and so has all that is tried here.
+fn watch_stalls(history: &Shared) {
+    let history = history.clone();
+    std::thread::spawn(move || {
+        loop {
+            let before = Stamp::now();
+            std::thread::sleep(Duration::from_millis(100));
+            let ms = Stamp::now().ms_since(before).saturating_sub(100);
+            if ms > 300 {
+                history.lock().stalls.push((before, ms));
+            }
+        }
+    });
+}
+
+struct Chaos {
+    world: World,
+    history: Shared,
+    random: Random,
+    spared: String,
+    active: Vec<Active>,
+    /// How often each kind was made, and has bitten.
+    bitten: BTreeMap<Kind, (u64, u64)>,
+}
+
+impl Chaos {
+    fn make_faults(&mut self, options: &Options) -> io::Result<()> {
+        let lasts = Duration::from_secs_f64(options.minutes * 60.0);
+        let (began, mut judged) = (Instant::now(), Instant::now());
+        let is_wanted =
+            |kind: &Kind| options.only.is_empty() || options.only.iter().any(|only| only == kind.name());
+        let mut kinds: Vec<Kind> = Kind::ALL.into_iter().filter(is_wanted).collect();
+        for kind in &kinds {
+            self.bitten.insert(*kind, (0, 0));
+        }
+        // The slowest one comes first.
+        self.random.shuffle(&mut kinds[1..]);
+        let mut striker = Striker {
+            random: Random::new(self.random.next()),
+            spared: self.spared.clone(),
+            history: self.history.clone(),
+            longest_ms: if options.minutes > 5.0 { LONGEST_MS.1 } else { LONGEST_MS.0 },
+        };
+        let mut next = Instant::now() + Duration::from_secs(2);
+        loop {
+            self.world.tend()?;
+            self.mend(|active| active.until <= Instant::now())?;
+            let have_all_bitten = self.bitten.values().all(|(_, bites)| *bites > 0);
+            if began.elapsed() > lasts && (have_all_bitten || began.elapsed() > lasts + EXTRA) {
+                return Ok(());
+            }
+            if judged.elapsed() > JUDGE_EVERY {
+                judged = Instant::now();
+                if options.defect.is_none() && self.is_broken()? {
+                    return Ok(());
+                }
+            }
+            if Instant::now() >= next && self.active.len() < ACTIVE_MAX {
+                self.strike(&mut striker, &kinds)?;
+                next = Instant::now() + Duration::from_millis(self.random.within(200, 1800));
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// Makes one more fault: mostly of a kind that has not bitten yet, if there is one.
+    fn strike(&mut self, striker: &mut Striker, kinds: &[Kind]) -> io::Result<()> {
+        let mut kinds: Vec<Kind> = kinds.to_vec();
+        let slowest = kinds[0];
+        self.random.shuffle(&mut kinds);
+        if self.random.percent(75) {
+            kinds.sort_by_key(|kind| {
+                let (made, bites) = self.bitten[kind];
+                (bites > 0, *kind != slowest, if bites > 0 { 0 } else { made })
+            });
+        }
+        for kind in kinds {
+            if self.active.iter().any(|active| active.kind == kind) {
+                continue;
+            }
+            let Some(active) = striker.strike(&mut self.world, kind, &self.active)? else {
+                // Something else is at its target.
+                continue;
+            };
+            self.bitten.entry(kind).or_default().0 += 1;
+            self.active.push(active);
+            return Ok(());
+        }
+        Ok(())
+    }
+
+    fn mend(&mut self, is_due: impl Fn(&Active) -> bool) -> io::Result<()> {
+        let (due, rest): (Vec<_>, Vec<_>) = self.active.drain(..).partition(is_due);
+        self.active = rest;
+        for active in due {
+            let (kind, from, target) = (active.kind, active.from, active.target.clone());
+            let (has_bitten, turns) = active.mend(&mut self.world)?;
+            self.bitten.entry(kind).or_default().1 += u64::from(has_bitten);
+            let mut history = self.history.lock();
+            let made = history.struck.iter_mut();
+            let struck = made
+                .rev()
+                .find(|struck| struck.kind == kind.name() && struck.from == from && struck.target == target);
+            let struck = struck.expect("each fault that is made is in the history");
+            (struck.to, struck.has_bitten, struck.turns) = (Some(Stamp::now()), has_bitten, turns);
+        }
+        Ok(())
+    }
+
+    /// Whether anything is broken by what is known so far.
+    fn is_broken(&self) -> io::Result<bool> {
+        let evidence = self.gather(false)?;
+        Ok(check::ALL.iter().any(|(_, check)| !check(&evidence).broken.is_empty()))
+    }
+
+    /// Everything is mended but for one host; then that too. Each time all has to resolve.
+    fn resolve(&mut self) -> io::Result<()> {
+        self.mend(|_| true)?;
+        let broken = HOSTS
+            .into_iter()
+            .rev()
+            .find(|host| *host != self.spared && *host != EXCUSED)
+            .expect("there are five");
+        self.world.kill(broken);
+        for name in ["server"].into_iter().chain(HOSTS).filter(|name| *name != broken) {
+            self.world.want(name, true);
+        }
+        member::set_calm(&self.world.software(), true)?;
+        let healed = Stamp::now();
+        {
+            let mut history = self.history.lock();
+            history.healed = Some(healed);
+            let struck = Struck {
+                kind: "agent-killed",
+                target: broken.to_owned(),
+                from: healed,
+                to: None,
+                has_bitten: true,
+                turns: 1,
+            };
+            history.struck.push(struck);
+        }
+        let others: Vec<&str> = HOSTS.into_iter().filter(|host| *host != broken).collect();
+        let mut resolved = self.wait_resolved(&others, "with one host gone");
+        self.world.start(broken)?;
+        if let Some(last) = self.history.lock().struck.last_mut() {
+            last.to = Some(Stamp::now());
+        }
+        if resolved.is_ok() {
+            resolved = self.wait_resolved(&HOSTS, "with all hosts");
+        }
+        if resolved.is_ok() {
+            self.jump_in_quiet()?;
+        }
+        // And it goes on: each group can be moved, or it is said why not.
+        for (number, target) in
+            ["web=down", "db=down", "batch=down", "pool=up", "audit=up"].into_iter().enumerate()
+        {
+            let body = json!({ "targets": [target], "request_id": format!("last-{number}") });
+            if let Some((202, answer)) = http::ask("POST", "/v1/transitions", Some(&body)) {
+                self.history.lock().transition(&answer, "request");
+            }
+        }
+        if resolved.is_ok() {
+            resolved = self.wait_resolved(&HOSTS, "after the last requests");
+        }
+        self.history.lock().resolved = Some(resolved);
+        Ok(())
+    }
+
+    /// All wall clocks jump, forward and two hours back, while nothing else is wrong: nobody may notice.
+    fn jump_in_quiet(&mut self) -> io::Result<()> {
+        self.tend_for(QUIET)?;
+        for (kind, seconds) in [(Kind::ServerClockForward, 3600), (Kind::ServerClockBack, -3600)] {
+            let from = Stamp::now();
+            for name in ["server"].into_iter().chain(HOSTS) {
+                self.world.set_clock(name, seconds)?;
+            }
+            self.tend_for(JUMP)?;
+            let (kind, target) = (kind.name(), "server/clock".to_owned());
+            let to = Some(Stamp::now());
+            self.history.lock().struck.push(Struck { kind, target, from, to, has_bitten: true, turns: 1 });
+        }
+        Ok(())
+    }
+
+    fn tend_for(&mut self, time: Duration) -> io::Result<()> {
+        let began = Instant::now();
+        while began.elapsed() < time {
+            self.world.tend()?;
+            std::thread::sleep(Duration::from_millis(50));
+        }
+        Ok(())
+    }
+
+    /// Waits until every transition has an outcome and these hosts and their members are as they are to be.
+    fn wait_resolved(&mut self, hosts: &[&str], when: &str) -> Result<Stamp, String> {
+        let began = Instant::now();
+        loop {
+            self.world.tend().map_err(|error| error.to_string())?;
+            match unresolved(hosts) {
+                None => return Ok(Stamp::now()),
+                Some(why) if began.elapsed() > RESOLVE => return Err(format!("{when}: {why}")),
+                Some(_) => std::thread::sleep(Duration::from_millis(200)),
+            }
+        }
+    }
+
+    /// What all have seen and what is on disks, so far. What was seen is taken first: what it rests on is on disk.
+    fn gather(&self, is_final: bool) -> io::Result<Evidence> {
+        let history = self.history.lock().clone();
+        let (calls, runs) = member::read(&self.world.software())?;
+        let mut limited = Vec::new();
+        for group in GROUPS {
+            limited.extend(group.limited.map(|state| (group.name.to_owned(), state.to_owned())));
+        }
+        Ok(Evidence {
+            history,
+            calls,
+            runs,
+            is_final,
+            spared: self.spared.clone(),
+            excused: EXCUSED.to_owned(),
+            limited,
+            leased: LEASED.to_owned(),
+            ..Evidence::default()
+        })
+    }
+
+    fn judge_at_the_end(mut self) -> io::Result<(Evidence, Totals)> {
+        // Reports and notices may be under way for some time yet, and so may readers.
+        let began = Instant::now();
+        let (mut members, mut hosts, mut settings) = (Vec::new(), Vec::new(), BTreeMap::new());
+        while began.elapsed() < Duration::from_secs(20) {
+            self.world.tend()?;
+            std::thread::sleep(Duration::from_secs(1));
+            reader::look_at_transitions(&self.history);
+            (members, hosts) = (items("/v1/members"), items("/v1/hosts"));
+            settings = items("/v1/groups")
+                .iter()
+                .map(|group| (text(group, "name").to_owned(), texts(&group["settings"])))
+                .collect();
+            let mut evidence = self.gather(true)?;
+            evidence.members.clone_from(&members);
+            evidence.hosts.clone_from(&hosts);
+            evidence.taken = self.taken()?;
+            if check::ALL.iter().all(|(_, check)| check(&evidence).broken.is_empty()) && self.has_read_all() {
+                break;
+            }
+        }
+        // All of it once more, from the first event that is kept: it has to be the same.
+        let since = self.history.lock().events.keys().next().map_or(0, |first| first.saturating_sub(1));
+        let shared = self.history.clone();
+        let read = http::events(since, false, |id, data| shared.lock().event(id, data));
+        if !matches!(read, Ok(200 | 410)) {
+            self.history.lock().broken.push((1, format!("the events cannot be read again: {read:?}")));
+        }
+        for name in ["server"].into_iter().chain(HOSTS) {
+            self.world.kill(name);
+        }
+        let mut evidence = self.gather(true)?;
+        (evidence.members, evidence.hosts, evidence.settings) = (members, hosts, settings);
+        evidence.taken = self.taken()?;
+        match journal::server(&self.world.server_data()) {
+            Ok(cluster) => evidence.store = Some(cluster),
+            Err(why) => {
+                evidence.history.broken.push((22, format!("the server's journal cannot be read: {why}")))
+            }
+        }
+        for host in HOSTS {
+            match journal::agent(&self.world.agent_data(host)) {
+                Ok(records) => _ = evidence.journals.insert(host.to_owned(), records),
+                Err(why) => {
+                    evidence.history.broken.push((22, format!("{host}'s journal cannot be read: {why}")))
+                }
+            }
+        }
+        let totals = Totals {
+            bitten: self.bitten.iter().map(|(kind, counts)| (kind.name(), *counts)).collect(),
+            ended: self.world.ended(),
+        };
+        Ok((evidence, totals))
+    }
+
+    /// Whether every transition that is known is known whole.
+    fn has_read_all(&self) -> bool {
+        let history = self.history.lock();
+        let ended: BTreeSet<&str> = history
+            .told
+            .iter()
+            .filter(|told| told.what == "outcome")
+            .map(|told| told.transition.as_str())
+            .collect();
+        ended.iter().all(|id| history.transitions.contains_key(*id))
+    }
+
+    /// The settings that each member's software has taken.
+    fn taken(&self) -> io::Result<BTreeMap<String, BTreeMap<String, String>>> {
+        let mut taken = BTreeMap::new();
+        for entry in fs::read_dir(self.world.software())? {
+            let path = entry?.path();
+            if path.extension().is_some_and(|extension| extension == "settings") {
+                let member = path.file_stem().unwrap_or_default().to_string_lossy().into_owned();
+                taken.insert(member, serde_json::from_slice(&fs::read(path)?)?);
+            }
+        }
+        Ok(taken)
+    }
+}
+
+fn items(path: &str) -> Vec<Value> {
+    http::get(path).and_then(|list| list["items"].as_array().cloned()).unwrap_or_default()
+}
+
+fn texts(object: &Value) -> BTreeMap<String, String> {
+    let fields = object.as_object().into_iter().flatten();
+    fields.map(|(key, value)| (key.clone(), value.to_string())).collect()
+}
+
+/// What has not resolved yet.
+fn unresolved(hosts: &[&str]) -> Option<String> {
+    let Some(list) = http::get("/v1/transitions") else {
+        return Some("the server does not answer".to_owned());
+    };
+    let open = list["items"].as_array().into_iter().flatten().find(|item| item["outcome"].is_null());
+    if let Some(open) = open {
+        return Some(format!(
+            "{} is in {}, asked for {}",
+            text(open, "id"),
+            text(open, "phase"),
+            open["targets"]
+        ));
+    }
+    let away = items("/v1/hosts")
+        .into_iter()
+        .find(|host| hosts.contains(&text(host, "name")) && host["liveness"] != "alive");
+    if let Some(away) = away {
+        return Some(format!("{} is {}", text(&away, "name"), text(&away, "liveness")));
+    }
+    let members = items("/v1/members");
+    // What could not be brought to its goal stays so, and is marked: an operator has to act. What is on its way, or
+    // whose state nobody knows, is not resolved.
+    let is_open = |member: &&Value| {
+        hosts.contains(&text(member, "host")) && (member["mark"] == "pending" || member["actual"].is_null())
+    };
+    let open = members.iter().find(is_open);
+    open.map(|member| {
+        format!("{}@{} is {}: {member}", text(member, "group"), text(member, "host"), member["mark"])
+    })
+}

@@ -1,0 +1,265 @@
+//! All that was seen from outside, put down as it came. Nothing is judged here but what cannot be kept: two answers
+//! that contradict each other on the spot.
+
+use crate::clock::Stamp;
+use crate::member::{Line, Run};
+use lockstep_core::agent::AgentRecord;
+use lockstep_core::cluster::Cluster;
+use serde_json::Value;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// An event of the stream, with when it came first.
+#[derive(Debug, Clone)]
+pub(crate) struct Event {
+    pub(crate) at: Stamp,
+    pub(crate) what: Value,
+}
+
+impl Event {
+    pub(crate) fn text(&self, field: &str) -> &str {
+        self.what[field].as_str().unwrap_or_default()
+    }
+}
+
+/// Somebody's word on how a transition was decided or ended.
+#[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Told {
+    pub(crate) transition: String,
+    /// `decision` or `outcome`.
+    pub(crate) what: &'static str,
+    pub(crate) value: String,
+    pub(crate) source: String,
+}
+
+/// The goals of all members, as one answer showed them.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Goals {
+    pub(crate) revision: u64,
+    pub(crate) goals: BTreeMap<String, String>,
+}
+
+/// A member's state, as one answer showed it, being settled and different from what was shown before.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Shown {
+    pub(crate) at: Stamp,
+    pub(crate) member: String,
+    pub(crate) actual: String,
+}
+
+/// A request that was acknowledged.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Accepted {
+    pub(crate) transition: String,
+    pub(crate) request_id: String,
+}
+
+/// A fault that was made.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Struck {
+    pub(crate) kind: &'static str,
+    /// What it was made to: `server`, a host, or a host and what of it, as in `h1/net`.
+    pub(crate) target: String,
+    pub(crate) from: Stamp,
+    /// None while it lasts.
+    pub(crate) to: Option<Stamp>,
+    pub(crate) has_bitten: bool,
+    /// How often the target went away and came back in it.
+    pub(crate) turns: u64,
+}
+
+/// What went over an agent's connection, read by the proxy, as far as it is judged.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(crate) enum Wire {
+    /// The agent said which transitions it has open, in a new session.
+    Hello { open: Vec<u64> },
+    /// The server told how one ended.
+    Outcome { transition: u64 },
+    /// The server ordered something in one.
+    Call { transition: Option<u64>, phase: String },
+    /// A notice, with its number and that of the one before it.
+    Notice { index: u64, previous: u64 },
+    /// Those up to a number are not told.
+    Gap { index: u64 },
+    /// What the agent sent then was answered: its lease goes on from then, for so long if that has changed.
+    Renewed { sent_ms: u64, lease_ms: Option<u64> },
+    /// The session stands, with a lease of so long; it begins with the next renewal.
+    Welcome { lease_ms: u64 },
+}
+
+/// One thing on the wire.
+#[derive(Debug, Clone)]
+pub(crate) struct Heard {
+    pub(crate) host: String,
+    pub(crate) connection: u64,
+    pub(crate) at: Stamp,
+    pub(crate) what: Wire,
+}
+
+/// All of it.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct History {
+    pub(crate) events: BTreeMap<u64, Event>,
+    pub(crate) told: BTreeSet<Told>,
+    /// Transitions that have ended, whole.
+    pub(crate) transitions: BTreeMap<String, Value>,
+    pub(crate) goals: Vec<Goals>,
+    pub(crate) shown: Vec<Shown>,
+    pub(crate) accepted: Vec<Accepted>,
+    /// Requests that were sent again, as the same and as others.
+    pub(crate) repeated: (u64, u64),
+    pub(crate) struck: Vec<Struck>,
+    pub(crate) wire: Vec<Heard>,
+    /// Found on the spot, by the number of the invariant.
+    pub(crate) broken: Vec<(u8, String)>,
+    /// How long this program itself was kept from running, when it was.
+    pub(crate) stalls: Vec<(Stamp, u64)>,
+    /// How many answers readers got.
+    pub(crate) reads: u64,
+    /// When the last fault was mended.
+    pub(crate) healed: Option<Stamp>,
+    /// When all had resolved; none: it had not in time, for the reason given.
+    pub(crate) resolved: Option<Result<Stamp, String>>,
+    /// The highest revision that any answer showed.
+    pub(crate) revision: u64,
+    last_actuals: BTreeMap<String, String>,
+}
+
+/// What is judged: the history, and what was found on disks.
+#[derive(Debug, Default)]
+pub(crate) struct Evidence {
+    pub(crate) history: History,
+    pub(crate) calls: Vec<Line>,
+    pub(crate) runs: Vec<Run>,
+    pub(crate) journals: BTreeMap<String, Vec<AgentRecord>>,
+    pub(crate) store: Option<Cluster>,
+    /// Members and hosts as the API showed them last.
+    pub(crate) members: Vec<Value>,
+    pub(crate) hosts: Vec<Value>,
+    pub(crate) settings: BTreeMap<String, BTreeMap<String, String>>,
+    /// By member, what its software has taken.
+    pub(crate) taken: BTreeMap<String, BTreeMap<String, String>>,
+    /// All has ended and resolved, or should have.
+    pub(crate) is_final: bool,
+    /// The host that no fault was made to.
+    pub(crate) spared: String,
+    /// The host whose disk is set back and that runs twice: of it nothing is expected that rests on its memory.
+    pub(crate) excused: String,
+    /// The states that are limited to one member.
+    pub(crate) limited: Vec<(String, String)>,
+    /// The group whose members run in a limited state by their leases only.
+    pub(crate) leased: String,
+}
+
+impl History {
+    pub(crate) fn event(&mut self, revision: u64, data: &str) {
+        let Ok(what) = serde_json::from_str::<Value>(data) else { return };
+        if what["provisional"].as_bool() != Some(false) {
+            return;
+        }
+        self.revision = self.revision.max(revision);
+        if let Some(known) = self.events.get(&revision) {
+            if known.what != what {
+                self.broken.push((1, format!("event {revision} was {} and is {what} now", known.what)));
+            }
+            return;
+        }
+        let transition = what["transition"].as_str().unwrap_or_default().to_owned();
+        for field in ["decision", "outcome"] {
+            if what["kind"] == field
+                && let Some(value) = what[field].as_str()
+            {
+                self.tell(&transition, field, value, "events");
+            }
+        }
+        self.events.insert(revision, Event { at: Stamp::now(), what });
+    }
+
+    pub(crate) fn tell(&mut self, transition: &str, what: &'static str, value: &str, source: &str) {
+        let (transition, value, source) = (transition.to_owned(), value.to_owned(), source.to_owned());
+        self.told.insert(Told { transition, what, value, source });
+    }
+
+    /// A transition, from a list or alone.
+    pub(crate) fn transition(&mut self, shown: &Value, source: &str) {
+        let Some(id) = shown["id"].as_str() else { return };
+        for field in ["decision", "outcome"] {
+            if let Some(value) = shown[field].as_str() {
+                self.tell(id, field, value, source);
+            }
+        }
+        if shown["outcome"].is_string() && shown.get("plan").is_some() {
+            self.transitions.insert(id.to_owned(), shown.clone());
+        }
+    }
+
+    /// A list of members.
+    pub(crate) fn members(&mut self, list: &Value) {
+        let Some(revision) = list["revision"].as_u64() else { return };
+        self.revision = self.revision.max(revision);
+        let at = Stamp::now();
+        let mut goals = BTreeMap::new();
+        for item in list["items"].as_array().into_iter().flatten() {
+            let member = format!("{}@{}", text(item, "group"), text(item, "host"));
+            if let Some(actual) = item["actual"].as_str()
+                && item["mark"].is_null()
+                && self.last_actuals.get(&member).map(String::as_str) != Some(actual)
+            {
+                self.last_actuals.insert(member.clone(), actual.to_owned());
+                self.shown.push(Shown { at, member: member.clone(), actual: actual.to_owned() });
+            }
+            if let Some(goal) = item["goal"].as_str() {
+                goals.insert(member, goal.to_owned());
+            }
+        }
+        if let Some(same) = self.goals.iter().rev().take(50).find(|known| known.revision == revision) {
+            if same.goals != goals {
+                let why = format!("two reads at revision {revision} differ: {:?} and {goals:?}", same.goals);
+                self.broken.push((6, why));
+            }
+            return;
+        }
+        self.goals.push(Goals { revision, goals });
+    }
+}
+
+/// A field of text; empty when it has none.
+pub(crate) fn text<'a>(object: &'a Value, field: &str) -> &'a str {
+    object[field].as_str().unwrap_or_default()
+}
+
+impl Evidence {
+    /// Whether a fault lay on one of these targets at any time in a span.
+    pub(crate) fn is_struck(&self, is_target: impl Fn(&Struck) -> bool, from: Stamp, to: Stamp) -> bool {
+        self.history
+            .struck
+            .iter()
+            .filter(|struck| is_target(struck))
+            .any(|struck| struck.from <= to && struck.to.is_none_or(|end| end >= from))
+    }
+
+    /// The events of a kind, with their revisions.
+    pub(crate) fn events(&self, kind: &'static str) -> impl Iterator<Item = (u64, &Event)> {
+        let all = self.history.events.iter();
+        all.filter(move |(_, event)| event.text("kind") == kind).map(|(revision, event)| (*revision, event))
+    }
+
+    /// Calls that ended, with the line that says so; those that never did have none.
+    pub(crate) fn ended_calls(&self) -> Vec<(&Line, Option<&Line>)> {
+        let mut ends = BTreeMap::new();
+        for line in self.calls.iter().filter(|line| line.code.is_some()) {
+            ends.insert((&line.member, line.pid, &line.phase, &line.transition), line);
+        }
+        let begins = self.calls.iter().filter(|line| line.code.is_none());
+        begins
+            .map(|line| {
+                let end = ends.get(&(&line.member, line.pid, &line.phase, &line.transition)).copied();
+                (line, end.filter(|end| end.at >= line.at))
+            })
+            .collect()
+    }
+}
+
+/// The host of `group@host`.
+pub(crate) fn host_of(member: &str) -> &str {
+    member.rsplit_once('@').map_or(member, |(_, host)| host)
+}
