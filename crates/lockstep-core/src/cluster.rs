@@ -19,7 +19,9 @@ use crate::lifecycle::Amount;
 use crate::message::{Assignment, Decision, Outcome};
 use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
-use crate::record::{Body, Cause, Direction, HoldEnd, HostChange, Left, Liveness, Record, StepResult, Turn};
+use crate::record::{
+    Body, Cause, Direction, Evidence, HoldEnd, HostChange, Left, Liveness, Record, StepResult, Turn,
+};
 use crate::relation::{Published, Relations, Since, setting_in};
 use crate::request::{Request, Target};
 use crate::spec::{Group, Kind, Recover, SettingValue, Settings, Spec, SpecFile};
@@ -86,6 +88,9 @@ pub struct Host {
     pub set: BTreeMap<String, String>,
     /// How it is seen.
     pub liveness: Liveness,
+    /// Since when it is seen so; 0 where a snapshot from before this was kept does not tell.
+    #[serde(default)]
+    pub since: WallTime,
     /// Whether it has been drained: nobody is planned onto it, unless by its name.
     #[serde(default)]
     pub is_drained: bool,
@@ -102,7 +107,8 @@ impl Host {
         let set = known.map(|known| known.set.clone()).unwrap_or_default();
         let labels = overlaid(&configured, &set);
         let is_drained = known.is_some_and(|known| known.is_drained);
-        Self { agent, address, labels, configured, set, liveness: Liveness::Alive, is_drained }
+        let since = known.map(|known| known.since).unwrap_or_default();
+        Self { agent, address, labels, configured, set, liveness: Liveness::Alive, since, is_drained }
     }
 
     /// Whether its agent has left, and its members run on.
@@ -148,6 +154,8 @@ pub struct Member {
     /// Where it goes back to by itself once what it requires serves again: the goal that it had before it was taken down
     /// because that failed.
     pub returns_to: Option<StateName>,
+    /// How it is known where it is, if somebody else than its own host has said so last.
+    pub evidence: Option<Arc<Evidence>>,
 }
 
 /// The label that every host has without being given it: its name.
@@ -516,11 +524,13 @@ impl Cluster {
                 self.apply_outcome(index, record.at, *transition, *outcome, left);
                 self.retire(*transition, record.at);
             }
-            Body::Evidence { members, .. } => {
-                for (id, state) in members {
-                    if self.members.contains_key(id) {
-                        self.put_actual(id, Some(state));
-                    }
+            Body::Evidence { members, by } => {
+                let by = Arc::new(by.clone());
+                for (id, state) in
+                    members.iter().filter(|(id, _)| self.members.contains_key(id)).collect::<Vec<_>>()
+                {
+                    self.member_mut(id).evidence = Some(by.clone());
+                    self.put_actual(id, Some(state));
                 }
             }
             Body::Away { lease_ms, .. } => self.leases_ms[0] = self.leases_ms[0].max(*lease_ms),
@@ -532,6 +542,7 @@ impl Cluster {
             Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
+                    self.member_mut(id).evidence = None;
                     self.put_actual(id, actual.as_ref());
                 }
             }
@@ -675,13 +686,34 @@ impl Cluster {
             }
             HostChange::Joined { agent, address, labels } => {
                 let known = self.hosts.get(name).map(|known| &**known);
-                let host = Host::joined(agent.clone(), address.clone(), labels.clone(), known);
+                let mut host = Host::joined(agent.clone(), address.clone(), labels.clone(), known);
+                if known.is_none_or(|known| known.liveness != host.liveness) {
+                    host.since = since.at;
+                }
+                self.drop_evidence(name);
                 self.hosts.insert(name.clone(), Arc::new(host));
                 self.select_members(Some(name));
             }
             HostChange::Liveness { liveness } => {
+                if *liveness == Liveness::Alive {
+                    self.drop_evidence(name);
+                }
                 let host = self.hosts.get_mut(name).expect("liveness is recorded of hosts that have joined");
-                Arc::make_mut(host).liveness = *liveness;
+                let host = Arc::make_mut(host);
+                (host.liveness, host.since) = (*liveness, since.at);
+            }
+        }
+    }
+
+    /// A host that was away is back: from now on it says itself where its members are.
+    fn drop_evidence(&mut self, host: &HostName) {
+        if self.hosts.get(host).is_none_or(|known| known.is_reachable()) {
+            return;
+        }
+        let spec = self.spec.clone();
+        for id in spec.groups.keys().map(|group| MemberId::new(group, host)) {
+            if let Some(member) = self.members.get_mut(&id).filter(|member| member.evidence.is_some()) {
+                Arc::make_mut(member).evidence = None;
             }
         }
     }
@@ -765,6 +797,7 @@ impl Cluster {
                 };
                 let member = self.member_mut(member);
                 member.actual = Some(actual.clone());
+                member.evidence = None;
                 member.settings = Some(settings);
             }
             StepResult::Failed { step, direction, reason } => {

@@ -177,6 +177,16 @@ pub enum Evidence {
     },
 }
 
+impl fmt::Display for Evidence {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Lease => f.write_str("its lease has ended"),
+            Self::Fence { on } => write!(f, "fenced from {on}"),
+            Self::Person { principal, reason } => write!(f, "{principal} says so, {reason:?}"),
+        }
+    }
+}
+
 /// What a host knows.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default, Serialize, Deserialize)]
 pub struct Acknowledged {

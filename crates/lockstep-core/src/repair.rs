@@ -3,7 +3,7 @@
 //!
 //! Repair is planned and carried out as everything else is. What is here decides when, and for whom it waits.
 
-use crate::cluster::Mark;
+use crate::cluster::{Mark, Member};
 use crate::engine::{Accepted, Engine, Event, ReplyId};
 use crate::id::{GroupName, HostName, MemberId, StateName, TransitionId};
 use crate::message::{Call, Done, Outcome, Phase, Role};
@@ -245,7 +245,7 @@ impl Engine {
                 "no other living host has a handler called fence, to make sure that {host} has stopped"
             );
             let help = format!(
-                "add [handlers.fence] to the agent.toml of another host, or make sure yourself and say so: lockstep fence {host} --confirm"
+                "add [handlers.fence] to the agent.toml of another host, or make sure yourself and say so: lockstep fence {host} --confirm --reason TEXT"
             );
             return Err(Rejection::new(Code::NoCandidate, message, help));
         }
@@ -279,7 +279,7 @@ impl Engine {
             if let Some(reply) = fencing.reply.take() {
                 let message = format!("nobody could make sure that host {host} has stopped");
                 let help = format!(
-                    "the log of the hosts that tried has the reason; make sure yourself and say so: lockstep fence {host} --confirm"
+                    "the log of the hosts that tried has the reason; make sure yourself and say so: lockstep fence {host} --confirm --reason TEXT"
                 );
                 return self.reply(reply, Err(Rejection::new(Code::NoCandidate, message, help)));
             }
@@ -567,19 +567,29 @@ impl Engine {
         Ok(())
     }
 
-    /// Why a group is repaired, in words: the first of its members that is not where it should be.
+    /// Why a group is repaired, in words: the first of its members that is not where it should be, and how that is known.
     fn why(&self, name: &GroupName) -> String {
-        let wrong = self.head.members_of(name).find_map(|id| {
+        let should_be = |member: &'_ Member| member.returns_to.clone().or_else(|| member.goal.clone());
+        let gone = self.head.members_of(name).find_map(|id| {
             let member = &self.head.members[id];
-            let host = &self.head.hosts[&id.host];
-            let should = member.returns_to.as_ref().or(member.goal.as_ref())?;
-            if !host.is_reachable() && !host.has_left() {
-                return Some(format!("host {} is {}", id.host, host.liveness));
-            }
-            let actual = member.actual.as_ref()?;
-            (actual != should).then(|| format!("{id} is {actual}, should be {should}"))
+            let (actual, by) = (member.actual.as_ref()?, member.evidence.as_ref()?);
+            let is_elsewhere = should_be(member).is_some_and(|should| *actual != should);
+            let liveness = self.head.hosts[&id.host].liveness;
+            is_elsewhere.then(|| format!("host {} is {liveness}, and {id} is {actual}: {by}", id.host))
         });
-        wrong.unwrap_or_else(|| format!("what {name} requires has failed"))
+        let wrong = || {
+            self.head.members_of(name).find_map(|id| {
+                let member = &self.head.members[id];
+                let host = &self.head.hosts[&id.host];
+                let should = should_be(member)?;
+                if !host.is_reachable() && !host.has_left() {
+                    return Some(format!("host {} is {}", id.host, host.liveness));
+                }
+                let actual = member.actual.as_ref()?;
+                (*actual != should).then(|| format!("{id} is {actual}, should be {should}"))
+            })
+        };
+        gone.or_else(wrong).unwrap_or_else(|| format!("what {name} requires has failed"))
     }
 
     /// Repair goes first: what is not decided yet, and stands in its way, is aborted.

@@ -30,7 +30,9 @@ impl Planner<'_> {
             // would take the doubt away without evidence.
             if member.is_in_doubt() {
                 let message = format!("{id} is in doubt since its last transition");
-                let help = "it is settled when its status is reported: see `lockstep status`";
+                let help = format!(
+                    "its next status settles it; or look, and say where it is: lockstep resolve {id}=STATE --reason TEXT"
+                );
                 return Err(Rejection::new(Code::MemberInDoubt, message, help));
             }
             if member.actual.is_none() {
@@ -86,10 +88,17 @@ impl Planner<'_> {
         };
         let (code, why) = stuck(self.cluster, id);
         let message = format!("{id} may still be {state}, where at most {max} may be: {why}");
-        let help = format!(
-            "bring it back: its next status settles where it is; if it is gone for good: lockstep host forget {} --stopped",
-            id.host
-        );
+        let host = &id.host;
+        let help = if self.cluster.hosts[host].is_reachable() {
+            format!(
+                "its next status settles where it is; or look, and say where it is: lockstep resolve {id}=STATE --reason TEXT"
+            )
+        } else {
+            format!(
+                "bring it back: its next status settles where it is; or make sure that the host has stopped, and say so: \
+                 lockstep fence {host} --confirm --reason TEXT; if it is gone for good: lockstep host forget {host} --stopped"
+            )
+        };
         Rejection::new(code, message, help)
     }
 
