@@ -20,17 +20,22 @@ use axum::extract::{Path, Query, Request as HttpRequest, State};
 use axum::http::{HeaderMap, HeaderValue, StatusCode, Uri, header};
 use axum::response::sse::{KeepAlive, Sse};
 use axum::response::{IntoResponse, Response};
-use body::{EmptyBody, ForgetBody, FreezeBody, LabelBody, PlanBody, RunBody, ThawBody};
+use body::{
+    AwayBody, EmptyBody, FenceBody, ForgetBody, FreezeBody, LabelBody, PlanBody, ResolveBody, RunBody,
+    ThawBody,
+};
 use event::Event;
 use feed::Feed;
 use lockstep_core::backup;
 use lockstep_core::cluster;
 use lockstep_core::engine::HostAsk;
-use lockstep_core::id::{HostName, TransitionId};
+use lockstep_core::id::{HostName, MemberId, TransitionId};
 use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
 use lockstep_core::request::{Code, Rejection};
-use object::{Applied, Freeze, Group, Health, Host, List, Member, Plan, Relations, Transition, Version};
+use object::{
+    Applied, Away, Freeze, Group, Health, Host, List, Member, Plan, Relations, Transition, Version,
+};
 use openapi::Routes;
 use problem::{HttpCode, Problem};
 use rehearsal::Rehearsal;
@@ -49,6 +54,9 @@ const SNAPSHOT_WAIT_MAX: Duration = Duration::from_secs(5);
 /// The most rehearsals at once; more are answered `busy`. Each may keep a processor at work for most of a minute, and
 /// a machine may have no more than two.
 pub const REHEARSALS_MAX: usize = 1;
+/// How long whoever wants a host fenced waits for the answer: two handlers may use up their time, and a bit. The fencing
+/// goes on after that.
+pub const FENCE_WAIT_MAX: Duration = Duration::from_secs(150);
 /// Who asks, until there are credentials.
 const PRINCIPAL: &str = "local";
 
@@ -108,11 +116,21 @@ fn routes() -> Routes {
                 REJECTED, BUSY, AWAY,
             ])
         })
+        .post("/v1/hosts/{name}/fence", fence, "Make sure that a host has stopped, or say that it has", |says| {
+            says.takes::<FenceBody>(false)
+                .answers::<Host>(OK, "It has, unless it came back meanwhile: its liveness tells.")
+                .refuses(&[REJECTED, BUSY, AWAY])
+        })
         .get("/v1/groups", async |State(shared): Shares| list(&shared, Group::all), "Groups", |says| {
             says.answers::<List<Group>>(OK, every)
         })
         .get("/v1/members", async |State(shared): Shares| list(&shared, Member::all), "Members", |says| {
             says.answers::<List<Member>>(OK, every)
+        })
+        .post("/v1/members/{member}/resolve", resolve, "Say where a member is that cannot tell", |says| {
+            says.takes::<ResolveBody>(true)
+                .answers::<Member>(OK, "It counts as being there.")
+                .refuses(&[REJECTED, BUSY, AWAY])
         })
         .get(
             "/v1/relations",
@@ -181,6 +199,16 @@ fn routes() -> Routes {
         .get("/v1/backup", whole, "A backup of the whole cluster", |says| {
             let schema = serde_json::json!({ "schema": { "type": "string" } });
             says.answers_any(OK, "A backup file.", serde_json::json!({ "application/octet-stream": schema }))
+        })
+        .post("/v1/server/away", away, "Tell the hosts of a longer lease before the server goes away", |says| {
+            says.takes::<AwayBody>(true)
+                .answers::<Away>(OK, "How many hosts go by it.")
+                .refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .post("/v1/server/stop", stop, "Stop the server", |says| {
+            says.takes::<EmptyBody>(false)
+                .answers::<Health>(OK, "It stops once this is answered.")
+                .refuses(&[BUSY, AWAY])
         })
         .get("/v1/events", events, "What happens, as server-sent events", |says| {
             says.query::<Since>()
@@ -446,6 +474,52 @@ async fn forget(
     let revision = shared.handle.ask_of_host(name, HostAsk::Forget { is_stopped: stopped }).await?;
     wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
     Ok(json(StatusCode::OK, &Applied { revision: revision.0 }))
+}
+
+/// With a handler it takes as long as that does.
+async fn fence(
+    State(shared): Shares,
+    path: Result<Path<String>, PathRejection>,
+    request: HttpRequest,
+) -> Result<Response, Problem> {
+    let name = host_name(path)?;
+    let body: FenceBody = body::read_or_default(request).await?;
+    let fenced = show_host(&shared, name.clone(), body.ask(PRINCIPAL)?);
+    tokio::time::timeout(FENCE_WAIT_MAX, fenced).await.unwrap_or_else(|_| {
+        let message = format!("host {name} is still being fenced after {} s", FENCE_WAIT_MAX.as_secs());
+        let help =
+            "it goes on: `lockstep host list` shows when it is fenced, the server's log what is in the way";
+        Err(Rejection::new(Code::Busy, message, help).into())
+    })
+}
+
+async fn resolve(
+    State(shared): Shares,
+    path: Result<Path<String>, PathRejection>,
+    request: HttpRequest,
+) -> Result<Response, Problem> {
+    let bad = |detail| Problem::http(HttpCode::BadRequest, detail, "name a member: GROUP@HOST");
+    let Path(text) = path.map_err(|rejection| bad(rejection.body_text()))?;
+    let id: MemberId = text.parse().map_err(|error: lockstep_core::id::NameError| bad(error.to_string()))?;
+    let body: ResolveBody = body::read(request).await?;
+    let (state, reason) = body.checked()?;
+    let revision = shared.handle.resolve(id.clone(), state, PRINCIPAL.to_owned(), reason).await?;
+    let view = wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
+    // One that was leaving is gone once it is known to be down.
+    let member = view.cluster.members.get(&id).map(|member| Member::of(&view, &id, member));
+    Ok(json(StatusCode::OK, &member))
+}
+
+async fn away(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
+    let AwayBody { lease_ms } = body::read(request).await?;
+    let (told, missing) = shared.handle.away(lease_ms, PRINCIPAL.to_owned()).await?;
+    Ok(json(StatusCode::OK, &Away { lease_ms, told: told as u64, missing: missing as u64 }))
+}
+
+async fn stop(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
+    body::read_empty(request).await?;
+    shared.handle.stop().await?;
+    Ok(health("stopping"))
 }
 
 fn host_name(path: Result<Path<String>, PathRejection>) -> Result<HostName, Problem> {

@@ -14,6 +14,7 @@ pub mod option;
 pub mod output;
 pub mod plan;
 pub mod progress;
+pub mod recover;
 pub mod rehearse;
 pub mod run;
 pub mod status;
@@ -32,7 +33,7 @@ use client::{Client, ClientError};
 use lockstep_core::id::HostName;
 use lockstep_core::request::{Code, Rejection};
 use miette::{GraphicalReportHandler, GraphicalTheme};
-use option::{AgentOptions, DevOptions, ServerOptions};
+use option::{AgentOptions, DevOptions};
 use output::{Colour, Form, clean, note, painted};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -254,8 +255,8 @@ pub struct Cli {
 
 #[derive(Debug, Subcommand)]
 enum Command {
-    /// Run a server
-    Server(ServerOptions),
+    /// Run a server, or stop one
+    Server(recover::ServerArgs),
     /// Run this host's agent
     Agent(AgentOptions),
     /// The agent's own: what it starts to be outlived by
@@ -289,6 +290,10 @@ enum Command {
     Freeze(freeze::FreezeArgs),
     /// Let planned transitions move groups again that were frozen
     Thaw(freeze::ThawArgs),
+    /// Make sure that a host has stopped, so that others may take the places of its members
+    Fence(recover::FenceArgs),
+    /// Say where a member is that cannot tell
+    Resolve(recover::ResolveArgs),
     /// Abort a transition that is not decided yet
     Abort {
         /// The transition, such as t42
@@ -373,8 +378,11 @@ pub fn main() -> ExitCode {
 fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let Cli { addr, output: form, command } = cli;
     match command {
-        Command::Server(options) => {
+        Command::Server(recover::ServerArgs { options, verb: None }) => {
             staying("info", async { server::run(options).await.map_err(Failure::from) })
+        }
+        Command::Server(recover::ServerArgs { verb: Some(verb), .. }) => {
+            asking(addr, async |client| recover::server(client, verb, form).await)
         }
         Command::Agent(options) => {
             staying("info", async { agent::run(options).await.map_err(Failure::from) })
@@ -403,6 +411,8 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Undrain { host } => asking(addr, async |client| run::undrain(client, &host, form).await),
         Command::Freeze(args) => asking(addr, async |client| freeze::freeze(client, args, form).await),
         Command::Thaw(args) => asking(addr, async |client| freeze::thaw(client, args, form).await),
+        Command::Fence(args) => asking(addr, async |client| recover::fence(client, args, form).await),
+        Command::Resolve(args) => asking(addr, async |client| recover::resolve(client, args, form).await),
         Command::Abort { id } => asking(addr, async |client| run::abort(client, id, form).await),
         Command::Status { export: true, .. } => asking(addr, async |client| status::export(client).await),
         Command::Status { watch, export: false } => {

@@ -23,7 +23,7 @@ use lockstep_core::record::Record;
 use lockstep_core::snapshot::{self, Unreadable};
 use lockstep_core::time::{Now, Time, WallTime};
 use saver::Saver;
-use serve::Limits;
+use serve::{Limits, Room};
 use session::Sessions;
 pub(crate) use session::read as read_report;
 use std::io::{self, Write};
@@ -137,19 +137,25 @@ impl Server {
         Ok(Self { address, handle, listener, router, limits, driver })
     }
 
-    /// Serves until the journal fails.
+    /// Serves until it is told to stop, or the journal fails.
     ///
     /// # Errors
     /// The fault that stopped it. Nothing was acknowledged that is not durable.
     pub async fn serve(self) -> Result<(), ServerError> {
+        let Self { listener, router, limits, driver, .. } = self;
+        let room = Room::new(limits);
         tokio::select! {
-            () = serve::serve(self.listener, self.router, self.limits) => unreachable!("it accepts for ever"),
-            stopped = self.driver => stopped.expect("a bug in the engine ends the process; its reign ends with it"),
+            () = serve::serve(listener, router, &room) => unreachable!("it accepts for ever"),
+            stopped = driver => {
+                stopped.expect("a bug in the engine ends the process; its reign ends with it")?;
+                room.emptied().await;
+                Ok(())
+            }
         }
     }
 }
 
-/// Runs a server until its journal fails or the process ends.
+/// Runs a server until it is told to stop, its journal fails or the process ends.
 ///
 /// # Errors
 /// If it cannot start, or cannot write its journal any more.
@@ -272,8 +278,13 @@ mod tests {
         assert_eq!(ask(&server, Method::GET, "/", None).await.status(), StatusCode::NOT_FOUND);
         assert_eq!(served, described);
         for (path, operations) in paths {
-            let answer =
-                ask(&server, Method::PATCH, &path.replace("{id}", "t1").replace("{name}", "h"), None).await;
+            let answer = ask(
+                &server,
+                Method::PATCH,
+                &path.replace("{id}", "t1").replace("{name}", "h").replace("{member}", "g@h"),
+                None,
+            )
+            .await;
             assert_eq!(answer.status(), StatusCode::METHOD_NOT_ALLOWED, "{path}");
             let allowed = answer.headers()[header::ALLOW].to_str().unwrap().to_lowercase();
             let allowed: BTreeSet<&str> = allowed.split(',').filter(|method| *method != "head").collect();

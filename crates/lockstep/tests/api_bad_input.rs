@@ -123,6 +123,8 @@ impl Engine {
                 self.publish();
                 let _ = reply.send(Ok(index));
             }
+            // What would follow is the driver's.
+            Command::Stop { reply } => _ = reply.send(Ok(())),
             Command::Apply { spec, principal, reply } => {
                 let index = self.add(RecordBody::Spec { spec: Arc::new(spec), principal });
                 self.publish();

@@ -5,8 +5,16 @@ use lockstep_core::request::Code;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-const ABORTS: [&str; 7] =
-    ["vote-no", "vote-missing", "plan-stale", "operator", "new-reign", "hold-too-short", "restored"];
+const ABORTS: [&str; 8] = [
+    "vote-no",
+    "vote-missing",
+    "plan-stale",
+    "preempted",
+    "operator",
+    "new-reign",
+    "hold-too-short",
+    "restored",
+];
 
 #[test]
 fn each_code_has_a_page_and_each_page_a_code() {

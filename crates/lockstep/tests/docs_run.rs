@@ -27,12 +27,13 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Pages that tell of things which no page can show by running them.
-const WITHOUT_COMMANDS: [&str; 7] = [
+const WITHOUT_COMMANDS: [&str; 8] = [
     "api.md",
     "backup.md",
     "guarantee.md",
     "handlers.md",
     "protocol.md",
+    "recover.md",
     "rehearse.md",
     "relations/README.md",
 ];

@@ -252,9 +252,33 @@ fn what_a_server_answers_is_as_described() {
         ("POST", "/v1/plans", json!({ "targets": ["x".repeat(2 << 20)] }), "too-large"),
         ("PUT", "/v1/spec", json!({ "cluster": "c", "groups": { "g": { "hold_ms": 0 } } }), "spec-invalid"),
         ("GET", "/v1/transitions/{id}", Value::Null, "bad-request"),
+        ("POST", "/v1/server/away", json!({ "lease_ms": 1 }), "not-allowed"),
     ] {
         assert_eq!(described.refused(&cluster, method, path, &body), code, "{method} {path}");
     }
+
+    // Of a host that is lost a person says what it cannot.
+    cluster.agents.get_mut("b").unwrap().kill();
+    wait_for("another lease to end", || cluster.liveness("b") == "lost");
+    let place = json!({ "state": "standby", "reason": "I looked" });
+    let resolve = "/v1/members/{member}/resolve";
+    let resolved = described.ask(&cluster, "POST", resolve, "/v1/members/db@b/resolve", &place);
+    assert_eq!(
+        (&resolved["actual"], &resolved["evidence"]),
+        (&json!("standby"), &json!("local says so, \"I looked\""))
+    );
+    let fence = "/v1/hosts/{name}/fence";
+    let nobody = described.ask(&cluster, "POST", fence, "/v1/hosts/b/fence", &json!({}));
+    assert_eq!(nobody["code"], "no-candidate");
+    let confirm = json!({ "confirm": true, "reason": "unplugged" });
+    let fenced = described.ask(&cluster, "POST", fence, "/v1/hosts/b/fence", &confirm);
+    assert!(fenced["liveness"] == "fenced" && fenced["since"].is_string(), "{fenced}");
+    assert_eq!(cluster.member("db", "b")["actual"], "offline");
+    let away = json!({ "lease_ms": 20_000 });
+    let away = described.ask(&cluster, "POST", "/v1/server/away", "/v1/server/away", &away);
+    assert_eq!((&away["told"], &away["missing"]), (&json!(2), &json!(0)), "{away}");
+    described.ask(&cluster, "POST", "/v1/server/stop", "/v1/server/stop", &json!({}));
+    assert_eq!(cluster.server.exit(), Some(0));
 
     let paths = described.document["paths"].as_object().unwrap().iter();
     let all: BTreeSet<(String, String)> = paths

@@ -8,8 +8,9 @@ use crate::spec_file::{self, File, Format};
 use axum::body::{Body, Bytes};
 use axum::extract::Request as HttpRequest;
 use axum::http::{HeaderMap, header};
+use lockstep_core::engine::HostAsk;
 use lockstep_core::freeze::{FREEZE_MAX_MS, FreezeEnd};
-use lockstep_core::id::{GroupName, NAME_LEN_MAX, NameError};
+use lockstep_core::id::{GroupName, NAME_LEN_MAX, NameError, StateName};
 use lockstep_core::request::{
     Code, REASON_LEN_MAX, REQUEST_ID_LEN_MAX, Rejection, Request, TARGETS_MAX, Target,
 };
@@ -191,6 +192,72 @@ pub struct ForgetBody {
     pub stopped: bool,
 }
 
+/// The body of `POST /v1/hosts/{name}/fence`; it may be left out.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+pub struct FenceBody {
+    /// Somebody has made sure that the host has stopped; otherwise a fence handler does, on another host.
+    pub confirm: bool,
+    /// With `confirm`, and then needed: how that is known, for the record.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+impl FenceBody {
+    /// What it asks for, in the name of `principal`.
+    pub fn ask(self, principal: &str) -> Result<HostAsk, Problem> {
+        match (self.confirm, self.reason) {
+            (false, None) => Ok(HostAsk::Fence),
+            (true, Some(reason)) => {
+                check_reason(&reason)?;
+                Ok(HostAsk::Fenced { principal: principal.to_owned(), reason })
+            }
+            (true, None) => {
+                Err(bad("confirm without a reason", "say how you know that the host has stopped"))
+            }
+            (false, Some(_)) => {
+                Err(bad("a reason without confirm", "leave it out: a handler on another host makes sure"))
+            }
+        }
+    }
+}
+
+/// The body of `POST /v1/members/{member}/resolve`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct ResolveBody {
+    /// The state that the member is in.
+    pub state: String,
+    /// How that is known, for the record.
+    pub reason: String,
+}
+
+impl ResolveBody {
+    /// The state and the reason, once they are known to be a name and plain text.
+    pub fn checked(self) -> Result<(StateName, String), Problem> {
+        let state = StateName::new(&self.state)
+            .map_err(|error| bad(format!("state: {error}"), "name one of the group's states"))?;
+        check_reason(&self.reason)?;
+        Ok((state, self.reason))
+    }
+}
+
+/// The body of `POST /v1/server/away`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields)]
+pub struct AwayBody {
+    /// The lease that hosts are to go by, in milliseconds.
+    pub lease_ms: u64,
+}
+
+/// A person's word counts as evidence, so the record says what it rests on.
+fn check_reason(reason: &str) -> Result<(), Problem> {
+    if reason.is_empty() {
+        return Err(bad("reason is empty", "say how you know"));
+    }
+    check_text("reason", reason, REASON_LEN_MAX)
+}
+
 /// The body of a request that says nothing; it may be left out.
 #[derive(Debug, Default, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields)]
@@ -257,7 +324,7 @@ pub fn targets(texts: &[String]) -> Result<Vec<Target>, Problem> {
     if texts.is_empty() {
         return Err(bad("no targets", "name what is to be so, such as \"db=online\""));
     }
-    let help = "GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE or \"drain HOST\"";
+    let help = "GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE, \"drain HOST\" or \"repair GROUP\"";
     texts.iter().map(|text| text.parse().map_err(|error: String| bad(error, help))).collect()
 }
 

@@ -8,7 +8,8 @@ use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
 use lockstep_core::lifecycle::Limit;
 use lockstep_core::message::Role;
 use lockstep_core::record::{Direction, HoldEnd};
-use lockstep_core::spec::{self, Ask, OnFailure, Selector};
+use lockstep_core::request::Rejection;
+use lockstep_core::spec::{self, Ask, OnFailure, Recover, Selector};
 use lockstep_core::vote::{Answer, Round};
 use lockstep_core::{plan, relation};
 use schemars::JsonSchema;
@@ -34,6 +35,9 @@ pub struct Host {
     pub name: String,
     /// `alive`, `suspect`, `lost`, `left` or `fenced`.
     pub liveness: String,
+    /// Since when.
+    #[serde(default)]
+    pub since: Option<String>,
     /// Its labels.
     pub labels: BTreeMap<String, String>,
     /// Where other hosts reach it.
@@ -49,6 +53,7 @@ impl Host {
         Self {
             name: name.to_string(),
             liveness: host.liveness.to_string(),
+            since: (host.since.0 > 0).then(|| rfc3339(host.since)),
             labels: host.labels.clone(),
             address: host.address.clone(),
             drained: host.is_drained,
@@ -107,6 +112,30 @@ pub struct Group {
     /// When planned transitions may move it, in UTC, such as `mon-fri 22:00-04:00`; always when there are none.
     #[serde(default)]
     pub windows: Vec<String>,
+    /// What it does by itself when hosts and members fail: `off`, `fence` or `lease`.
+    #[serde(default)]
+    pub recover: String,
+    /// Why it is not being repaired, although it has to be.
+    #[serde(default)]
+    pub waits: Option<Waits>,
+}
+
+/// What keeps a group from being repaired.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Waits {
+    /// A rejection code.
+    pub code: String,
+    /// What is in the way.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+}
+
+impl Waits {
+    fn of(rejection: &Rejection) -> Self {
+        let Rejection { code, message, help } = rejection;
+        Self { code: code.to_string(), message: message.clone(), help: help.clone() }
+    }
 }
 
 /// The limits of one state.
@@ -159,6 +188,12 @@ impl Group {
             serves: cluster.serves(name),
             frozen: cluster.freeze_of(name).is_some(),
             windows: strings(group.windows.iter()),
+            recover: match group.recover {
+                Recover::Off => "off".to_owned(),
+                Recover::Fence => "fence".to_owned(),
+                Recover::Lease => "lease".to_owned(),
+            },
+            waits: view.waits.get(name).map(Waits::of),
         }
     }
 
@@ -261,6 +296,15 @@ pub struct Member {
     pub may_be: Vec<String>,
     /// Whether its host no longer matches the group's labels.
     pub leaving: bool,
+    /// Where it goes back to by itself, once what it requires serves again.
+    #[serde(default)]
+    pub returns_to: Option<String>,
+    /// The states in which it is surely stopped when its host's lease ends.
+    #[serde(default)]
+    pub guarded: Vec<String>,
+    /// How it is known where it is, if somebody else than its own host has said so last.
+    #[serde(default)]
+    pub evidence: Option<String>,
     /// What it last published.
     pub facts: Map<String, Value>,
     /// How fit it last said to be; more is better.
@@ -285,6 +329,9 @@ impl Member {
             mark: mark(view, id, member).map(str::to_owned),
             may_be: strings(&member.may_be),
             leaving: member.leaving,
+            returns_to: member.returns_to.as_ref().map(ToString::to_string),
+            guarded: strings(&member.guarded),
+            evidence: member.evidence.as_ref().map(ToString::to_string),
             facts: reported.map(|reported| reported.facts.clone()).unwrap_or_default(),
             score: reported.and_then(|reported| reported.score),
             reason: reported.and_then(|reported| reported.reason.clone()),
@@ -570,6 +617,9 @@ pub struct Transition {
     pub principal: String,
     /// What was asked for.
     pub targets: Vec<String>,
+    /// Whether nobody asked: the server repairs a group.
+    #[serde(default)]
+    pub automatic: bool,
     /// `queued`, `check`, `prepare`, `commit` or `release`; null once it has ended.
     pub phase: Option<String>,
     /// While it is queued: the first transition that is in its way. Provisional, as phases are.
@@ -764,6 +814,7 @@ impl Transition {
             request_id: request.request_id.clone(),
             principal: request.principal.clone(),
             targets: strings(&request.targets),
+            automatic: request.is_automatic,
             reason: request.reason.clone(),
             overrides: strings(&request.overrides),
             override_freeze: request.override_freeze,
@@ -877,10 +928,21 @@ pub struct Applied {
     pub revision: u64,
 }
 
+/// How many hosts know that the server is going to be away.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Away {
+    /// The lease that they were told, in milliseconds.
+    pub lease_ms: u64,
+    /// How many go by it.
+    pub told: u64,
+    /// How many are connected and have not said that they do.
+    pub missing: u64,
+}
+
 /// How it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
-    /// `alive` or `ready`.
+    /// `alive`, `ready` or `stopping`.
     pub status: String,
 }
 

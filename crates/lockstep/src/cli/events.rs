@@ -320,6 +320,21 @@ mod tests {
             of("host-forgotten", json!({ "host": "c" })),
             of("member-published", json!({ "member": "db@a", "provides": ["sql"], "consumes": [] })),
             of(
+                "evidence",
+                json!({ "members": { "db@a": "offline" }, "by": "lease", "on": null, "principal": null, "reason": null }),
+            ),
+            of(
+                "evidence",
+                json!({ "members": { "db@a": "offline" }, "by": "fence", "on": "b", "principal": null, "reason": null }),
+            ),
+            of(
+                "evidence",
+                json!({ "members": { "app@c": "offline" }, "by": "person", "on": null, "principal": "ann", "reason": "unplugged" }),
+            ),
+            of("away", json!({ "lease_ms": 60_000, "principal": "ann" })),
+            of("member-guarded", json!({ "member": "db@a", "states": ["primary"] })),
+            of("member-guarded", json!({ "member": "db@a", "states": [] })),
+            of(
                 "request",
                 json!({ "request_id": "r", "principal": "ann", "targets": ["db@a=primary"], "reason": "kernel\u{1b}[2J" }),
             ),

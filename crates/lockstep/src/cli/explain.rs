@@ -228,7 +228,12 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
     let id = transition.id.as_deref().unwrap_or("nothing");
     let asked = transition.targets.join(" ");
     let reason = transition.reason.as_ref().map(|reason| format!(", because {reason:?}")).unwrap_or_default();
-    lines.push(format!("{id}: {} asked for {asked}{reason}", transition.principal));
+    lines.push(match (transition.automatic, &transition.reason) {
+        // The reason names what was seen, and how that is known.
+        (true, Some(reason)) => format!("{id}: the server itself runs {asked}, because {reason}"),
+        (true, None) => format!("{id}: the server itself runs {asked}"),
+        (false, _) => format!("{id}: {} asked for {asked}{reason}", transition.principal),
+    });
     if transition.override_freeze {
         lines.push("freezes and closed windows were not to be in the way".to_owned());
     }
@@ -262,7 +267,11 @@ fn of_transition(transition: &Transition, relations: &[Relation]) -> Vec<String>
                     let group = target.split(['=', '.']).next().unwrap_or_default();
                     group == who.group
                 });
+                let repair = format!("repair {}", who.group);
                 match (named, whole) {
+                    (_, false) if transition.targets.contains(&repair) => {
+                        format!("{} is repaired", who.group)
+                    }
                     (true, _) => "it was asked for".to_owned(),
                     (false, true) => format!("{} was asked for", who.group),
                     (false, false) => "it makes room, takes over, or is pulled along".to_owned(),

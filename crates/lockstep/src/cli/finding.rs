@@ -26,13 +26,18 @@ pub fn findings(hosts: &[Host], groups: &[Group], members: &[Member]) -> Vec<Fin
         let next = match host.liveness.as_str() {
             "suspect" => "wait: it is back or lost within its lease".to_owned(),
             "left" => "start its agent when it is to take part again".to_owned(),
+            "fenced" => {
+                "its members count as stopped: start its agent when it is to take part again".to_owned()
+            }
             _ => format!(
-                "see whether it runs and its agent reaches the server; until then its members count as anywhere; \
-                 if it is gone for good: lockstep host forget {}",
+                "see whether it runs and its agent reaches the server; until then its members count as anywhere; if \
+                 nothing of it runs any more: lockstep fence {0} --confirm --reason TEXT; if it is gone for good: \
+                 lockstep host forget {0}",
                 host.name
             ),
         };
-        let problem = format!("host {} is {} ({here} members)", host.name, host.liveness);
+        let since = host.since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
+        let problem = format!("host {} is {}{since} ({here} members)", host.name, host.liveness);
         findings.push(Finding { problem, next, run: None });
     }
     let mut by_group: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
@@ -71,6 +76,10 @@ fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
         value.clone().and_then(|value| serde_json::from_value::<Amount>(value).ok())
     };
     let mut findings = Vec::new();
+    if let Some(waits) = &group.waits {
+        let problem = format!("{name} waits to be repaired: {}", waits.message);
+        findings.push(Finding { problem, next: waits.help.clone(), run: None });
+    }
     for (key, declared) in &group.declared {
         let now = group.settings.get(key);
         if now.is_some_and(|now| now != declared) {
@@ -92,7 +101,12 @@ fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
             let what = if group.serving.contains(state) { "does not serve: " } else { "is short: " };
             let problem = format!("{name} {what}{count} {state}, at least {min} must be");
             let run = format!("{name}=up");
-            findings.push(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) });
+            findings.push(match &group.waits {
+                Some(_) => {
+                    Finding { problem, next: "it is repaired once it waits no more".to_owned(), run: None }
+                }
+                None => Finding { problem, next: format!("lockstep run {run}"), run: Some(run) },
+            });
         }
         let max = limits.and_then(|limits| amount(&limits.max)).map(|max| max.as_max(members.len()));
         if let Some(max) = max.filter(|max| count > *max) {
@@ -137,7 +151,9 @@ fn of_left(hosts: &[Host], member: &Member) -> Finding {
         (Some("in-doubt"), None, may_be) => {
             let may_be = if may_be.is_empty() { "anywhere".to_owned() } else { may_be.join(" or ") };
             let since = "nobody could tell how its last transition ended there";
-            (format!("{id} is in doubt: {since}; it may be {may_be}, and should be {goal}"), settles)
+            let next =
+                format!("{settles}; or look, and say where it is: lockstep resolve {id}=STATE --reason TEXT");
+            (format!("{id} is in doubt: {since}; it may be {may_be}, and should be {goal}"), next)
         }
         (Some(_) | None, _, _) if member.actual == member.goal => {
             let next = format!("mend it, then bring it where it belongs: lockstep run {id}=STATE");
@@ -179,6 +195,12 @@ fn of_member(hosts: &[Host], group: &Group, member: &Member) -> Option<Finding> 
         return Some(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) });
     }
     let goal = member.goal.as_ref().filter(|goal| *goal != actual)?;
+    if let Some(evidence) = &member.evidence {
+        let problem = format!("{id} counts as {actual}, should be {goal}: {evidence}");
+        let by_itself = if group.recover == "off" { "" } else { ", and is brought back then" };
+        let next = format!("its own host says where it is once it is back{by_itself}");
+        return Some(Finding { problem, next, run: None });
+    }
     let run = format!("{id}={goal}");
     let problem = format!("{id} is {actual}, should be {goal}");
     Some(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) })

@@ -146,7 +146,9 @@ pub async fn hosts(client: &Client, verb: HostVerb, form: Form) -> Result<Exit, 
                 let rows = hosts.iter().map(|host| {
                     let address = host.address.clone().unwrap_or_default();
                     let drained = if host.drained { ", drained" } else { "" };
-                    let liveness = format!("{}{drained}", host.liveness);
+                    let since = host.since.as_ref().filter(|_| host.liveness != "alive");
+                    let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
+                    let liveness = format!("{}{since}{drained}", host.liveness);
                     vec![host.name.clone(), liveness, address, labels(&host.labels)]
                 });
                 table(&["HOST", "LIVENESS", "ADDRESS", "LABELS"], &rows.collect::<Vec<_>>())

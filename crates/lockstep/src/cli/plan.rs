@@ -25,7 +25,7 @@ const ORDER_SHOWN_MAX: usize = 60;
 /// `lockstep plan`.
 #[derive(Debug, Args)]
 pub struct PlanArgs {
-    /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE or, quoted, "drain HOST"
+    /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE or, quoted, "drain HOST" or "repair GROUP"
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<Target>,
     /// Ask no server: the cluster is declared in this file

@@ -33,7 +33,7 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// `lockstep run`.
 #[derive(Debug, Args)]
 pub struct RunArgs {
-    /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE or, quoted, "drain HOST"
+    /// GROUP=STATE, GROUP@HOST=STATE, GROUP=up, GROUP=down, GROUP.KEY=VALUE or, quoted, "drain HOST" or "repair GROUP"
     #[arg(required = true, value_name = "TARGET")]
     targets: Vec<Target>,
     #[command(flatten)]
@@ -305,6 +305,7 @@ fn remedy(cause: &str) -> &'static str {
             "`lockstep status` says until when, by whom and why; to go ahead all the same: --override-freeze"
         }
         "window-closed" => "run it again when the window opens, or with --override-freeze",
+        "preempted" => "a repair went first: run it again when that has ended",
         "operator" => "somebody aborted it: `lockstep transition show` says what was asked for",
         "new-reign" => "the server changed before it was decided: run it again",
         "restored" => "the server was restored from a backup: look where members are, then run it again",

@@ -72,6 +72,8 @@ pub(super) struct Driver<S> {
     next_reply: u64,
     append: Option<Append>,
     confirm: Option<Confirm>,
+    /// Who has asked for the end.
+    stop: Option<oneshot::Sender<Result<(), Rejection>>>,
     /// How many bytes the batch in flight has.
     append_bytes: u64,
     saver: Saver<S>,
@@ -113,6 +115,7 @@ impl<S: Store> Driver<S> {
             next_reply: 0,
             append: None,
             confirm: None,
+            stop: None,
             appended: News::None,
             publish,
             view: View::default(),
@@ -129,6 +132,9 @@ impl<S: Store> Driver<S> {
         loop {
             self.perform();
             self.publish();
+            if let Some(asker) = self.stop.take() {
+                return self.end(asker).await;
+            }
             let now = self.clock.now().time;
             let tick = self.engine.next_deadline().map(|at| at.since(now));
             let publish = (self.news != News::None).then(|| self.published.plus(PUBLISH_MS).since(now));
@@ -190,6 +196,21 @@ impl<S: Store> Driver<S> {
         }
     }
 
+    /// Ends in order: who waits for what is being written is told that it is. Nobody else was promised anything.
+    async fn end(mut self, asker: oneshot::Sender<Result<(), Rejection>>) -> Result<(), ServerError> {
+        info!("stopping, as an operator wants");
+        if let Some(append) = self.append.take() {
+            append.await?;
+            self.engine.handle(self.clock.now(), Input::Appended);
+            self.perform();
+            self.news = News::Awaited;
+            self.publish();
+        }
+        // Whoever asked may have gone.
+        let _ = asker.send(Ok(()));
+        Ok(())
+    }
+
     fn hear(&mut self, said: Said) -> Input {
         match said {
             Said::Report(session, report) => Input::Report { session, report: *report },
@@ -240,6 +261,10 @@ impl<S: Store> Driver<S> {
             Command::Thaw { groups, principal, reply: waiting } => {
                 self.replies.insert(reply, Waiting::Revision(waiting));
                 Input::Thaw { reply, groups, principal }
+            }
+            Command::Stop { reply } => {
+                self.stop = Some(reply);
+                return;
             }
             Command::Apply { spec, principal, reply: waiting } => {
                 self.replies.insert(reply, Waiting::Revision(waiting));

@@ -121,6 +121,11 @@ pub enum Command {
         /// The answer: the revision from which on it is so.
         reply: oneshot::Sender<Result<Index, Rejection>>,
     },
+    /// Stop. What is being written is finished.
+    Stop {
+        /// Answered when nothing more is done.
+        reply: oneshot::Sender<Result<(), Rejection>>,
+    },
     /// Declare the cluster.
     Apply {
         /// As it was written.
@@ -189,6 +194,27 @@ impl Handle {
     /// Wants that to be over; answers with the revision from which on it is so.
     pub async fn thaw(&self, groups: BTreeSet<GroupName>, principal: String) -> Result<Index, Rejection> {
         self.ask(|reply| Command::Thaw { groups, principal, reply }).await
+    }
+
+    /// Says where a member is that cannot tell; answers with the revision from which on it is so.
+    pub async fn resolve(
+        &self,
+        member: MemberId,
+        state: StateName,
+        principal: String,
+        reason: String,
+    ) -> Result<Index, Rejection> {
+        self.ask(|reply| Command::Resolve { member, state, principal, reason, reply }).await
+    }
+
+    /// Tells the hosts of a longer lease; answers how many go by it, and how many may not.
+    pub async fn away(&self, lease_ms: u64, principal: String) -> Result<(usize, usize), Rejection> {
+        self.ask(|reply| Command::Away { lease_ms, principal, reply }).await
+    }
+
+    /// Stops the server; answers when nothing more is done.
+    pub async fn stop(&self) -> Result<(), Rejection> {
+        self.ask(|reply| Command::Stop { reply }).await
     }
 
     /// Declares the cluster; answers with the revision at which it is in force.

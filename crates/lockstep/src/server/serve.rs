@@ -34,6 +34,8 @@ const BUFFER_BYTES_MAX: usize = 32 << 10;
 /// What has been sent and is not taken for so long is given up, with its connection, in milliseconds. Too low: a
 /// short break of the network costs connections. Too high: a client that does not read holds an answer in memory.
 const UNTAKEN_MAX_MS: u32 = 30_000;
+/// How long a server that stops waits for connections to end by themselves: who has asked reads the answer meanwhile.
+const LAST_MAX: Duration = Duration::from_secs(1);
 /// The pause after a connection could not be accepted: most likely there is no file left, and a while helps.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(500);
 
@@ -80,16 +82,34 @@ pub(super) fn listen(address: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
+/// The places of connections that are not an agent's session.
+pub(super) struct Room {
+    limits: Limits,
+    places: Arc<Semaphore>,
+}
+
+impl Room {
+    pub(super) fn new(limits: Limits) -> Self {
+        Self { limits, places: Arc::new(Semaphore::new(limits.connections)) }
+    }
+
+    /// Waits until nobody is connected any more, or for long enough. Nobody is accepted meanwhile.
+    pub(super) async fn emptied(&self) {
+        let all = u32::try_from(self.limits.connections).unwrap_or(u32::MAX);
+        let _ = tokio::time::timeout(LAST_MAX, self.places.acquire_many(all)).await;
+    }
+}
+
 /// Serves for ever.
-pub(super) async fn serve(listener: TcpListener, router: Router, limits: Limits) {
-    let room = Arc::new(Semaphore::new(limits.connections));
+pub(super) async fn serve(listener: TcpListener, router: Router, room: &Room) {
+    let Room { limits, places } = room;
     let mut http = http1::Builder::new();
     http.timer(TokioTimer::new())
         .header_read_timeout(limits.headers_time)
         .max_header_size(HEADERS_BYTES_MAX)
         .max_buf_size(BUFFER_BYTES_MAX);
     loop {
-        let place = room.clone().acquire_owned().await.expect("it is never closed");
+        let place = places.clone().acquire_owned().await.expect("it is never closed");
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             // Gone before it was accepted.
@@ -137,8 +157,24 @@ mod tests {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let router = Router::new().route("/", get(async || "here"));
-        tokio::spawn(serve(listener, router, Limits { connections, sessions: 1, headers_time }));
+        let room = Room::new(Limits { connections, sessions: 1, headers_time });
+        tokio::spawn(async move { serve(listener, router, &room).await });
         address
+    }
+
+    #[tokio::test]
+    async fn who_is_connected_when_the_server_stops_has_a_moment_to_read_the_answer() {
+        let room = Room::new(Limits { connections: 2, sessions: 1, headers_time: STUCK });
+        let place = room.places.clone().acquire_owned().await.unwrap();
+        let gone = tokio::spawn(async move {
+            tokio::task::yield_now().await;
+            drop(place);
+        });
+        room.emptied().await;
+        assert!(gone.is_finished());
+        // One that stays keeps nobody.
+        let _place = room.places.clone().acquire_owned().await.unwrap();
+        room.emptied().await;
     }
 
     /// All that comes until the server closes.
