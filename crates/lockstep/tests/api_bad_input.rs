@@ -968,6 +968,68 @@ async fn rehearsals_are_asked_for_like_plans() {
 }
 
 #[tokio::test]
+async fn what_a_person_says_has_a_reason_and_names_something() {
+    let bench = Bench::new();
+    let before = bench.view.borrow().cluster.revision;
+    let (fence, resolve) = ("/v1/hosts/h1/fence", "/v1/members/db@h1/resolve");
+    let mut told = String::new();
+    for (path, body) in [
+        (fence, r#"{"confirm":true}"#),
+        (fence, r#"{"reason":"I looked"}"#),
+        (fence, r#"{"confirm":true,"reason":""}"#),
+        (fence, r#"{"confirm":true,"reason":"a\nb"}"#),
+        (fence, r#"{"confirm":"yes"}"#),
+        (fence, r#"{"confirm":true,"reason":"x","force":true}"#),
+        ("/v1/hosts/..;x/fence", "{}"),
+        (resolve, ""),
+        (resolve, r#"{"state":"offline"}"#),
+        (resolve, r#"{"state":"offline","reason":""}"#),
+        (resolve, r#"{"state":"<script>","reason":"x"}"#),
+        ("/v1/members/db/resolve", r#"{"state":"offline","reason":"x"}"#),
+        ("/v1/members/db@/resolve", r#"{"state":"offline","reason":"x"}"#),
+        ("/v1/server/away", ""),
+        ("/v1/server/away", r#"{"lease_ms":-1}"#),
+        ("/v1/server/away", r#"{"lease_ms":"60s"}"#),
+        ("/v1/server/stop", r#"{"now":true}"#),
+    ] {
+        let refusal = bench.refusal(request(Method::POST, path, body)).await;
+        told.push_str(&format!("{path} {refusal}\n"));
+    }
+    expect![[r#"
+        /v1/hosts/h1/fence 400 bad-request: confirm without a reason
+        /v1/hosts/h1/fence 400 bad-request: a reason without confirm
+        /v1/hosts/h1/fence 400 bad-request: reason is empty
+        /v1/hosts/h1/fence 400 bad-request: reason: the text has control characters
+        /v1/hosts/h1/fence 400 bad-request: the body: invalid type: string "yes", expected a boolean at line 1 column 16
+        /v1/hosts/h1/fence 400 bad-request: the body: unknown field `force`, expected `confirm` or `reason` at line 1 column 36
+        /v1/hosts/..;x/fence 400 bad-request: host name "..;x" must start with a letter or a digit
+        /v1/members/db@h1/resolve 400 bad-request: the body: EOF while parsing a value at line 1 column 0
+        /v1/members/db@h1/resolve 400 bad-request: the body: missing field `reason` at line 1 column 19
+        /v1/members/db@h1/resolve 400 bad-request: reason is empty
+        /v1/members/db@h1/resolve 400 bad-request: state: state name "<script>" must start with a letter or a digit
+        /v1/members/db/resolve 400 bad-request: member name "db" is not of the form GROUP@HOST
+        /v1/members/db@/resolve 400 bad-request: host name "" is empty
+        /v1/server/away 400 bad-request: the body: EOF while parsing a value at line 1 column 0
+        /v1/server/away 400 bad-request: the body: invalid value: integer `-1`, expected u64 at line 1 column 14
+        /v1/server/away 400 bad-request: the body: invalid type: string "60s", expected u64 at line 1 column 17
+        /v1/server/stop 400 bad-request: the body: unknown field `now`, there are no fields at line 1 column 6
+    "#]].assert_eq(&told);
+    assert_eq!(bench.view.borrow().cluster.revision, before, "nothing was recorded");
+    assert_eq!(bench.commands.load(Ordering::SeqCst), 0, "nothing reached the engine");
+    let place = json!({ "state": "online", "reason": "I looked" });
+    let (status, member) = bench.post(resolve, &place).await;
+    let evidence = json!("local says so, \"I looked\"");
+    assert_eq!(
+        (status, &member["actual"], &member["evidence"]),
+        (StatusCode::OK, &json!("online"), &evidence)
+    );
+    let (status, host) = bench.post(fence, &json!({ "confirm": true, "reason": "unplugged" })).await;
+    assert_eq!((status, &host["liveness"]), (StatusCode::OK, &json!("fenced")));
+    let (status, stopping) = bench.post("/v1/server/stop", &json!({})).await;
+    assert_eq!((status, stopping), (StatusCode::OK, json!({ "status": "stopping" })));
+}
+
+#[tokio::test]
 async fn what_is_good_is_answered_as_the_design_says() {
     let bench = Bench::new();
     let (_, nothing) = bench.post("/v1/transitions", &json!({"targets": ["db=offline"]})).await;
