@@ -1017,13 +1017,18 @@ impl AgentEngine {
     /// The lease ends: whoever needs it is stopped, prepared or not, before anybody else may take its place. The server
     /// that was connected may have given this host up, so its orders count no more.
     fn lapse(&mut self) {
-        if self.has_lapsed || self.lease.stops_at() > self.now || self.leased().next().is_none() {
+        if self.has_lapsed || self.lease.stops_at() > self.now {
             return;
         }
         self.has_lapsed = true;
+        // Who is told later that it needs a lease runs on until it has one.
+        if self.leased().next().is_none() {
+            return;
+        }
         if mutant::is(Mutant::LeaseUnheeded) {
             return;
         }
+        self.guarded.clear();
         let leased: Vec<Assignment> = self.leased().cloned().collect();
         for Assignment { member, lowest, leased, .. } in leased {
             let state = self.state.states.get(&member).cloned();
@@ -1071,6 +1076,15 @@ impl AgentEngine {
         if (self.has_lapsed && !pids.is_empty()) || (pids.is_empty() && self.watched.is_none()) {
             return;
         }
+        // Of a lease that is over it was told all that had to be. Software that runs now is from before the first lease, or
+        // is where it may be without one: named for an end that has passed it would be killed at once.
+        let known = self.watched.as_ref().map(|(_, known)| known);
+        let is_known = |(member, pids): (&MemberId, &BTreeSet<u32>)| {
+            known.and_then(|known| known.get(member)).is_some_and(|known| pids.is_subset(known))
+        };
+        if self.has_lapsed && !pids.iter().all(is_known) {
+            return;
+        }
         let watched = (self.lease.until, pids);
         if self.watched.as_ref() != Some(&watched) {
             let (until, pids) = watched.clone();
@@ -1097,8 +1111,9 @@ impl AgentEngine {
     fn guarded_in(&self, member: &MemberId) -> BTreeSet<StateName> {
         let Some(assignment) = self.state.members.get(member) else { return BTreeSet::new() };
         let checks = self.rules.get(&assignment.handler).is_some_and(|rules| rules.checks_tokens);
-        let is_guarded =
-            checks || self.guarded.contains(member) || assignment.handler.as_str() == HANDLER_NONE;
+        // The guard knows nothing of what was started after a lease's end, until there is another one.
+        let is_watched = self.guarded.contains(member) && !self.has_lapsed;
+        let is_guarded = checks || is_watched || assignment.handler.as_str() == HANDLER_NONE;
         if is_guarded { assignment.leased.clone() } else { BTreeSet::new() }
     }
 
@@ -1592,6 +1607,87 @@ mod tests {
         engine.handle(Time(2010), ended(calls[0]));
         let (states, _) = told(&mut engine, Time(2010));
         assert_eq!(states, [Some(lowest.clone())], "the server has forgotten what it was told before");
+    }
+
+    /// What an agent wants of others than the server.
+    #[derive(Debug, PartialEq, Default)]
+    struct Wanted {
+        runs: Vec<(CallId, Phase)>,
+        /// When the guard is to act, and on how many processes.
+        guards: Vec<(u64, usize)>,
+        /// In how many states members were said to be guarded.
+        guarded: Vec<usize>,
+    }
+
+    /// Lets everything out.
+    fn wanted(engine: &mut AgentEngine, now: Time) -> Wanted {
+        let mut wanted = Wanted::default();
+        while let Some(output) = engine.poll_output() {
+            match output {
+                AgentOutput::Append(_) => engine.handle(now, AgentInput::Appended),
+                AgentOutput::Run { call, order, .. } => wanted.runs.push((call, order.phase)),
+                AgentOutput::Guard { until, pids } => {
+                    wanted.guards.push((until.0, pids.values().map(BTreeSet::len).sum()));
+                }
+                AgentOutput::Send(Report::State { guarded, .. }) => wanted.guarded.push(guarded.len()),
+                AgentOutput::Send(_)
+                | AgentOutput::Joined
+                | AgentOutput::Disconnect(_)
+                | AgentOutput::Kill(_)
+                | AgentOutput::Warning(_) => {}
+            }
+        }
+        wanted
+    }
+
+    /// A host that had no need of a lease, and whose last one is long over, is told that it needs one. Its software
+    /// runs: it was stopped once, and named to the guard for an end that had passed, if its status came before the
+    /// answer to its first renewal.
+    #[test]
+    fn software_that_runs_before_its_first_lease_is_left_alone() {
+        let member: MemberId = "db@p".parse().unwrap();
+        let online = StateName::new("online").unwrap();
+        for is_old in [false, true] {
+            let mut engine = agent(AgentState::default(), Time(0));
+            engine.handle(Time(0), AgentInput::Connected);
+            let welcome =
+                |members| AgentInput::Order(Order::Welcome { reign: Reign(1), lease_ms: 3000, members });
+            if is_old {
+                engine.handle(Time(0), welcome(vec![assignment(&member)]));
+                let renewed = |sent| AgentInput::Order(Order::Renewed { sent: Time(sent), lease_ms: None });
+                engine.handle(Time(1), renewed(0));
+                let runs = wanted(&mut engine, Time(1)).runs;
+                let findings = Findings { state: Some(online.clone()), ..Findings::default() };
+                let (answer, reason) = (Answer::Yes, None);
+                engine.handle(Time(2), AgentInput::Ended { call: runs[0].0, answer, reason, findings });
+                wanted(&mut engine, Time(2));
+                engine.handle(Time(3), AgentInput::Disconnected);
+                wanted(&mut engine, Time(3));
+            }
+            let back = 100_000;
+            engine.handle(Time(back), AgentInput::Connected);
+            let needs = Assignment { leased: BTreeSet::from([online.clone()]), ..assignment(&member) };
+            engine.handle(Time(back), welcome(vec![needs]));
+            let Wanted { runs, guards, .. } = wanted(&mut engine, Time(back));
+            let phases: Vec<_> = runs.iter().map(|(_, phase)| *phase).collect();
+            assert_eq!((phases, guards), (vec![Phase::Status], vec![]), "{is_old}");
+            let pids = Some(BTreeSet::from([7]));
+            let findings =
+                || Findings { state: Some(online.clone()), pids: pids.clone(), ..Findings::default() };
+            let ended =
+                |call| AgentInput::Ended { call, answer: Answer::Yes, reason: None, findings: findings() };
+            engine.handle(Time(back + 10), ended(runs[0].0));
+            let said = Wanted { guarded: vec![0], ..Wanted::default() };
+            assert_eq!(wanted(&mut engine, Time(back + 10)), said, "{is_old}");
+            let renewed = Order::Renewed { sent: Time(back), lease_ms: None };
+            engine.handle(Time(back + 20), AgentInput::Order(renewed));
+            assert_eq!(wanted(&mut engine, Time(back + 20)).guards, [(back + 3000, 1)], "{is_old}");
+            let members = BTreeSet::from([member.clone()]);
+            engine.handle(Time(back + 30), AgentInput::Guarded { members, early_ms: 0 });
+            let runs = wanted(&mut engine, Time(back + 30)).runs;
+            engine.handle(Time(back + 40), ended(runs[0].0));
+            assert_eq!(wanted(&mut engine, Time(back + 40)).guarded, [1], "{is_old}");
+        }
     }
 
     /// What is to be run, and what was answered.
