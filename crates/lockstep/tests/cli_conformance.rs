@@ -42,6 +42,10 @@ const DEFECTS: &[(&str, &str, &str)] = &[
     ("strict-orders", "unknown-orders", "the answer to check"),
     ("renews-late", "renewals", "a renewal every 500 ms"),
     ("lease-fixed", "renewals", "a renewal every 300 ms"),
+    ("renews-after-a-third", "first-renewal", "a renewal right after welcome"),
+    ("lease-end-ignored", "lease-end", "a member that is stopped once before the lease ends"),
+    ("stops-late", "lease-end", "a member that is stopped once before the lease ends"),
+    ("lease-unchecked", "lease-missing", "again, or no: the host has no lease"),
     ("patient", "silent-server", "that a server is left"),
     ("any-reign", "lower-reign", "that a server of a lower reign is left"),
     ("reign-forgotten", "lower-reign", "in hello"),
@@ -131,7 +135,7 @@ fn each_case_fails_by_an_agent_that_is_wrong() {
             for (defect, case, expected) in some {
                 scope.spawn(move || {
                     let dir = tempfile::tempdir().unwrap();
-                    let (exit, cases) = small(dir.path(), &["--only", case, "--patience", "4s"], defect);
+                    let (exit, cases) = small(dir.path(), &["--only", case, "--patience", "6s"], defect);
                     let said = cases[0]["expected"].as_str().unwrap_or_default();
                     // An agent that hangs up may be gone before it has been told all: that is as wrong.
                     let is_told = said.contains(expected) || said == "a session that takes an order";

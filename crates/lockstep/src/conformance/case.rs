@@ -58,6 +58,21 @@ pub(super) const ALL: &[Case] = &[
         try_out: renewals,
     },
     Case {
+        name: "first-renewal",
+        about: "the lease is renewed right after welcome, which is no renewal",
+        try_out: first_renewal,
+    },
+    Case {
+        name: "lease-end",
+        about: "a member that needs the lease is stopped before it ends",
+        try_out: lease_end,
+    },
+    Case {
+        name: "lease-missing",
+        about: "no step leads into a state that needs the lease while there is none",
+        try_out: lease_missing,
+    },
+    Case {
         name: "silent-server",
         about: "a server that has gone silent is left before the lease ends",
         try_out: silent_server,
@@ -90,6 +105,9 @@ const HOLD_OVER_RESTART_MS: u64 = 3000;
 const ROUNDING_MS: u64 = 20;
 /// Leases of the cases about them, in milliseconds: the first, and the one that follows.
 const LEASES_MS: (u64, u64) = (1500, 900);
+/// A lease of which a third is a long time, and one of which a tenth is enough to stop something.
+const LEASE_LONG_MS: u64 = 9000;
+const LEASE_ENDS_MS: u64 = 3000;
 
 fn greeting(stage: &mut Stage) -> Judged {
     stage.come_back()?;
@@ -422,6 +440,112 @@ fn renewals_in_time(stage: &mut Stage, begun: Instant, lease_ms: u64) -> Judged<
         last = at;
     }
     Ok(last)
+}
+
+fn first_renewal(stage: &mut Stage) -> Judged {
+    stage.come_back()?;
+    stage.welcome(LEASE_LONG_MS)?;
+    let end = Instant::now() + Duration::from_millis(LEASE_LONG_MS / 6);
+    let session = stage.session()?;
+    loop {
+        match session.hear(end)? {
+            Came::Report(Report::Renew { .. }) => return Ok(()),
+            Came::Report(_) => {}
+            Came::Nothing => {
+                let came = format!("none within {} ms", LEASE_LONG_MS / 6);
+                return failed("a renewal right after welcome", came);
+            }
+            Came::Closed(how) => return failed("a renewal right after welcome", how),
+        }
+    }
+}
+
+/// Gives the agent a lease, under which its first member may be online, and answers no renewal after that. Gives when
+/// the lease ends at the latest.
+fn last_lease(stage: &mut Stage, lease_ms: u64, meanwhile: fn(&mut Stage) -> Judged) -> Judged<Instant> {
+    stage.come_back()?;
+    stage.welcome_leased(lease_ms)?;
+    // The answer to the second shows that the first has been heard.
+    while stage.session()?.renewals.len() < 2 {
+        stage.wait("renewals", |report| matches!(report, Report::Renew { .. }).then_some(()))?;
+    }
+    meanwhile(stage)?;
+    let session = stage.session()?;
+    session.is_answering = false;
+    let answered = *session.renewals.last().expect("two have been answered");
+    Ok(answered + Duration::from_millis(lease_ms))
+}
+
+/// The agent leaves a server that is silent, and may dial several times before its lease has ended. Gives the greeting
+/// that stands then.
+fn after_lease(stage: &mut Stage, end: Instant, lease_ms: u64) -> Judged {
+    let within = Duration::from_millis(lease_ms);
+    expect_closed(stage.session()?, within, "that a server is left which has been silent for a lease")?;
+    stage.greeted()?;
+    while Instant::now() < end {
+        match stage.greeting().hear(end)? {
+            Came::Nothing => {}
+            Came::Report(report) => return failed("nothing between hello and welcome", shown(&report)),
+            Came::Closed(_) => stage.greeted().map(drop)?,
+        }
+    }
+    Ok(())
+}
+
+fn lease_end(stage: &mut Stage) -> Judged {
+    let before = stage.stops()?;
+    let end = last_lease(stage, LEASE_ENDS_MS, |stage| {
+        let (id, _) = step(stage)?;
+        stage.kept.insert(id);
+        Ok(())
+    })?;
+    after_lease(stage, end, LEASE_ENDS_MS)?;
+    if let Some((before, now)) = before.zip(stage.stops()?).filter(|(before, now)| *now != before + 1) {
+        let came = format!("stop carried out {} times by then", now - before);
+        return failed("a member that is stopped once before the lease ends", came);
+    }
+    stage.welcome_leased(LEASE_ENDS_MS)?;
+    // Until then what it says of itself is of no interest.
+    for id in std::mem::take(&mut stage.kept) {
+        stage.end(id, Outcome::Degraded)?;
+    }
+    let (stopped, lowest) = (stage.member("conformance")?, state("offline"));
+    stage.wait(&format!("{stopped} reported in {lowest}"), |report| match report {
+        Report::State { member, state: Some(now), .. } => {
+            (*member == stopped && *now == lowest).then_some(())
+        }
+        Report::State { state: None, .. } | Report::Hello(_) | Report::Renew { .. } => None,
+        Report::Done(_) | Report::HoldEnded { .. } | Report::Noticed { .. } | Report::Goodbye => None,
+    })?;
+    stage.hang_up();
+    Ok(())
+}
+
+fn lease_missing(stage: &mut Stage) -> Judged {
+    let end = last_lease(stage, LEASES_MS.1, |_| Ok(()))?;
+    after_lease(stage, end, LEASES_MS.1)?;
+    stage.welcome_leased(LEASES_MS.1)?;
+    stage.session()?.is_answering = false;
+    let (id, token) = (stage.transition(), Token(stage.index().0));
+    let call = stage.under(token, Phase::Commit, id)?;
+    let call = Call { decision: Some(Decision::Commit), ..call };
+    let done = stage.ask(&call)?;
+    if done.answer == Answer::Yes {
+        return failed("again, or no: the host has no lease", shown(&Report::Done(done)));
+    }
+    stage.expect_carried_out(Phase::Commit, id, 0)?;
+    // With one it is a step as any other.
+    let session = stage.session()?;
+    session.is_answering = true;
+    let known = session.renewals.len();
+    while stage.session()?.renewals.len() < known + 2 {
+        stage.wait("renewals", |report| matches!(report, Report::Renew { .. }).then_some(()))?;
+    }
+    stage.yes(&Call { attempt: 2, ..call })?;
+    stage.expect_carried_out(Phase::Commit, id, 1)?;
+    stage.end(id, Outcome::Committed)?;
+    stage.hang_up();
+    Ok(())
 }
 
 fn silent_server(stage: &mut Stage) -> Judged {

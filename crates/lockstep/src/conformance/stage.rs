@@ -149,18 +149,28 @@ impl Stage {
 
     /// How often the members' software carried a call out, as it says itself; none when nobody keeps count.
     pub(super) fn carried_out(&self, phase: Phase, id: TransitionId) -> Judged<Option<usize>> {
-        let Some(path) = &self.options.calls else { return Ok(None) };
-        let text = match fs::read_to_string(path) {
-            Ok(text) => text,
-            Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-            Err(error) => return failed("a file of calls that can be read", error.to_string()),
-        };
         let is_it = |line: &&str| {
             let mut words = line.split_ascii_whitespace();
             let (is_phase, named) = (words.next() == Some(phase.as_str()), words.next());
             is_phase && named.and_then(|id| id.parse().ok()) == Some(id)
         };
-        Ok(Some(text.lines().filter(is_it).count()))
+        Ok(self.calls()?.map(|text| text.lines().filter(is_it).count()))
+    }
+
+    /// What the members' software has noted; none when nobody keeps count.
+    fn calls(&self) -> Judged<Option<String>> {
+        let Some(path) = &self.options.calls else { return Ok(None) };
+        match fs::read_to_string(path) {
+            Ok(text) => Ok(Some(text)),
+            Err(error) if error.kind() == ErrorKind::NotFound => Ok(Some(String::new())),
+            Err(error) => failed("a file of calls that can be read", error.to_string()),
+        }
+    }
+
+    /// How often the software was stopped outside of any transition; none when nobody keeps count.
+    pub(super) fn stops(&self) -> Judged<Option<usize>> {
+        let is_stop = |line: &&str| line.split_ascii_whitespace().next() == Some(Phase::Stop.as_str());
+        Ok(self.calls()?.map(|text| text.lines().filter(is_stop).count()))
     }
 
     /// That a call was carried out so often and no more.
@@ -197,7 +207,19 @@ impl Stage {
 
     /// Welcomes who has greeted.
     pub(super) fn welcome(&mut self, lease_ms: u64) -> Judged {
-        let (reign, members) = (self.reign, self.assignments(&["conformance", "conformance-b"]));
+        let members = self.assignments(&["conformance", "conformance-b"]);
+        self.welcome_with(lease_ms, members)
+    }
+
+    /// The same, where the first member may be online only by its host's lease.
+    pub(super) fn welcome_leased(&mut self, lease_ms: u64) -> Judged {
+        let mut members = self.assignments(&["conformance", "conformance-b"]);
+        members[0].leased.insert(state("online"));
+        self.welcome_with(lease_ms, members)
+    }
+
+    fn welcome_with(&mut self, lease_ms: u64, members: Vec<Assignment>) -> Judged {
+        let reign = self.reign;
         let kept = self.kept.clone();
         let session = self.session.as_mut().expect("it has greeted");
         session.is_welcome = true;

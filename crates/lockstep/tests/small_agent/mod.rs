@@ -12,6 +12,7 @@ use tokio_tungstenite::tungstenite::{Error, Message, WebSocket, client};
 pub(crate) fn run(url: &str, defect: &str) {
     let mut agent = Agent::start(defect);
     loop {
+        agent.lapse();
         if let Ok(stream) = TcpStream::connect(url.trim_start_matches("http://")) {
             stream.set_nodelay(true).unwrap();
             let url = format!("{}/v1/agent", url.replacen("http", "ws", 1));
@@ -31,11 +32,13 @@ type Socket = WebSocket<TcpStream>;
 
 struct Agent {
     defect: String,
-    /// What survives: who it is, `reign`, `tokens`, `noticed`, `open`, `closed`, `states`.
+    /// What survives: who it is, `reign`, `tokens`, `noticed`, `open`, `closed`, `states`, `leased`.
     kept: Value,
     run: String,
     members: Vec<Value>,
     lease: Duration,
+    /// When the lease ends, by the clock of `sent`; none: no member needs one, or all have been stopped.
+    lease_until: Option<u64>,
     renew_at: Option<Instant>,
     heard_at: Instant,
 }
@@ -64,7 +67,7 @@ impl Agent {
         let text = fs::read_to_string("kept.json").unwrap_or_default();
         let mut kept: Value = serde_json::from_str(&text).unwrap_or_else(|_| {
             json!({ "agent": random(), "run": random(), "reign": 0, "tokens": {}, "noticed": 0, "open": {}, "closed": {},
-                "states": {} })
+                "states": {}, "leased": {} })
         });
         if is("tokens-lost") {
             kept["tokens"] = json!({});
@@ -82,12 +85,15 @@ impl Agent {
         }
         let run = if is("run-kept") { kept["run"].as_str().unwrap().to_owned() } else { random() };
         let lease = Duration::from_millis(3000);
+        // Nobody here remembers when the lease of an earlier run ended: it counts as over.
+        let lease_until = (!kept["leased"].as_object().unwrap().is_empty()).then_some(0);
         let mut agent = Self {
             defect: defect.to_owned(),
             kept,
             run,
             members: Vec::new(),
             lease,
+            lease_until,
             renew_at: None,
             heard_at: Instant::now(),
         };
@@ -133,6 +139,9 @@ impl Agent {
             self.say(&mut socket, json!({ "report": "renew", "sent": now_ms() }))?;
         }
         loop {
+            if self.lapse() {
+                return Err(Over);
+            }
             self.end_holds(&mut socket)?;
             let now = Instant::now();
             if self.renew_at.is_some_and(|at| at <= now) {
@@ -169,7 +178,8 @@ impl Agent {
                 self.kept["reign"] = order["reign"].clone();
                 self.keep();
                 self.lease = Duration::from_millis(order["lease_ms"].as_u64().unwrap());
-                self.renew_at = Some(Instant::now());
+                let later = if self.is("renews-after-a-third") { self.lease / 3 } else { Duration::ZERO };
+                self.renew_at = Some(Instant::now() + later);
                 self.members.clear();
                 self.assign(socket, order, true)
             }
@@ -181,6 +191,7 @@ impl Agent {
                 if let Some(ms) = order["lease_ms"].as_u64().filter(|_| !self.is("lease-fixed")) {
                     self.lease = Duration::from_millis(ms);
                 }
+                self.lease_until = Some(order["sent"].as_u64().unwrap() + self.lease_ms());
                 Ok(())
             }
             "refused" => Err(Over),
@@ -196,7 +207,49 @@ impl Agent {
             self.report(socket, member)?;
         }
         self.members = members;
+        let needs = |known: &&Value| known["leased"].as_array().is_some_and(|states| !states.is_empty());
+        let leased = order["members"].as_array().unwrap().iter().filter(needs);
+        let leased = leased.map(|known| (known["member"].as_str().unwrap().to_owned(), known.clone()));
+        self.kept["leased"] = leased.collect();
+        self.keep();
         Ok(())
+    }
+
+    fn lease_ms(&self) -> u64 {
+        u64::try_from(self.lease.as_millis()).unwrap()
+    }
+
+    /// Whether the lease stands, and is not about to end.
+    fn has_lease(&self) -> bool {
+        self.lease_until.is_some_and(|until| now_ms() + self.lease_ms() / 10 < until)
+    }
+
+    /// Stops those that need the lease, a tenth of it before it ends. Tells whether it does now.
+    fn lapse(&mut self) -> bool {
+        let late_ms = if self.is("stops-late") { self.lease_ms() / 5 } else { 0 };
+        let is_over =
+            self.lease_until.is_some_and(|until| now_ms() + self.lease_ms() / 10 >= until + late_ms);
+        let is_needed = !self.kept["leased"].as_object().unwrap().is_empty();
+        if !is_over || self.is("lease-end-ignored") {
+            return false;
+        }
+        // Whoever is told of leased states after that begins with its next lease.
+        self.lease_until = None;
+        for (member, known) in self.kept["leased"].as_object().unwrap().clone() {
+            let state = self.kept["states"].get(&member).unwrap_or(&known["lowest"]);
+            if known["leased"].as_array().unwrap().contains(state) {
+                self.carry_out("stop", &json!({ "member": member, "to": known["lowest"] }));
+                self.keep();
+            }
+        }
+        is_needed
+    }
+
+    /// Whether a call leads to where nobody may be without a lease.
+    fn needs_lease(&self, member: &Value, phase: &str, to: &Value) -> bool {
+        let leased = self.kept["leased"].get(member.as_str().unwrap());
+        let states = leased.and_then(|known| known["leased"].as_array());
+        matches!(phase, "commit" | "undo") && states.is_some_and(|states| states.contains(to))
     }
 
     fn report(&self, socket: &mut Socket, member: &Value) -> Result<(), Over> {
@@ -244,6 +297,10 @@ impl Agent {
         let is_closed = self.kept["closed"].get(id(order)).is_some();
         if is_closed && (phase != "release" || self.is("release-refused-late")) {
             return self.say(socket, self.done(order, "no"));
+        }
+        if self.needs_lease(&member, phase, &order["to"]) && !self.has_lease() && !self.is("lease-unchecked")
+        {
+            return self.say(socket, self.done(order, "again"));
         }
         let plan = if self.is("plan-unseen") { &Value::Null } else { &order["plan"] };
         let key = format!("{member} {phase} {} {plan}", order["step"]);
