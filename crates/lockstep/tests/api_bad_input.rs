@@ -1044,6 +1044,7 @@ async fn what_is_good_is_answered_as_the_design_says() {
     let text: Value = serde_json::from_slice(&body).unwrap();
     expect![[r#"
         {
+          "automatic": false,
           "blocked_by": null,
           "cause": null,
           "decided_at": null,
@@ -1076,13 +1077,13 @@ async fn what_is_good_is_answered_as_the_design_says() {
         (
             "/v1/hosts",
             expect![[
-                r#"{"items":[{"address":null,"drained":false,"labels":{"role":"db"},"liveness":"alive","name":"h1"}],"revision":5}"#
+                r#"{"items":[{"address":null,"drained":false,"labels":{"role":"db"},"liveness":"alive","name":"h1","since":"2026-01-01T00:00:00.000Z"}],"revision":5}"#
             ]],
         ),
         (
             "/v1/members",
             expect![[
-                r#"{"items":[{"actual":"offline","consumes":[],"facts":{},"goal":"offline","group":"db","host":"h1","leaving":false,"mark":null,"provides":[],"reason":null,"score":null,"settings":{"live":"blue"},"transition":null}],"revision":5}"#
+                r#"{"items":[{"actual":"offline","consumes":[],"evidence":null,"facts":{},"goal":"offline","group":"db","guarded":[],"host":"h1","leaving":false,"mark":null,"provides":[],"reason":null,"returns_to":null,"score":null,"settings":{"live":"blue"},"transition":null}],"revision":5}"#
             ]],
         ),
         ("/v1/relations", expect![[r#"{"items":[],"revision":5}"#]]),

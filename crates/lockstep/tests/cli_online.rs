@@ -179,14 +179,17 @@ fn a_day_at_the_terminal() {
             in_detail:
               - actual: standby
                 consumes: []
+                evidence: null
                 facts: {}
                 goal: standby
                 group: db
+                guarded: []
                 host: pg-a
                 leaving: false
                 mark: null
                 provides: []
                 reason: null
+                returns_to: null
                 score: null
                 settings: {}
                 transition: null
@@ -194,6 +197,7 @@ fn a_day_at_the_terminal() {
               role: db
             liveness: alive
             name: pg-a
+            since: "2026-11-25T19:32:29.896Z"
         "#]],
     );
 

@@ -404,6 +404,12 @@ mod tests {
                    7  2026-01-01T00:00:00.000Z  b labelled rack- zone=a
                    7  2026-01-01T00:00:00.000Z  c forgotten
                    7  2026-01-01T00:00:00.000Z  db@a provides sql, consumes nothing
+                   7  2026-01-01T00:00:00.000Z  db@a offline surely: the lease has ended
+                   7  2026-01-01T00:00:00.000Z  db@a offline surely: fenced from b
+                   7  2026-01-01T00:00:00.000Z  app@c offline surely: ann says so: unplugged
+                   7  2026-01-01T00:00:00.000Z  ann takes the server away: a lease of 60000 ms until it is back
+                   7  2026-01-01T00:00:00.000Z  db@a is guarded while primary
+                   7  2026-01-01T00:00:00.000Z  db@a is not guarded
                    7  2026-01-01T00:00:00.000Z  t7 requested by ann: db@a=primary: kernel\u{1b}[2J
                    7  2026-01-01T00:00:00.000Z  t7 begun: plan 01234567, 3 steps, token 7, gap: db
                    7  2026-01-01T00:00:00.000Z  t7 decided: commit
