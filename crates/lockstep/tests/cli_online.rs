@@ -197,7 +197,7 @@ fn a_day_at_the_terminal() {
               role: db
             liveness: alive
             name: pg-a
-            since: "2026-11-25T19:32:29.896Z"
+            since: "2026-11-25T19:46:26.308Z"
         "#]],
     );
 
