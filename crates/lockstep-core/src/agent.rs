@@ -488,11 +488,12 @@ impl Queue {
     }
 
     /// The place of the job that comes next. What a member is told comes in order: while one notice is tried again,
-    /// those after it wait, or the member would take an old outcome for the newest one.
-    fn next(&self) -> Option<usize> {
+    /// those after it wait, or the member would take an old outcome for the newest one. And while it holds, its release
+    /// may come at any moment, which would have to wait for a notice that hangs.
+    fn next(&self, holds: bool) -> Option<usize> {
         let is_notice = |job: &Job| matches!(job.why, Why::Notice(_));
-        let is_held_up = self.later.iter().any(|(_, job)| is_notice(job));
-        self.waiting.iter().position(|job| !(is_held_up && is_notice(job)))
+        let waits = holds || self.later.iter().any(|(_, job)| is_notice(job));
+        self.waiting.iter().position(|job| !(waits && is_notice(job)))
     }
 }
 
@@ -1190,7 +1191,8 @@ impl AgentEngine {
         loop {
             let now = self.now;
             let mut next = None;
-            for queue in self.queues.values_mut() {
+            let open = &self.state.open;
+            for (member, queue) in &mut self.queues {
                 while let Some(place) = queue.later.iter().position(|(at, _)| *at <= now) {
                     let (_, job) = queue.later.remove(place);
                     match job.why {
@@ -1200,8 +1202,9 @@ impl AgentEngine {
                         }
                     }
                 }
+                let mut holds = open.values().filter_map(|open| open.holds.get(member));
                 if queue.running.is_none()
-                    && let Some(place) = queue.next()
+                    && let Some(place) = queue.next(holds.any(|hold| !hold.is_over))
                 {
                     next = queue.waiting.remove(place);
                     break;
@@ -1780,6 +1783,34 @@ mod tests {
             }
         }
         renewals
+    }
+
+    #[test]
+    fn a_notice_waits_while_its_member_holds() {
+        let member: MemberId = "pool@p".parse().unwrap();
+        let held = |until| AgentRecord::Held {
+            transition: TransitionId(7),
+            member: member.clone(),
+            until: Time(until),
+            hold_ms: 1000,
+        };
+        let mut engine = agent(
+            folded(&[AgentRecord::Assigned { members: vec![assignment(&member)] }, held(1000)]),
+            Time(0),
+        );
+        engine.handle(Time(0), AgentInput::Connected);
+        let calls = vec![engine.own_call(&member, Phase::Notice)];
+        let (index, previous, transition) = (Index(9), Index(0), TransitionId(7));
+        let notice = Notice { index, previous, transition, outcome: None, calls };
+        engine.handle(Time(1), AgentInput::Order(Order::Notice(notice)));
+        assert_eq!(done(&mut engine, Time(1)).0, [], "a release that comes now starts at once");
+        engine.handle(Time(1000), AgentInput::Tick);
+        let (runs, _) = done(&mut engine, Time(1000));
+        assert_eq!(runs.iter().map(|(_, call)| call.phase).collect::<Vec<_>>(), [Phase::Release]);
+        let (answer, findings) = (Answer::Yes, Findings::default());
+        engine.handle(Time(1001), AgentInput::Ended { call: runs[0].0, answer, reason: None, findings });
+        let (runs, _) = done(&mut engine, Time(1001));
+        assert_eq!(runs.iter().map(|(_, call)| call.phase).collect::<Vec<_>>(), [Phase::Notice]);
     }
 
     #[test]
