@@ -151,7 +151,7 @@ pub fn groups(names: &[String]) -> Result<BTreeSet<GroupName>, Problem> {
     names.iter().map(name).collect()
 }
 
-/// What somebody is to read later, who asks why.
+/// What somebody is to read later, who asks why, or how it was known.
 fn check_reason(reason: &str) -> Result<(), Problem> {
     if reason.trim().is_empty() {
         return Err(bad("reason is empty", "say why, for those who ask later"));
@@ -248,14 +248,6 @@ impl ResolveBody {
 pub struct AwayBody {
     /// The lease that hosts are to go by, in milliseconds.
     pub lease_ms: u64,
-}
-
-/// A person's word counts as evidence, so the record says what it rests on.
-fn check_reason(reason: &str) -> Result<(), Problem> {
-    if reason.is_empty() {
-        return Err(bad("reason is empty", "say how you know"));
-    }
-    check_text("reason", reason, REASON_LEN_MAX)
 }
 
 /// The body of a request that says nothing; it may be left out.

@@ -53,7 +53,7 @@ impl Host {
         Self {
             name: name.to_string(),
             liveness: host.liveness.to_string(),
-            since: (host.since.0 > 0).then(|| rfc3339(host.since)),
+            since: (host.since.0 > 0).then(|| host.since.to_string()),
             labels: host.labels.clone(),
             address: host.address.clone(),
             drained: host.is_drained,

@@ -465,13 +465,13 @@ mod tests {
             format!("{}: {}\n", named.join(" "), chosen(group, host, transition))
         });
         expect![[r#"
-            : reign spec host-joined host-liveness host-undrained host-labelled host-forgotten member-published request begin decision decision step turn outcome request freeze freeze thaw thaw acknowledged report phase vote gossip
-            db: member-published request begin decision decision step turn outcome request freeze freeze thaw thaw phase vote
-            app: step freeze thaw report
+            : reign spec host-joined host-liveness host-undrained host-labelled host-forgotten member-published evidence evidence evidence away member-guarded member-guarded request begin decision decision step turn outcome request freeze freeze thaw thaw acknowledged report phase vote gossip
+            db: member-published evidence evidence member-guarded member-guarded request begin decision decision step turn outcome request freeze freeze thaw thaw phase vote
+            app: evidence step freeze thaw report
             nothing: freeze thaw
-            a: host-joined member-published request step request
+            a: host-joined member-published evidence evidence member-guarded member-guarded request step request
             b: host-liveness host-undrained host-labelled decision turn outcome vote
-            c: host-forgotten step report
+            c: host-forgotten evidence step report
             t7: request begin decision decision step turn outcome request phase vote
             t8: 
             db b t7: decision turn outcome vote

@@ -253,14 +253,14 @@ mod tests {
         let doubt = json!({"mark": "in-doubt", "may_be": ["offline", "online"]});
         expect![[r#"
             app@h1 is in doubt: nobody could tell how its last transition ended there; it may be offline or online, and should be online
-              its next status settles it: see that its handler answers `status`
+              its next status settles it: see that its handler answers `status`; or look, and say where it is: lockstep resolve app@h1=STATE --reason TEXT
         "#]].assert_eq(&told("alive", json!([doubt])));
         let under_way = json!({"mark": "in-doubt", "actual": "offline", "transition": "t7"});
         expect![[r#"
             host h1 is lost (1 members)
-              see whether it runs and its agent reaches the server; until then its members count as anywhere; if it is gone for good: lockstep host forget h1
+              see whether it runs and its agent reaches the server; until then its members count as anywhere; if nothing of it runs any more: lockstep fence h1 --confirm --reason TEXT; if it is gone for good: lockstep host forget h1
             host h2 is lost (1 members)
-              see whether it runs and its agent reaches the server; until then its members count as anywhere; if it is gone for good: lockstep host forget h2
+              see whether it runs and its agent reaches the server; until then its members count as anywhere; if nothing of it runs any more: lockstep fence h2 --confirm --reason TEXT; if it is gone for good: lockstep host forget h2
             app@h1 is in doubt: t7 was taking it from offline to online when its host was lost
               its next status settles it: start host h1 and its agent
         "#]].assert_eq(&told("lost", json!([under_way, {"host": "h2"}])));
