@@ -80,9 +80,12 @@ fn lockstep(address: &str, dir: &Path, args: &[&str]) -> (i32, String, String) {
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
-/// Without the revision and the plan's hash, which rest on the order in which hosts have joined.
+/// Without the revision and the plan's hash, which rest on the order in which hosts have joined, and when they did.
 fn steady(text: &str) -> String {
     let line = |line: &str| {
+        if line.starts_with("since: \"20") {
+            return "since: ...\n".to_owned();
+        }
         for (before, length) in [("revision ", None), ("plan ", Some(8))] {
             if let Some(rest) = line.strip_prefix(before) {
                 let end = length.or_else(|| rest.find(|c: char| !c.is_ascii_digit())).unwrap_or(rest.len());
@@ -197,7 +200,7 @@ fn a_day_at_the_terminal() {
               role: db
             liveness: alive
             name: pg-a
-            since: "2026-11-25T19:46:26.308Z"
+            since: ...
         "#]],
     );
 
