@@ -131,6 +131,8 @@ mod tests {
             json!({ "kind": "member-guarded", "member": "lead@h3", "states": [] }),
         );
         sample::run(&mut evidence, "lead@h3", "primary", 1500, 6000);
-        sample::expect_fine(&check(&evidence));
+        let last = evidence.runs.split_off(1);
+        evidence.runs = last;
+        assert_eq!(check(&evidence), Verdict::default());
     }
 }
