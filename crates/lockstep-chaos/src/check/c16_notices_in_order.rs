@@ -68,6 +68,10 @@ fn by_handlers(evidence: &Evidence, verdict: &mut Verdict) {
     }
     for (transition, whole) in &evidence.history.transitions {
         let Some(number) = numbers.get(&(transition.as_str(), true)) else { continue };
+        // What never began has a plan, and nobody is told of it.
+        if !numbers.contains_key(&(transition.as_str(), false)) {
+            continue;
+        }
         for taking_part in whole["plan"]["participants"].as_array().into_iter().flatten() {
             let member = format!("{}@{}", text(taking_part, "group"), text(taking_part, "host"));
             if taking_part["role"] != "observer"
@@ -101,6 +105,7 @@ mod tests {
             what: Wire::Notice { index, previous },
         };
         evidence.history.wire = vec![heard(5, 0), heard(7, 5)];
+        sample::event(&mut evidence, 5, 1, json!({ "kind": "begin", "transition": "t1", "token": 5 }));
         sample::event(
             &mut evidence,
             7,
@@ -115,6 +120,8 @@ mod tests {
         );
         let plan =
             json!({ "plan": { "participants": [{ "group": "audit", "host": "h2", "role": "observer" }] } });
+        // The second one never began.
+        evidence.history.transitions.insert("t2".to_owned(), plan.clone());
         evidence.history.transitions.insert("t1".to_owned(), plan);
         sample::expect_broken(&check(&evidence), "audit@h2 was never told how t1 ended");
         sample::call(&mut evidence, "audit@h2", "notice", "t1", 10, 11);
