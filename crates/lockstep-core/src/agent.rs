@@ -1077,15 +1077,6 @@ impl AgentEngine {
         if (self.has_lapsed && !pids.is_empty()) || (pids.is_empty() && self.watched.is_none()) {
             return;
         }
-        // Of a lease that is over it was told all that had to be. Software that runs now is from before the first lease, or
-        // is where it may be without one: named for an end that has passed it would be killed at once.
-        let known = self.watched.as_ref().map(|(_, known)| known);
-        let is_known = |(member, pids): (&MemberId, &BTreeSet<u32>)| {
-            known.and_then(|known| known.get(member)).is_some_and(|known| pids.is_subset(known))
-        };
-        if self.has_lapsed && !pids.iter().all(is_known) {
-            return;
-        }
         let watched = (self.lease.until, pids);
         if self.watched.as_ref() != Some(&watched) {
             let (until, pids) = watched.clone();
@@ -1643,9 +1634,8 @@ mod tests {
         wanted
     }
 
-    /// A host that had no need of a lease, and whose last one is long over, is told that it needs one. Its software
-    /// runs: it was stopped once, and named to the guard for an end that had passed, if its status came before the
-    /// answer to its first renewal.
+    /// A host that had no need of a lease, and whose last one is long over, is told that it needs one: its software was
+    /// stopped once, for an end that was no news.
     #[test]
     fn software_that_runs_before_its_first_lease_is_left_alone() {
         let member: MemberId = "db@p".parse().unwrap();
@@ -1690,6 +1680,18 @@ mod tests {
             let runs = wanted(&mut engine, Time(back + 30)).runs;
             engine.handle(Time(back + 40), ended(runs[0].0));
             assert_eq!(wanted(&mut engine, Time(back + 40)).guarded, [1], "{is_old}");
+            // Somebody starts it again after the lease has ended. The guard knows nothing of that before the next one.
+            engine.handle(Time(back + 2700), AgentInput::Tick);
+            let runs = wanted(&mut engine, Time(back + 2700)).runs;
+            assert_eq!(runs.iter().map(|(_, phase)| *phase).collect::<Vec<_>>(), [Phase::Stop], "{is_old}");
+            engine.handle(Time(back + 2710), ended(runs[0].0));
+            engine.handle(Time(back + 2720), AgentInput::Disconnected);
+            engine.handle(Time(back + 9000), AgentInput::Connected);
+            let needs = Assignment { leased: BTreeSet::from([online.clone()]), ..assignment(&member) };
+            engine.handle(Time(back + 9000), welcome(vec![needs]));
+            let runs = wanted(&mut engine, Time(back + 9000)).runs;
+            engine.handle(Time(back + 9010), ended(runs[0].0));
+            assert_eq!(wanted(&mut engine, Time(back + 9010)).guarded, [0], "{is_old}");
         }
     }
 
