@@ -128,11 +128,19 @@ impl<'a> Planner<'a> {
             let refuge = refuge(group, state, count, &counts).filter(|_| !self.cluster.members[&id].leaving);
             let refuge = refuge.unwrap_or_else(|| group.lifecycle.lowest().clone());
             *counts.get_mut(&refuge).expect("it is a state of the lifecycle") += 1;
-            if free.contains(&id) {
-                self.want(&id, &refuge)?;
-            } else {
+            let Some(actual) = self.cluster.members[&id].actual.as_ref().filter(|_| free.contains(&id))
+            else {
                 // It cannot be asked. It is where evidence says, and comes back to there.
                 self.goals_only.insert(id, refuge);
+                continue;
+            };
+            if rank(&id) < group.lifecycle.rank(&refuge) && group.min(&refuge, count) == 0 {
+                // It only comes back. That may take long, and those who follow whoever takes its place are told at the
+                // outcome: so another repair sees to it.
+                self.goals_only.insert(id.clone(), actual.clone());
+                self.returns.insert(id, refuge);
+            } else {
+                self.want(&id, &refuge)?;
             }
         }
         Ok(())
