@@ -22,13 +22,13 @@ BEFORE_S = 0.1  # so that a stall which begins with the move has a beginning
 class Site:
     """A primary and its standby, two PgBouncer, clients that write through both, and the witness."""
 
-    def __init__(self, lab, *settings):
-        """`settings`: of the primary, in its postgresql.conf."""
+    def __init__(self, lab, primary_settings="", pooler_settings=""):
+        """Each a text of lines for their configuration."""
         self.lab = lab
         os.chmod(lab.directory, 0o777)  # handlers that a case halts write there, as PostgreSQL's user
-        self.servers = [Postgres(lab, "pg-a", *settings).primary()]
+        self.servers = [Postgres(lab, "pg-a", primary_settings).primary()]
         self.servers.append(Postgres(lab, "pg-b").standby_of(self.servers[0]).receives_from(self.servers[0]))
-        self.poolers = [Pgbouncer(lab, name, self.servers[0].port).start() for name in ("p1", "p2")]
+        self.poolers = [Pgbouncer(lab, name, self.servers[0].port, more=pooler_settings).start() for name in ("p1", "p2")]
         self.writers = PgWriters([pooler.port for pooler in self.poolers], WRITERS, PER_SECOND)
         self.roles = RoleSampler(self.servers)
         self.moves = []  # when each began
