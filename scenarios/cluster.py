@@ -68,6 +68,9 @@ class Cluster:
     def signal_agent(self, name, which):
         self._agents[name][0].send_signal(which)
 
+    def agent_pid(self, name):
+        return self._agents[name][0].pid
+
     def guard_pid(self, name):
         """Of the agent's guard; None when there is none. It is nobody's child once the agent is dead."""
         try:

@@ -7,6 +7,7 @@ when the directory is kept.
 import bisect
 import itertools
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -138,6 +139,13 @@ class Redis:
     def kill(self):
         self.process.kill()
         self.process.wait()
+
+    def end(self):
+        """One that its handler has started, too."""
+        try:
+            self.call("SHUTDOWN", "NOSAVE")
+        except (OSError, ReplyError):
+            pass  # it is down; or how success looks
 
 
 class Haproxy:
@@ -378,6 +386,22 @@ class RoleSampler:
             time.sleep(self._every_s)
         for connection in connections.values():
             connection.close()
+
+
+class Ending:
+    """When a process ended, as the kernel says."""
+
+    def __init__(self, pid):
+        self._descriptor, self.at = os.pidfd_open(pid), None
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self):
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        poll.poll()
+        self.at = time.monotonic()
+        os.close(self._descriptor)
 
 
 def missing(acknowledged, primary):
