@@ -17,12 +17,13 @@ SETTLED_S = 5.0  # for one write at the end
 class Site:
     """Redis servers, the first of them the primary, two HAProxy, writers through both, and the witness."""
 
-    def __init__(self, lab, names=("r1", "r2", "r3")):
+    def __init__(self, lab, names=("r1", "r2", "r3"), edge_settings=""):
+        """`edge_settings`: a line for HAProxy's defaults."""
         self.lab = lab
         self.servers = [Redis(lab, name).start() for name in names]
         for replica in self.servers[1:]:
             replica.follow(self.servers[0])
-        self.edges = [Haproxy(lab, name, self.servers[0].address).start() for name in ("e1", "e2")]
+        self.edges = [Haproxy(lab, name, self.servers[0].address, edge_settings).start() for name in ("e1", "e2")]
         self.limits = [edge.limit() for edge in self.edges]
         self.writers = Writers([edge.port for edge in self.edges], WRITERS)
         self.roles = RoleSampler(self.servers)

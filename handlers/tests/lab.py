@@ -159,6 +159,7 @@ defaults
     timeout connect 2s
     timeout client 1h
     timeout server 1h
+    {more}
 frontend redis
     bind 127.0.0.1:{port}
     default_backend cache
@@ -166,10 +167,11 @@ backend cache
     server primary {target}
 """
 
-    def __init__(self, lab, name, target):
+    def __init__(self, lab, name, target, more=""):
+        """`more`: a line for its defaults."""
         self.lab, self.name, self.port = lab, name, free_port()
         self.socket = lab.path(f"{name}.sock")
-        text = self.CONFIGURATION.format(socket=self.socket, port=self.port, target=target)
+        text = self.CONFIGURATION.format(socket=self.socket, port=self.port, target=target, more=more)
         self.configuration = lab.write(f"{name}.cfg", text)
         self.process = None
 

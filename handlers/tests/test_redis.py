@@ -6,7 +6,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from calling import redis_member, shown
-from lab import Lab, Redis, Relay, RoleSampler, Writers, missing, wait_until
+from lab import Lab, Redis, ReplyError, Relay, RoleSampler, Writers, missing, wait_until
 
 DOWN = {"from_": "primary", "to": "replica"}
 UP = {"from_": "replica", "to": "primary"}
@@ -344,6 +344,22 @@ class Others(RedisCase):
         with open(self.r1.configuration, encoding="utf-8") as file:
             self.assertEqual(file.read().count("replicaof"), 1)
         self.yes(member.call("stop", self.context("r2"), to="offline"))
+
+    def test_a_shutdown_that_waits_for_a_replica_is_called_off_by_an_undo(self):
+        self.r2.process.send_signal(19)  # SIGSTOP: it is waited for
+        self.r1.call("SET", "a", "1")
+        stop = f'["redis-cli", "-p", "{self.r1.port}", "shutdown", "nosave"]'
+        member = redis_member(self.r1, REDIS_STOP=stop)
+        answer = member.call("commit", self.context("r1"), from_="primary", to="offline", deadline_ms=1000)
+        self.assertNotEqual(answer.code, 0, answer)
+        self.yes(member.call("undo", self.context("r1"), from_="offline", to="primary"))
+        with self.assertRaisesRegex(ReplyError, "No shutdown in progress"):
+            self.r1.call("SHUTDOWN", "ABORT")
+        self.r1.call("SET", "b", "1")
+
+    def test_who_is_down_prepares_nothing(self):
+        self.r1.kill()
+        self.yes(self.m1.call("prepare", self.context(), from_="offline", to="primary", hold_ms=5000))
 
     def test_stop_to_offline_without_a_command(self):
         self.yes(self.m1.call("stop", self.context(), to="offline"))
