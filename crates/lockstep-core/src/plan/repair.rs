@@ -146,12 +146,15 @@ impl<'a> Planner<'a> {
         Ok(())
     }
 
-    /// Whether what a relation needs at a place would serve if members of hosts that have left run on there.
+    /// Whether what a relation needs at a place would serve if members of hosts that have left run on there, and those that
+    /// cannot tell where they are do: before its first status nothing has failed that is only not known yet.
     fn may_be_met(&self, relation: &Relation, pair: &rule::Pair<'_>) -> bool {
         let runs_on = |id: &MemberId, state: &StateName| {
             let has_left = self.cluster.hosts[&id.host].has_left();
             let is_there = self.cluster.members[id].actual.as_ref() == Some(state);
-            self.cluster.is_surely_in(id, state) || (has_left && is_there)
+            let is_untold =
+                self.cluster.members[id].actual.is_none() && self.cluster.hosts[&id.host].is_reachable();
+            self.cluster.is_surely_in(id, state) || (has_left && is_there) || is_untold
         };
         let ends = relation.to.iter().zip(&pair.to);
         let serving = ends.filter(|(to, members)| {
