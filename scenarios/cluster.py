@@ -7,6 +7,7 @@ import http.client
 import json
 import os
 import re
+import signal
 import subprocess
 import urllib.request
 
@@ -33,6 +34,7 @@ class Cluster:
         self._agents = {}  # name -> (process, label, address, server)
         self._halt = lab.path("halt")
         self.url, self._server = None, None
+        lab.on_close(self._end_guards)
         self.start_server("127.0.0.1:0")
 
     # --- processes
@@ -62,6 +64,42 @@ class Cluster:
 
     def restart_agent(self, name):
         self.start_agent(name, *self._agents[name][1:])
+
+    def signal_agent(self, name, which):
+        self._agents[name][0].send_signal(which)
+
+    def agent_pid(self, name):
+        return self._agents[name][0].pid
+
+    def guard_pid(self, name):
+        """Of the agent's guard; None when there is none. It is nobody's child once the agent is dead."""
+        try:
+            with open(self.lab.path(f"agent-{name}", "guard.lock"), encoding="ascii") as file:
+                pid = int(file.read())
+            with open(f"/proc/{pid}/cmdline", encoding="utf-8") as argv:  # empty once it has ended
+                return pid if f"agent-{name}" in argv.read() else None
+        except (OSError, ValueError):
+            return None
+
+    def kill_guard(self, name):
+        pid = self.guard_pid(name)
+        if pid is not None:
+            os.kill(pid, signal.SIGKILL)
+
+    def wait_guarded(self, member):
+        """Until the server has written down that this member's guard stands: from then on its lease's end is evidence."""
+        group, host = member.split("@")
+
+        def is_guarded():
+            changes = [record["change"] for record in self._records("server") if record["record"] == "host" and record["host"] == host]
+            told = [change["states"] for change in changes if change["change"] == "guarded" and change["group"] == group]
+            return told and told[-1]
+
+        wait_until(is_guarded, f"{member} is guarded")
+
+    def _end_guards(self):
+        for name in self._agents:
+            self.kill_guard(name)
 
     def _start(self, name, argv, pattern):
         """Returns when a new line of the process matches: the process, and the line or its first group."""

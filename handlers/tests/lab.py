@@ -7,6 +7,7 @@ when the directory is kept.
 import bisect
 import itertools
 import os
+import select
 import shutil
 import socket
 import subprocess
@@ -139,6 +140,13 @@ class Redis:
         self.process.kill()
         self.process.wait()
 
+    def end(self):
+        """One that its handler has started, too."""
+        try:
+            self.call("SHUTDOWN", "NOSAVE")
+        except (OSError, ReplyError):
+            pass  # it is down; or how success looks
+
 
 class Haproxy:
     """One HAProxy in TCP mode: frontend `redis`, backend `cache` with the one server `primary`."""
@@ -151,6 +159,7 @@ defaults
     timeout connect 2s
     timeout client 1h
     timeout server 1h
+    {more}
 frontend redis
     bind 127.0.0.1:{port}
     default_backend cache
@@ -158,10 +167,11 @@ backend cache
     server primary {target}
 """
 
-    def __init__(self, lab, name, target):
+    def __init__(self, lab, name, target, more=""):
+        """`more`: a line for its defaults."""
         self.lab, self.name, self.port = lab, name, free_port()
         self.socket = lab.path(f"{name}.sock")
-        text = self.CONFIGURATION.format(socket=self.socket, port=self.port, target=target)
+        text = self.CONFIGURATION.format(socket=self.socket, port=self.port, target=target, more=more)
         self.configuration = lab.write(f"{name}.cfg", text)
         self.process = None
 
@@ -378,6 +388,22 @@ class RoleSampler:
             time.sleep(self._every_s)
         for connection in connections.values():
             connection.close()
+
+
+class Ending:
+    """When a process ended, as the kernel says."""
+
+    def __init__(self, pid):
+        self._descriptor, self.at = os.pidfd_open(pid), None
+        self._thread = threading.Thread(target=self._wait, daemon=True)
+        self._thread.start()
+
+    def _wait(self):
+        poll = select.poll()
+        poll.register(self._descriptor, select.POLLIN)
+        poll.poll()
+        self.at = time.monotonic()
+        os.close(self._descriptor)
 
 
 def missing(acknowledged, primary):

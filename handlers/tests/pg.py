@@ -138,13 +138,19 @@ class Postgres:
         except (OSError, ValueError):
             return None
 
-    def kill(self):
-        """All of it at once, as a power cut does."""
+    def processes(self):
+        """Of all of it, the postmaster first."""
         pid = self.pid()
         if pid is None:
-            return
+            return []
         with open(f"/proc/{pid}/task/{pid}/children", encoding="ascii") as file:
-            pids = [pid, *map(int, file.read().split())]
+            return [pid, *map(int, file.read().split())]
+
+    def kill(self):
+        """All of it at once, as a power cut does."""
+        pids = self.processes()
+        if not pids:
+            return
         for each in pids:
             try:
                 os.kill(each, signal.SIGKILL)
@@ -299,6 +305,14 @@ pidfile = {home}/pgbouncer.pid
     def target(self):
         row = self.row()
         return f"{row['host']}:{row['port']}"
+
+    def point_at(self, old, new):
+        """As a person would."""
+        with open(self.databases, encoding="utf-8") as file:
+            text = file.read()
+        with open(self.databases, "w", encoding="utf-8") as file:
+            file.write(text.replace(f"port={old.port}", f"port={new.port}"))
+        self.ask("reload")
 
     def is_paused(self):
         return self.row()["paused"] == "1"

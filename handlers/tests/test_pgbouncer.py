@@ -4,10 +4,11 @@ import sys
 import threading
 import time
 import unittest
+from types import SimpleNamespace
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from calling import Member, pgbouncer_member, shown
-from lab import Lab, wait_until
+from lab import Lab, free_port, wait_until
 from pg import MEMORY, Pgbouncer, PgWriters, Postgres, Refused, missing_rows
 
 MOVE = {"role": "holder", "subject": "db"}
@@ -224,6 +225,17 @@ class Notice(PgbouncerCase):
         self.assertEqual(self.pooler.target(), self.a.address, "older than what is in place")
         self.yes(self.notice(self.context("b", gap=True), gap=1))
         self.assertEqual(self.pooler.target(), self.b.address)
+
+    def test_clients_get_through_at_once_after_the_old_one_has_refused(self):
+        self.pooler.point_at(self.a, SimpleNamespace(port=free_port()))
+        writers = PgWriters([self.pooler.port], count=2, per_second=50).start()
+        wait_until(lambda: writers.errors or self.waiters() > 0, "nobody gets through")
+        began = time.monotonic()
+        self.yes(self.notice(self.context(), decision="commit"))
+        writers.wait_for(10, 5)
+        writers.stop()
+        self.assertLess(time.monotonic() - began, 5)
+        self.assertEqual(next(row["value"] for row in self.pooler.show("config") if row["key"] == "server_login_retry"), "15")
 
     def test_what_is_held_is_left_to_its_release(self):
         self.yes(self.hold())

@@ -6,7 +6,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
 from calling import redis_member, shown
-from lab import Lab, Redis, Relay, Writers, missing, wait_until
+from lab import Lab, Redis, ReplyError, Relay, RoleSampler, Writers, missing, wait_until
 
 DOWN = {"from_": "primary", "to": "replica"}
 UP = {"from_": "replica", "to": "primary"}
@@ -319,6 +319,47 @@ class Others(RedisCase):
             self.yes(member.call("commit", self.context(), from_="offline", to="replica"))
         self.assertEqual(self.r3.info()["master_port"], str(self.r1.port))
         self.yes(member.call("stop", self.context(), to="offline"))
+
+    def test_one_that_was_killed_as_a_primary_is_started_as_a_replica(self):
+        """As in a repair: nobody left in order, so there is no position to compare with, and the pid is what was killed."""
+        start = f'["redis-server", "{self.r1.configuration}", "--daemonize", "yes"]'
+        member = redis_member(self.r1, REDIS_START=start, REDIS_CONF=self.r1.configuration)
+        pid, = self.yes(member.call("status"))["pids"]
+        os.kill(pid, 9)
+        self.r1.process.wait()
+        self.assertEqual(self.yes(member.call("status"))["state"], "offline")
+        names = [each.name for each in self.members]
+        goals = {**dict.fromkeys(names, "replica"), "cache@r1": "offline", "cache@r2": "primary"}
+        actuals = {**dict.fromkeys(names, "replica"), "cache@r1": "offline"}
+        context = shown(self.members, goals, actuals)
+        for phase in ("check", "prepare", "commit"):
+            self.yes(self.m2.call(phase, context, hold_ms=5000, deadline_ms=5000, **UP))
+        self.assertTrue(self.r2.is_primary())
+        roles = RoleSampler([self.r1, self.r2], every_s=0.001).start()
+        for _ in range(2):
+            self.yes(member.call("commit", self.context("r2"), from_="offline", to="replica"))
+        wait_until(lambda: self.r1.info()["master_link_status"] == "up", "r1 follows r2")
+        roles.stop()
+        self.assertEqual((roles.two_primaries, roles.samples > 10), (0, True))
+        with open(self.r1.configuration, encoding="utf-8") as file:
+            self.assertEqual(file.read().count("replicaof"), 1)
+        self.yes(member.call("stop", self.context("r2"), to="offline"))
+
+    def test_a_shutdown_that_waits_for_a_replica_is_called_off_by_an_undo(self):
+        self.r2.process.send_signal(19)  # SIGSTOP: it is waited for
+        self.r1.call("SET", "a", "1")
+        stop = f'["redis-cli", "-p", "{self.r1.port}", "shutdown", "nosave"]'
+        member = redis_member(self.r1, REDIS_STOP=stop)
+        answer = member.call("commit", self.context("r1"), from_="primary", to="offline", deadline_ms=1000)
+        self.assertNotEqual(answer.code, 0, answer)
+        self.yes(member.call("undo", self.context("r1"), from_="offline", to="primary"))
+        with self.assertRaisesRegex(ReplyError, "No shutdown in progress"):
+            self.r1.call("SHUTDOWN", "ABORT")
+        self.r1.call("SET", "b", "1")
+
+    def test_who_is_down_prepares_nothing(self):
+        self.r1.kill()
+        self.yes(self.m1.call("prepare", self.context(), from_="offline", to="primary", hold_ms=5000))
 
     def test_stop_to_offline_without_a_command(self):
         self.yes(self.m1.call("stop", self.context(), to="offline"))

@@ -128,22 +128,33 @@ impl<'a> Planner<'a> {
             let refuge = refuge(group, state, count, &counts).filter(|_| !self.cluster.members[&id].leaving);
             let refuge = refuge.unwrap_or_else(|| group.lifecycle.lowest().clone());
             *counts.get_mut(&refuge).expect("it is a state of the lifecycle") += 1;
-            if free.contains(&id) {
-                self.want(&id, &refuge)?;
-            } else {
+            let Some(actual) = self.cluster.members[&id].actual.as_ref().filter(|_| free.contains(&id))
+            else {
                 // It cannot be asked. It is where evidence says, and comes back to there.
                 self.goals_only.insert(id, refuge);
+                continue;
+            };
+            if rank(&id) < group.lifecycle.rank(&refuge) && group.min(&refuge, count) == 0 {
+                // It only comes back. That may take long, and those who follow whoever takes its place are told at the
+                // outcome: so another repair sees to it.
+                self.goals_only.insert(id.clone(), actual.clone());
+                self.returns.insert(id, refuge);
+            } else {
+                self.want(&id, &refuge)?;
             }
         }
         Ok(())
     }
 
-    /// Whether what a relation needs at a place would serve if members of hosts that have left run on there.
+    /// Whether what a relation needs at a place would serve if members of hosts that have left run on there, and those that
+    /// cannot tell where they are do: before its first status nothing has failed that is only not known yet.
     fn may_be_met(&self, relation: &Relation, pair: &rule::Pair<'_>) -> bool {
         let runs_on = |id: &MemberId, state: &StateName| {
             let has_left = self.cluster.hosts[&id.host].has_left();
             let is_there = self.cluster.members[id].actual.as_ref() == Some(state);
-            self.cluster.is_surely_in(id, state) || (has_left && is_there)
+            let is_untold =
+                self.cluster.members[id].actual.is_none() && self.cluster.hosts[&id.host].is_reachable();
+            self.cluster.is_surely_in(id, state) || (has_left && is_there) || is_untold
         };
         let ends = relation.to.iter().zip(&pair.to);
         let serving = ends.filter(|(to, members)| {
