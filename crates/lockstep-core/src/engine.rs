@@ -300,6 +300,15 @@ pub(crate) struct Session {
     pub(crate) fences: bool,
 }
 
+/// A renewal that is not answered yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Renewal {
+    /// When it was sent, by its host's clock.
+    sent: Time,
+    /// The lease that its host is told, in milliseconds; none: it goes by it already.
+    lease_ms: Option<u64>,
+}
+
 /// Hosts are told of a longer lease before this server goes away.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Away {
@@ -364,9 +373,10 @@ pub struct Engine {
     /// When that was recorded last. Nothing waits for it, so no alarm clock is set: the next renewal is soon enough.
     acknowledged_at: Time,
     pub(crate) recovery: Recovery,
-    /// Renewals to be answered once the store has confirmed the reign, and those for which it has been asked.
-    renewals: Vec<(SessionId, Order)>,
-    confirming: Option<Vec<(SessionId, Order)>>,
+    /// Renewals to be answered once the store has confirmed the reign, and those for which it has been asked: the newest
+    /// of each connection. A store that does not answer must not fill the memory.
+    renewals: BTreeMap<SessionId, Renewal>,
+    confirming: Option<BTreeMap<SessionId, Renewal>>,
     away: Option<Away>,
     /// Whether the record that begins this reign is durable.
     has_begun: bool,
@@ -404,7 +414,7 @@ impl Engine {
             acknowledged_count: 0,
             acknowledged_at: now.time,
             recovery: Recovery::default(),
-            renewals: Vec::new(),
+            renewals: BTreeMap::new(),
             confirming: None,
             away: None,
             has_begun: false,
@@ -485,8 +495,8 @@ impl Engine {
                 }
             }
             Input::Confirmed => {
-                for (session, order) in self.confirming.take().into_iter().flatten() {
-                    self.outbox.emit(Output::Order { session, order });
+                for (session, Renewal { sent, lease_ms }) in self.confirming.take().into_iter().flatten() {
+                    self.outbox.emit(Output::Order { session, order: Order::Renewed { sent, lease_ms } });
                 }
             }
             Input::Report { session, report } => self.report(session, report),
@@ -845,8 +855,10 @@ impl Engine {
                 if goes_by.is_some_and(|goes_by| goes_by >= lease_ms) {
                     self.goes_away(&host);
                 }
-                let lease_ms = is_other.then_some(lease_ms);
-                self.renewals.push((session, Order::Renewed { sent, lease_ms }));
+                // What the one before it would have been told, which is not answered any more.
+                let untold = self.renewals.remove(&session).and_then(|before| before.lease_ms);
+                let lease_ms = is_other.then_some(lease_ms).or(untold);
+                self.renewals.insert(session, Renewal { sent, lease_ms });
             }
             Report::Done(done) => self.done(&host, done),
             Report::HoldEnded { transition, member } => {
@@ -1093,6 +1105,7 @@ impl Engine {
     /// Drops a session, unless a newer one has taken its place.
     fn forget_session(&mut self, session: SessionId) -> Option<HostName> {
         let host = self.hosts_by_session.remove(&session)?;
+        self.renewals.remove(&session);
         self.stir_all();
         if self.sessions.get(&host).is_some_and(|known| known.id == session) {
             self.sessions.remove(&host);
