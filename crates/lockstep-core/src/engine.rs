@@ -1425,6 +1425,11 @@ impl Engine {
             let help = format!("between {first} s and {last} s");
             return self.reply(reply, Err(Rejection::new(Code::NotAllowed, message, help)));
         }
+        if self.away.as_ref().is_some_and(|away| away.reply.is_some()) {
+            let (message, help) =
+                ("hosts are being told of a longer lease", "wait for the one who asked before");
+            return self.reply(reply, Err(Rejection::new(Code::Busy, message, help)));
+        }
         if lease_ms > self.lease_ms() {
             self.propose(Body::Away { lease_ms, principal });
         }
