@@ -760,9 +760,11 @@ impl AgentEngine {
     }
 
     fn assign(&mut self, members: Vec<Assignment>) {
-        // A member that comes back is news, also when a call of its earlier time here is still at work.
-        for member in members.iter().map(|assignment| &assignment.member) {
-            if !self.state.members.contains_key(member)
+        // A member that comes back is news, also when a call of its earlier time here is still at work. So is one that
+        // is assigned otherwise: the server may have forgotten that it is guarded.
+        for assignment in &members {
+            let member = &assignment.member;
+            if self.state.members.get(member) != Some(assignment)
                 && let Some(queue) = self.queues.get_mut(member)
             {
                 queue.reported = None;

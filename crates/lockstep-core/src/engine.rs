@@ -1256,7 +1256,13 @@ impl Engine {
         }
     }
 
-    fn record_guarded(&mut self, id: &MemberId, states: BTreeSet<StateName>) {
+    fn record_guarded(&mut self, id: &MemberId, mut states: BTreeSet<StateName>) {
+        // It may have been said, or held back, before the group stopped asking for a lease: its agent lets go of the
+        // guard then, and says so only where it still can.
+        let group = self.head.spec.groups.get(&id.group);
+        if group.is_none_or(|group| group.recover != Recover::Lease) {
+            states.clear();
+        }
         if self.head.members.get(id).is_some_and(|member| member.guarded != states) {
             self.guards.note(id, self.now.time);
             let change = HostChange::Guarded { group: id.group.clone(), states };
