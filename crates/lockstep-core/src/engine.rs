@@ -294,8 +294,6 @@ pub(crate) struct Session {
     assigned: Vec<Assignment>,
     /// Transitions whose outcome it waits for: it said so when it came, or has voted since.
     pub(crate) waits_for: BTreeSet<TransitionId>,
-    /// Since when it stands.
-    pub(crate) since: Time,
     /// Whether its host has a handler that makes sure that another host has stopped.
     pub(crate) fences: bool,
 }
@@ -771,7 +769,7 @@ impl Engine {
         }
         let index = self.propose(Body::Host { host: name.clone(), change: HostChange::Forgotten });
         self.last_heard.remove(name);
-        self.host_is_gone(name);
+        self.host_is_forgotten(name);
         self.last_run.remove(name);
         self.scores.retain(|id, _| id.host != *name);
         self.reports.forget_all(|id| id.host == *name);
@@ -936,9 +934,8 @@ impl Engine {
         let is_new_run =
             self.last_run.insert(host.clone(), hello.run.clone()).is_none_or(|last| last != hello.run);
         let (assigned, waits_for) = (members.clone(), hello.open.iter().copied().collect());
-        let (run, since, fences) = (hello.run.clone(), self.now.time, hello.fences);
-        let stands = Session { id: session, run, assigned, waits_for, since, fences };
-        self.sessions.insert(host.clone(), stands);
+        let (run, fences) = (hello.run.clone(), hello.fences);
+        self.sessions.insert(host.clone(), Session { id: session, run, assigned, waits_for, fences });
         self.hosts_by_session.insert(session, host.clone());
         let (now, lease_ms) = (self.now.time, self.lease_ms());
         let heard = self.last_heard.entry(host.clone()).or_insert(Heard::new(now, lease_ms));
@@ -948,9 +945,7 @@ impl Engine {
         self.stir_all();
         let (reign, lease_ms) = (self.head.reign, self.lease_ms());
         self.order(&host, Order::Welcome { reign, lease_ms, members });
-        if was_away {
-            self.host_returns(&host);
-        }
+        self.host_comes(&host, was_away);
         if is_new_run {
             self.new_run(&host, &hello.run);
         }
