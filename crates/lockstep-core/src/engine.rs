@@ -1227,7 +1227,10 @@ impl Engine {
         let Some(member) = self.head.members.get(id) else { return false };
         // What a transition drives is known from its steps; a report that crossed with one would be stale.
         let differs = member.actual != *state || (member.is_in_doubt() && state.is_some());
-        member.transition.is_none() && differs
+        // Nor is a member judged again that has been seen where it may stay.
+        let is_settled =
+            member.is_returning && state.as_ref().is_some_and(|state| self.head.may_stay(id, state));
+        member.transition.is_none() && (differs || is_settled)
     }
 
     fn record_report(&mut self, id: &MemberId, state: Option<StateName>) {

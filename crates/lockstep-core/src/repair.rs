@@ -37,8 +37,6 @@ pub(crate) struct Recovery {
     waits: BTreeMap<GroupName, Rejection>,
     /// Groups that were repaired lately.
     repaired: BTreeMap<GroupName, Repaired>,
-    /// Members of hosts that have come back, until their first status is judged.
-    returning: BTreeSet<MemberId>,
     /// Members that are being taken down because they came back elsewhere than they should be.
     stops: BTreeMap<MemberId, Try>,
     /// The hosts that are being fenced.
@@ -366,18 +364,11 @@ impl Engine {
 
     // ---- hosts that come back
 
-    /// A host has a new connection. After it was lost, fenced or had left, its members are judged by their first status.
+    /// A host has a new connection. After it was lost nobody fences it any more, but for somebody who waits for that.
     pub(crate) fn host_comes(&mut self, host: &HostName, was_away: bool) {
-        if let Some(fencing) = self.recovery.fences.get_mut(host) {
-            fencing.is_back = true;
-        }
-        if !was_away {
-            return;
-        }
-        let here = self.head.members.keys().filter(|id| id.host == *host).cloned();
-        self.recovery.returning.extend(here);
-        // One that is being fenced for somebody who waits is fenced all the same.
-        if self.recovery.fences.get(host).is_some_and(|fencing| fencing.reply.is_none()) {
+        let Some(fencing) = self.recovery.fences.get_mut(host) else { return };
+        fencing.is_back = true;
+        if was_away && fencing.reply.is_none() {
             self.recovery.fences.remove(host);
         }
     }
@@ -391,7 +382,6 @@ impl Engine {
     /// A host is gone: nothing is asked of its members, and they are judged anew when they are back.
     pub(crate) fn host_is_gone(&mut self, host: &HostName) {
         self.recovery.stops.retain(|id, _| id.host != *host);
-        self.recovery.returning.retain(|id| id.host != *host);
         let (count, last) = self.recovery.losses.get(host).copied().unwrap_or_default();
         let is_recent = count > 0 && self.now.time.since(last) < FLAP_MS;
         let count = if is_recent { count + 1 } else { 1 };
@@ -417,28 +407,18 @@ impl Engine {
     }
 
     /// A member of a host that has come back says where it is. It leaves at once, downwards, what its goal or a limit
-    /// forbids.
+    /// forbids. That it is to be judged is durable: a server that starts meanwhile asks the same of it.
     pub(crate) fn judge_return(&mut self, id: &MemberId, actual: Option<&StateName>) {
         let Some(actual) = actual else { return };
-        if !self.recovery.returning.remove(id) || mutant::is(Mutant::ReturnUnjudged) {
+        let is_judged = |member: &Member| member.is_returning && member.transition.is_none();
+        let is_due = self.head.members.get(id).is_some_and(|member| is_judged(member));
+        let is_asked = self.recovery.stops.contains_key(id) || mutant::is(Mutant::ReturnUnjudged);
+        if !is_due || is_asked || self.head.may_stay(id, actual) {
             return;
         }
-        let Some(group) = self.head.spec.groups.get(&id.group) else { return };
-        let Some(member) = self.head.members.get(id).filter(|member| member.transition.is_none()) else {
-            return;
-        };
-        let rank = |state| group.lifecycle.rank(state);
-        let is_above = member.goal.as_ref().is_some_and(|goal| rank(actual) > rank(goal));
-        let count = self.head.members_of(&id.group).count();
-        let is_full = group.max(actual, count).is_some_and(|max| {
-            let others = self.head.members_of(&id.group).filter(|other| *other != id);
-            others.filter(|other| self.head.is_surely_in(other, actual)).count() >= max
-        });
-        if (is_above || is_full) && actual != group.lifecycle.lowest() {
-            let deadline = self.now.time.plus(self.commit_ms(&id.group));
-            self.recovery.stops.insert(id.clone(), Try::first(deadline));
-            self.order_stop(id);
-        }
+        let deadline = self.now.time.plus(self.commit_ms(&id.group));
+        self.recovery.stops.insert(id.clone(), Try::first(deadline));
+        self.order_stop(id);
     }
 
     fn order_stop(&mut self, id: &MemberId) {
