@@ -760,9 +760,11 @@ impl AgentEngine {
     }
 
     fn assign(&mut self, members: Vec<Assignment>) {
-        // A member that comes back is news, also when a call of its earlier time here is still at work.
-        for member in members.iter().map(|assignment| &assignment.member) {
-            if !self.state.members.contains_key(member)
+        // A member that comes back is news, also when a call of its earlier time here is still at work. So is one that
+        // is assigned otherwise: the server may have forgotten that it is guarded.
+        for assignment in &members {
+            let member = &assignment.member;
+            if self.state.members.get(member) != Some(assignment)
                 && let Some(queue) = self.queues.get_mut(member)
             {
                 queue.reported = None;
@@ -1033,7 +1035,7 @@ impl AgentEngine {
         let leased: Vec<Assignment> = self.leased().cloned().collect();
         for Assignment { member, lowest, leased, .. } in leased {
             let state = self.state.states.get(&member).cloned();
-            let is_surely_elsewhere = state.as_ref().is_some_and(|state| !leased.contains(state));
+            let is_surely_elsewhere = self.is_surely_elsewhere(&member, &leased);
             let queue = self.queues.entry(member.clone()).or_default();
             let is_at_work = queue.running.as_ref().is_some_and(|(_, job)| acts(job.call.phase));
             // What waits was ordered by a server that may count on none of it any more.
@@ -1058,6 +1060,28 @@ impl AgentEngine {
             self.is_welcome = false;
             self.outbox.emit(AgentOutput::Disconnect("the lease has ended".to_owned()));
         }
+    }
+
+    /// Whether a member is in none of these states: by its last step, with none that was cut off since, and by what it
+    /// said last. A person may have moved it meanwhile, or a step that failed.
+    fn is_surely_elsewhere(&self, member: &MemberId, leased: &BTreeSet<StateName>) -> bool {
+        let is_there = |state: Option<&StateName>| state.is_some_and(|state| leased.contains(state));
+        let confirmed = self.state.states.get(member);
+        let is_said_there = match self.queues.get(member).and_then(|queue| queue.reported.as_ref()) {
+            Some(Report::State { state, .. }) => is_there(state.as_ref()),
+            Some(
+                Report::Hello(_)
+                | Report::Renew { .. }
+                | Report::Done(_)
+                | Report::HoldEnded { .. }
+                | Report::Noticed { .. }
+                | Report::Goodbye,
+            )
+            | None => false,
+        };
+        let mut steps = self.state.open.values().flat_map(|open| open.steps.values());
+        let is_cut_off = steps.any(|taken| taken.member == *member && taken.done.is_none());
+        confirmed.is_some() && !is_there(confirmed) && !is_said_there && !is_cut_off
     }
 
     fn note_pids(&mut self, member: &MemberId, findings: &Findings) {

@@ -156,6 +156,9 @@ pub struct Member {
     pub returns_to: Option<StateName>,
     /// How it is known where it is, if somebody else than its own host has said so last.
     pub evidence: Option<Arc<Evidence>>,
+    /// Its host has come back after it was lost, was fenced or had left, and it has not been seen since where it may
+    /// stay.
+    pub is_returning: bool,
 }
 
 /// The label that every host has without being given it: its name.
@@ -329,6 +332,21 @@ impl Cluster {
     /// Whether a member may be in a state, its goal left aside: for those who know what its steps have come to.
     pub(crate) fn may_be_in_now(&self, id: &MemberId, state: &StateName) -> bool {
         self.members.get(id).is_some_and(|member| member.actual.as_ref().is_none_or(|actual| actual == state))
+    }
+
+    /// Whether a member that has come back may stay where it says it is: it is not above its goal, and there is room.
+    pub(crate) fn may_stay(&self, id: &MemberId, state: &StateName) -> bool {
+        let Some(group) = self.spec.groups.get(&id.group) else { return true };
+        let rank = |state| group.lifecycle.rank(state);
+        let is_above = self.members[id].goal.as_ref().is_some_and(|goal| rank(state) > rank(goal));
+        let is_lowest = state == group.lifecycle.lowest();
+        // The members of a large group are counted only where it matters: ten thousand may come back at once.
+        if is_lowest || is_above || group.limits.get(state).is_none_or(|limit| limit.max.is_none()) {
+            return is_lowest || !is_above;
+        }
+        let others = || self.members_of(&id.group).filter(|other| *other != id);
+        let is_there = |other: &&MemberId| self.is_surely_in(other, state);
+        group.max(state, others().count() + 1).is_none_or(|max| others().filter(is_there).count() < max)
     }
 
     /// Whether a member is surely in a state, for `min`.
@@ -542,7 +560,11 @@ impl Cluster {
             Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
-                    self.member_mut(id).evidence = None;
+                    let was_returning = self.members[id].is_returning;
+                    let stays =
+                        was_returning && actual.as_ref().is_some_and(|state| self.may_stay(id, state));
+                    let member = self.member_mut(id);
+                    (member.evidence, member.is_returning) = (None, was_returning && !stays);
                     self.put_actual(id, actual.as_ref());
                 }
             }
@@ -593,7 +615,7 @@ impl Cluster {
         for (member, goal) in &plan.goals {
             let member = self.member_mut(member);
             member.goal = Some(goal.clone());
-            member.returns_to = None;
+            (member.returns_to, member.is_returning) = (None, false);
             member.transition = Some(id);
             member.mark = Mark::None;
             member.may_be.clear();
@@ -652,6 +674,24 @@ impl Cluster {
     }
 
     fn apply_host(&mut self, name: &HostName, change: &HostChange, since: Since) {
+        let was_away = self.hosts.get(name).is_some_and(|host| !host.is_reachable());
+        self.change_host(name, change, since);
+        if was_away && self.hosts.get(name).is_some_and(|host| host.is_reachable()) {
+            self.host_returns(name);
+        }
+    }
+
+    /// Those of its members that no transition drives are to be judged by what they say next.
+    fn host_returns(&mut self, name: &HostName) {
+        let here: Vec<_> = self.spec.groups.keys().map(|group| MemberId::new(group, name)).collect();
+        for id in here {
+            if self.members.get(&id).is_some_and(|member| member.transition.is_none()) {
+                self.member_mut(&id).is_returning = true;
+            }
+        }
+    }
+
+    fn change_host(&mut self, name: &HostName, change: &HostChange, since: Since) {
         match change {
             HostChange::Labelled { labels } => {
                 let host = self.hosts.get_mut(name).expect("labels are set of hosts that have joined");

@@ -294,10 +294,17 @@ pub(crate) struct Session {
     assigned: Vec<Assignment>,
     /// Transitions whose outcome it waits for: it said so when it came, or has voted since.
     pub(crate) waits_for: BTreeSet<TransitionId>,
-    /// Since when it stands.
-    pub(crate) since: Time,
     /// Whether its host has a handler that makes sure that another host has stopped.
     pub(crate) fences: bool,
+}
+
+/// A renewal that is not answered yet.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+struct Renewal {
+    /// When it was sent, by its host's clock.
+    sent: Time,
+    /// The lease that its host is told, in milliseconds; none: it goes by it already.
+    lease_ms: Option<u64>,
 }
 
 /// Hosts are told of a longer lease before this server goes away.
@@ -364,9 +371,10 @@ pub struct Engine {
     /// When that was recorded last. Nothing waits for it, so no alarm clock is set: the next renewal is soon enough.
     acknowledged_at: Time,
     pub(crate) recovery: Recovery,
-    /// Renewals to be answered once the store has confirmed the reign, and those for which it has been asked.
-    renewals: Vec<(SessionId, Order)>,
-    confirming: Option<Vec<(SessionId, Order)>>,
+    /// Renewals to be answered once the store has confirmed the reign, and those for which it has been asked: the newest
+    /// of each connection. A store that does not answer must not fill the memory.
+    renewals: BTreeMap<SessionId, Renewal>,
+    confirming: Option<BTreeMap<SessionId, Renewal>>,
     away: Option<Away>,
     /// Whether the record that begins this reign is durable.
     has_begun: bool,
@@ -404,7 +412,7 @@ impl Engine {
             acknowledged_count: 0,
             acknowledged_at: now.time,
             recovery: Recovery::default(),
-            renewals: Vec::new(),
+            renewals: BTreeMap::new(),
             confirming: None,
             away: None,
             has_begun: false,
@@ -485,8 +493,8 @@ impl Engine {
                 }
             }
             Input::Confirmed => {
-                for (session, order) in self.confirming.take().into_iter().flatten() {
-                    self.outbox.emit(Output::Order { session, order });
+                for (session, Renewal { sent, lease_ms }) in self.confirming.take().into_iter().flatten() {
+                    self.outbox.emit(Output::Order { session, order: Order::Renewed { sent, lease_ms } });
                 }
             }
             Input::Report { session, report } => self.report(session, report),
@@ -761,7 +769,7 @@ impl Engine {
         }
         let index = self.propose(Body::Host { host: name.clone(), change: HostChange::Forgotten });
         self.last_heard.remove(name);
-        self.host_is_gone(name);
+        self.host_is_forgotten(name);
         self.last_run.remove(name);
         self.scores.retain(|id, _| id.host != *name);
         self.reports.forget_all(|id| id.host == *name);
@@ -845,8 +853,10 @@ impl Engine {
                 if goes_by.is_some_and(|goes_by| goes_by >= lease_ms) {
                     self.goes_away(&host);
                 }
-                let lease_ms = is_other.then_some(lease_ms);
-                self.renewals.push((session, Order::Renewed { sent, lease_ms }));
+                // What the one before it would have been told, which is not answered any more.
+                let untold = self.renewals.remove(&session).and_then(|before| before.lease_ms);
+                let lease_ms = is_other.then_some(lease_ms).or(untold);
+                self.renewals.insert(session, Renewal { sent, lease_ms });
             }
             Report::Done(done) => self.done(&host, done),
             Report::HoldEnded { transition, member } => {
@@ -924,9 +934,8 @@ impl Engine {
         let is_new_run =
             self.last_run.insert(host.clone(), hello.run.clone()).is_none_or(|last| last != hello.run);
         let (assigned, waits_for) = (members.clone(), hello.open.iter().copied().collect());
-        let (run, since, fences) = (hello.run.clone(), self.now.time, hello.fences);
-        let stands = Session { id: session, run, assigned, waits_for, since, fences };
-        self.sessions.insert(host.clone(), stands);
+        let (run, fences) = (hello.run.clone(), hello.fences);
+        self.sessions.insert(host.clone(), Session { id: session, run, assigned, waits_for, fences });
         self.hosts_by_session.insert(session, host.clone());
         let (now, lease_ms) = (self.now.time, self.lease_ms());
         let heard = self.last_heard.entry(host.clone()).or_insert(Heard::new(now, lease_ms));
@@ -936,9 +945,7 @@ impl Engine {
         self.stir_all();
         let (reign, lease_ms) = (self.head.reign, self.lease_ms());
         self.order(&host, Order::Welcome { reign, lease_ms, members });
-        if was_away {
-            self.host_returns(&host);
-        }
+        self.host_comes(&host, was_away);
         if is_new_run {
             self.new_run(&host, &hello.run);
         }
@@ -1093,6 +1100,7 @@ impl Engine {
     /// Drops a session, unless a newer one has taken its place.
     fn forget_session(&mut self, session: SessionId) -> Option<HostName> {
         let host = self.hosts_by_session.remove(&session)?;
+        self.renewals.remove(&session);
         self.stir_all();
         if self.sessions.get(&host).is_some_and(|known| known.id == session) {
             self.sessions.remove(&host);
@@ -1219,7 +1227,10 @@ impl Engine {
         let Some(member) = self.head.members.get(id) else { return false };
         // What a transition drives is known from its steps; a report that crossed with one would be stale.
         let differs = member.actual != *state || (member.is_in_doubt() && state.is_some());
-        member.transition.is_none() && differs
+        // Nor is a member judged again that has been seen where it may stay.
+        let is_settled =
+            member.is_returning && state.as_ref().is_some_and(|state| self.head.may_stay(id, state));
+        member.transition.is_none() && (differs || is_settled)
     }
 
     fn record_report(&mut self, id: &MemberId, state: Option<StateName>) {
@@ -1243,7 +1254,13 @@ impl Engine {
         }
     }
 
-    fn record_guarded(&mut self, id: &MemberId, states: BTreeSet<StateName>) {
+    fn record_guarded(&mut self, id: &MemberId, mut states: BTreeSet<StateName>) {
+        // It may have been said, or held back, before the group stopped asking for a lease: its agent lets go of the
+        // guard then, and says so only where it still can.
+        let group = self.head.spec.groups.get(&id.group);
+        if group.is_none_or(|group| group.recover != Recover::Lease) {
+            states.clear();
+        }
         if self.head.members.get(id).is_some_and(|member| member.guarded != states) {
             self.guards.note(id, self.now.time);
             let change = HostChange::Guarded { group: id.group.clone(), states };
@@ -1411,6 +1428,11 @@ impl Engine {
             let message = format!("away for {lease_ms} ms");
             let help = format!("between {first} s and {last} s");
             return self.reply(reply, Err(Rejection::new(Code::NotAllowed, message, help)));
+        }
+        if self.away.as_ref().is_some_and(|away| away.reply.is_some()) {
+            let (message, help) =
+                ("hosts are being told of a longer lease", "wait for the one who asked before");
+            return self.reply(reply, Err(Rejection::new(Code::Busy, message, help)));
         }
         if lease_ms > self.lease_ms() {
             self.propose(Body::Away { lease_ms, principal });

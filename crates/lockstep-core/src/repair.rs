@@ -37,12 +37,13 @@ pub(crate) struct Recovery {
     waits: BTreeMap<GroupName, Rejection>,
     /// Groups that were repaired lately.
     repaired: BTreeMap<GroupName, Repaired>,
-    /// Members of hosts that have come back, until their first status is judged.
-    returning: BTreeSet<MemberId>,
     /// Members that are being taken down because they came back elsewhere than they should be.
     stops: BTreeMap<MemberId, Try>,
     /// The hosts that are being fenced.
     fences: BTreeMap<HostName, Fencing>,
+    /// The number of the last call of a fence handler, counted on from the reign. None is used twice: a handler may be at
+    /// work yet when its host has come back and is lost again, and what it has done then is evidence of nothing.
+    fence_calls: u32,
     /// How often hosts were lost lately, and from when on they count as steady again.
     losses: BTreeMap<HostName, (u32, Time)>,
 }
@@ -76,8 +77,13 @@ struct Fencing {
     on: Option<HostName>,
     /// The hosts whose handlers have failed.
     tried: BTreeSet<HostName>,
+    /// The number of the call there.
     attempt: u32,
-    begun: Time,
+    /// How often all of them have failed.
+    rounds: u32,
+    /// The host has come since the handler was called: it says itself where its members are, and may have come after
+    /// the handler's effect.
+    is_back: bool,
     /// When it is given up there, or tried again.
     due: Time,
     reply: Option<ReplyId>,
@@ -138,12 +144,17 @@ impl Engine {
 
     /// All of a host has stopped.
     fn host_is_stopped(&mut self, host: &HostName, by: Evidence) {
+        let is_loss = self.is_reachable(host);
         let change = HostChange::Liveness { liveness: Liveness::Fenced };
         self.propose(Body::Host { host: host.clone(), change });
         let here = self.head.members.keys().filter(|id| id.host == *host);
         let here = here.filter(|id| !self.is_surely_lowest(id)).cloned().collect();
         self.take_evidence(here, by);
         self.recovery.fences.remove(host);
+        if is_loss {
+            self.host_is_gone(host);
+        }
+        self.host_lost(host);
         self.stir_all();
     }
 
@@ -263,9 +274,8 @@ impl Engine {
         if self.recovery.fences.contains_key(host) {
             return;
         }
-        let now = self.now.time;
-        let fencing =
-            Fencing { member, on: None, tried: BTreeSet::new(), attempt: 0, begun: now, due: now, reply };
+        let (on, tried, due) = (None, BTreeSet::new(), self.now.time);
+        let fencing = Fencing { member, on, tried, attempt: 0, rounds: 0, is_back: false, due, reply };
         self.recovery.fences.insert(host.clone(), fencing);
         self.fence_next(host);
     }
@@ -281,16 +291,22 @@ impl Engine {
                 let help = format!(
                     "the log of the hosts that tried has the reason; make sure yourself and say so: lockstep fence {host} --confirm --reason TEXT"
                 );
-                return self.reply(reply, Err(Rejection::new(Code::NoCandidate, message, help)));
+                self.reply(reply, Err(Rejection::new(Code::NoCandidate, message, help)));
+                // A repair may have waited for it before somebody asked.
+                return self.stir_recovery();
             }
             fencing.tried.clear();
             let (first, last) = PAUSE_MS;
-            fencing.due = now.plus(first.saturating_mul(1 << fencing.attempt.min(16)).min(last));
+            fencing.due = now.plus(first.saturating_mul(1 << fencing.rounds.min(16)).min(last));
+            fencing.rounds += 1;
             self.recovery.fences.insert(host.clone(), fencing);
             return;
         };
-        fencing.attempt += 1;
-        fencing.begun = now;
+        // A reign's number is higher than those before it; of its digits the last ones do.
+        let reign = u32::try_from(self.head.reign.0 & u64::from(u32::MAX)).expect("it is masked");
+        self.recovery.fence_calls = self.recovery.fence_calls.max(reign).wrapping_add(1);
+        fencing.attempt = self.recovery.fence_calls;
+        fencing.is_back = false;
         fencing.due = now.plus(FENCE_MS);
         let context = self.context_of(&fencing.member.group);
         let order = Call {
@@ -333,16 +349,13 @@ impl Engine {
             fencing.tried.extend(fencing.on.take());
             return self.fence_next(&host.clone());
         }
-        let (begun, reply) = (fencing.begun, fencing.reply);
+        let (is_back, reply) = (fencing.is_back, fencing.reply);
         let host = host.clone();
-        // Who came after the handler was started says itself where it is, and may have come after the handler's effect.
-        let is_back = self.sessions.get(&host).is_some_and(|session| session.since >= begun);
         if is_back {
             self.recovery.fences.remove(&host);
         } else {
             self.drop_session(&host);
             self.host_is_stopped(&host, Evidence::Fence { on: on.clone() });
-            self.host_lost(&host);
         }
         if let Some(reply) = reply {
             self.reply(reply, Ok(Accepted::Host(self.head.revision)));
@@ -351,12 +364,11 @@ impl Engine {
 
     // ---- hosts that come back
 
-    /// A host has come back after it was lost, fenced or had left: its members are judged by their first status.
-    pub(crate) fn host_returns(&mut self, host: &HostName) {
-        let here = self.head.members.keys().filter(|id| id.host == *host).cloned();
-        self.recovery.returning.extend(here);
-        // One that is being fenced for somebody who waits is fenced all the same.
-        if self.recovery.fences.get(host).is_some_and(|fencing| fencing.reply.is_none()) {
+    /// A host has a new connection. After it was lost nobody fences it any more, but for somebody who waits for that.
+    pub(crate) fn host_comes(&mut self, host: &HostName, was_away: bool) {
+        let Some(fencing) = self.recovery.fences.get_mut(host) else { return };
+        fencing.is_back = true;
+        if was_away && fencing.reply.is_none() {
             self.recovery.fences.remove(host);
         }
     }
@@ -370,11 +382,20 @@ impl Engine {
     /// A host is gone: nothing is asked of its members, and they are judged anew when they are back.
     pub(crate) fn host_is_gone(&mut self, host: &HostName) {
         self.recovery.stops.retain(|id, _| id.host != *host);
-        self.recovery.returning.retain(|id| id.host != *host);
         let (count, last) = self.recovery.losses.get(host).copied().unwrap_or_default();
         let is_recent = count > 0 && self.now.time.since(last) < FLAP_MS;
         let count = if is_recent { count + 1 } else { 1 };
         self.recovery.losses.insert(host.clone(), (count, self.now.time));
+    }
+
+    /// A host is none any more. Whoever waits for it to be fenced is told so.
+    pub(crate) fn host_is_forgotten(&mut self, host: &HostName) {
+        self.host_is_gone(host);
+        self.recovery.losses.remove(host);
+        let waits = self.recovery.fences.remove(host).and_then(|fencing| fencing.reply);
+        if let (Some(reply), Err(rejection)) = (waits, self.known_host(host).map(drop)) {
+            self.reply(reply, Err(rejection));
+        }
     }
 
     /// From when on a host that was lost lately is taken for steady.
@@ -386,28 +407,18 @@ impl Engine {
     }
 
     /// A member of a host that has come back says where it is. It leaves at once, downwards, what its goal or a limit
-    /// forbids.
+    /// forbids. That it is to be judged is durable: a server that starts meanwhile asks the same of it.
     pub(crate) fn judge_return(&mut self, id: &MemberId, actual: Option<&StateName>) {
         let Some(actual) = actual else { return };
-        if !self.recovery.returning.remove(id) || mutant::is(Mutant::ReturnUnjudged) {
+        let is_judged = |member: &Member| member.is_returning && member.transition.is_none();
+        let is_due = self.head.members.get(id).is_some_and(|member| is_judged(member));
+        let is_asked = self.recovery.stops.contains_key(id) || mutant::is(Mutant::ReturnUnjudged);
+        if !is_due || is_asked || self.head.may_stay(id, actual) {
             return;
         }
-        let Some(group) = self.head.spec.groups.get(&id.group) else { return };
-        let Some(member) = self.head.members.get(id).filter(|member| member.transition.is_none()) else {
-            return;
-        };
-        let rank = |state| group.lifecycle.rank(state);
-        let is_above = member.goal.as_ref().is_some_and(|goal| rank(actual) > rank(goal));
-        let count = self.head.members_of(&id.group).count();
-        let is_full = group.max(actual, count).is_some_and(|max| {
-            let others = self.head.members_of(&id.group).filter(|other| *other != id);
-            others.filter(|other| self.head.is_surely_in(other, actual)).count() >= max
-        });
-        if (is_above || is_full) && actual != group.lifecycle.lowest() {
-            let deadline = self.now.time.plus(self.commit_ms(&id.group));
-            self.recovery.stops.insert(id.clone(), Try::first(deadline));
-            self.order_stop(id);
-        }
+        let deadline = self.now.time.plus(self.commit_ms(&id.group));
+        self.recovery.stops.insert(id.clone(), Try::first(deadline));
+        self.order_stop(id);
     }
 
     fn order_stop(&mut self, id: &MemberId) {
@@ -623,7 +634,8 @@ impl Engine {
         }
         let has_failed = transition.outcome != Some(Outcome::Committed);
         let at = self.now.time;
-        let last = self.recovery.repaired.get(&name).filter(|last| at.since(last.at) < FLAP_MS);
+        self.recovery.repaired.retain(|_, last| at.since(last.at) < FLAP_MS);
+        let last = self.recovery.repaired.get(&name);
         let repaired = Repaired { count: last.map_or(1, |last| last.count + 1), at, has_failed };
         self.recovery.repaired.insert(name, repaired);
         self.look_again(repaired.pause_until().max(at.plus(1)));

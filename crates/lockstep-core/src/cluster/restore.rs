@@ -36,7 +36,7 @@ impl Cluster {
         self.revision = index;
         for member in self.members.values_mut().map(Arc::make_mut) {
             (member.goal, member.actual, member.transition) = (None, None, None);
-            (member.guarded, member.returns_to) = (Default::default(), None);
+            (member.guarded, member.returns_to, member.is_returning) = (Default::default(), None, false);
             // A status tells the state, and not which settings the software has taken since.
             member.settings = Some(Arc::default());
         }
