@@ -115,12 +115,15 @@ pub(crate) fn check_frozen(
     }
     // A host without members to move may be drained: that is a change of the cluster, and of no group.
     let whole = cluster.freeze_of_all().filter(|_| !plan.is_empty());
-    let message = match (whole, frozen.next()) {
-        (Some(freeze), _) => freeze.describe("the whole cluster"),
-        (None, Some((group, freeze))) => freeze.describe(group.as_str()),
+    // Without a name a thaw ends every freeze, also those that have nothing to do with this.
+    let (message, thaw) = match (whole, frozen.next()) {
+        (Some(freeze), _) => (freeze.describe("the whole cluster"), "lockstep thaw".to_owned()),
+        (None, Some((group, freeze))) => (freeze.describe(group.as_str()), format!("lockstep thaw {group}")),
         (None, None) => return Ok(BTreeSet::new()),
     };
-    let help = "wait until it is over, or end it: lockstep thaw; to go ahead all the same: --override-freeze, with a --reason";
+    let help = format!(
+        "wait until it is over, or end it: {thaw}; to go ahead all the same: --override-freeze, with a --reason"
+    );
     Err(Rejection::new(Code::Frozen, message, help))
 }
 

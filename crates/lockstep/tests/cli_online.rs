@@ -321,7 +321,7 @@ fn what_is_frozen_stays_until_it_is_thawed_or_overridden() {
             exit 3
             ! rejected: frozen
             ! db is frozen by local: the audit
-            ! help: wait until it is over, or end it: lockstep thaw; to go ahead all the same: --override-freeze, with a --reason
+            ! help: wait until it is over, or end it: lockstep thaw db; to go ahead all the same: --override-freeze, with a --reason
 
             $ plan db@pg-b=primary --override-freeze
             exit 0
@@ -336,7 +336,7 @@ fn what_is_frozen_stays_until_it_is_thawed_or_overridden() {
             exit 3
             ! rejected: frozen
             ! db is frozen by local: the audit
-            ! help: wait until it is over, or end it: lockstep thaw; to go ahead all the same: --override-freeze, with a --reason
+            ! help: wait until it is over, or end it: lockstep thaw db; to go ahead all the same: --override-freeze, with a --reason
 
             $ freeze --reason nobody touches anything
             exit 0
