@@ -7,7 +7,7 @@ use lockstep_core::id::{GroupName, MemberId};
 use lockstep_core::message::Decision;
 use lockstep_core::relation::Relation;
 use lockstep_core::spec::Kind;
-use lockstep_core::world::World;
+use lockstep_core::world::{Name, World};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -16,14 +16,21 @@ pub(crate) struct MaxHolds {
     /// Relations that are bound to hold: those that came while both groups served, a decided transition was moving one
     /// of them, or a handler of one may have been at work still, are so only once that is over.
     bound: BTreeSet<Arc<Relation>>,
+    /// Hosts on which nothing stops members.
+    released: BTreeSet<Name>,
 }
 
 /// The members of the groups at both ends that serve, where a relation pairs them; none: it holds.
-fn together(world: &World, cluster: &Cluster, relation: &Relation) -> Option<(MemberId, MemberId)> {
+fn together(
+    world: &World,
+    cluster: &Cluster,
+    relation: &Relation,
+    released: &BTreeSet<Name>,
+) -> Option<(MemberId, MemberId)> {
     let serving = |group: &GroupName| {
         let lifecycle = &cluster.spec.groups[group].lifecycle;
         let is_in = |(member, state): &(&MemberId, &_)| {
-            let is_there = cluster.members.contains_key(*member);
+            let is_there = cluster.members.contains_key(*member) && !released.contains(member.host.as_str());
             is_there && member.group == *group && lifecycle.serves(state)
         };
         world.software().iter().filter(is_in).map(|(member, _)| member.clone()).collect::<Vec<_>>()
@@ -56,6 +63,10 @@ fn is_in_doubt(cluster: &Cluster, relation: &Relation) -> bool {
 impl Invariant for MaxHolds {
     const NAME: &'static str = "12 max-holds";
 
+    fn release(&mut self, name: &Name) {
+        self.released.insert(name.clone());
+    }
+
     fn look(&mut self, world: &World) -> Verdict {
         let Some(server) = world.server() else { return Ok(()) };
         let cluster = server.acknowledged();
@@ -66,6 +77,7 @@ impl Invariant for MaxHolds {
                 let software = world.software().iter();
                 let there: Vec<_> = software
                     .filter(|(member, known)| member.group == *name && *known == state)
+                    .filter(|(member, _)| !self.released.contains(member.host.as_str()))
                     .map(|(member, _)| member.to_string())
                     .collect();
                 if there.len() > max {
@@ -77,7 +89,7 @@ impl Invariant for MaxHolds {
         let relations: BTreeSet<_> = cluster.relations.iter().filter(excludes).cloned().collect();
         self.bound.retain(|relation| relations.contains(relation));
         for relation in relations {
-            match together(world, cluster, &relation) {
+            match together(world, cluster, &relation, &self.released) {
                 Some((one, other)) if self.bound.contains(&relation) => {
                     return Err(format!("{one} and {other} serve, and their groups exclude each other"));
                 }
