@@ -21,6 +21,7 @@ pub use digest::{digest, names};
 use crate::cluster::{Cluster, Place, group_serves};
 use crate::id::{GroupName, HostName, MemberId, StateName, StepId};
 use crate::message::Role;
+use crate::mutant::{self, Mutant};
 use crate::relation::Relation;
 use crate::request::{Code, Rejection, Request, TARGETS_MAX, Target};
 use crate::spec::{Ask, Group, OnFailure, Settings, list};
@@ -229,6 +230,7 @@ pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Re
         goals_only: BTreeMap::new(),
         returns: BTreeMap::new(),
         candidates: BTreeSet::new(),
+        repairs: targets.iter().any(|target| matches!(target, Target::Repair(_))),
     };
     for target in targets {
         planner.resolve(target)?;
@@ -241,7 +243,9 @@ pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Re
         planner.displace()?;
     }
     planner.check_members()?;
-    planner.check_limits()?;
+    if !(planner.repairs && mutant::is(Mutant::RepairOverLimit)) {
+        planner.check_limits()?;
+    }
     planner.check_requires()?;
     planner.finish()
 }
@@ -271,6 +275,8 @@ struct Planner<'a> {
     returns: BTreeMap<MemberId, StateName>,
     /// Those among whom scores have chosen.
     candidates: BTreeSet<MemberId>,
+    /// Something is repaired: nobody who serves gives way to it.
+    repairs: bool,
 }
 
 impl<'a> Planner<'a> {

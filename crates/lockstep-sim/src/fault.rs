@@ -122,7 +122,7 @@ impl Faults {
         if !rng.random_ratio(1, 4) {
             kinds.retain(|kind| !matches!(kind, Fault::OldImage | Fault::Copy));
         }
-        Self { kinds, pause_ms: *[300, 1500, 6000].choose(rng).expect("there are some") }
+        Self { kinds, pause_ms: *[300, 1500, 6000, 15_000].choose(rng).expect("there are some") }
     }
 
     /// No more faults.

@@ -211,6 +211,18 @@ impl Shape {
         Some((member, Published { provides: some(), consumes: some() }))
     }
 
+    /// A request for each group that it may serve.
+    pub(crate) fn all_up(&self) -> Vec<Request> {
+        let groups = self.groups.iter();
+        let requests = groups.map(|group| Request {
+            request_id: format!("up-{}", group.name),
+            principal: "operator".to_owned(),
+            targets: vec![Target::Up(group.name.parse().expect("a valid name"))],
+            ..Request::default()
+        });
+        requests.collect()
+    }
+
     /// A request that is mostly possible.
     pub(crate) fn request(&self, id: String, rng: &mut ChaCha8Rng) -> Request {
         let mut targets = Vec::new();

@@ -29,7 +29,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// other, and each may wait for the longest commit deadline twice, forward and back.
 pub const RESOLVE_MS: u64 = 240_000;
 /// In how many ways handlers misbehave.
-pub(crate) const TROUBLES: usize = 5;
+pub(crate) const TROUBLES: usize = 6;
 /// What a second agent's name ends with.
 pub(crate) const COPY: &str = "-copy";
 /// The server, where a journal's owner is named.
@@ -104,6 +104,8 @@ pub struct Sim {
     trouble: u32,
     /// The same of commits.
     commit_trouble: u32,
+    /// A host whose handlers are ready for nothing.
+    stubborn: Option<Name>,
     asks_every_ms: u64,
     next_ask: Time,
     next_fault: Time,
@@ -136,13 +138,14 @@ impl Sim {
         let names: Vec<Name> = shape.hosts.iter().map(|host| host.as_str().into()).collect();
         let spared = rng.random_ratio(1, 2).then(|| names[0].clone());
         let broken = rng.random_ratio(1, 4).then(|| names[names.len() - 1].clone());
+        let stubborn = names.choose(&mut rng).filter(|_| rng.random_ratio(1, 6)).cloned();
         let mut invariants = Invariants::default();
         if let Some(name) = &spared {
             invariants.spare(name);
         }
         let trouble = *[0, 100, 30, 8].choose(&mut rng).expect("there are some");
         let commit_trouble = *[trouble, trouble, 4].choose(&mut rng).expect("there are some");
-        let asks_every_ms = *[200, 1000, 4000].choose(&mut rng).expect("there are some");
+        let asks_every_ms = *[200, 1000, 4000, 20_000].choose(&mut rng).expect("there are some");
         let (next_ask, next_fault) = (world.now().plus(2000), world.now().plus(2000));
         Self {
             options,
@@ -160,6 +163,7 @@ impl Sim {
             invariants,
             trouble,
             commit_trouble,
+            stubborn,
             asks_every_ms,
             next_ask,
             next_fault,
@@ -196,6 +200,12 @@ impl Sim {
                 self.world.set_fence(&name);
                 self.end_agent(&name, Crash::Process, false);
             }
+        }
+        if self.rng.random_ratio(2, 3) {
+            // Goals that somebody has to see to, and that nobody changes again soon.
+            let now = self.world.now();
+            self.turn_until(now.plus(1900), false)?;
+            self.ask_up()?;
         }
         let trouble_ms = self.rng.random_range(20_000..=90_000);
         let end = self.world.now().plus(trouble_ms);
@@ -467,6 +477,13 @@ impl Sim {
     fn script(&mut self, agent: &Name, phase: Phase) -> Script {
         let takes_ms = self.rng.random_range(0..=40);
         let well = Script { takes_ms, ..Script::default() };
+        let is_stubborn = self.stubborn.as_ref() == Some(agent) && phase == Phase::Check;
+        if is_stubborn && self.trouble > 0 {
+            self.tally.struck("handler-stubborn");
+            self.tally.bit("handler-stubborn");
+            let reason = Some("never".to_owned());
+            return Script { answer: Answer::No, reason, has_effect: false, ..well };
+        }
         if phase == Phase::Stop && self.unguarded.contains(agent) {
             return well;
         }
@@ -486,7 +503,7 @@ impl Sim {
         }
         let reason = Some("it does not".to_owned());
         let has_effect = self.rng.random_ratio(1, 2);
-        let (name, script) = match self.rng.random_range(0..TROUBLES) {
+        let (name, script) = match self.rng.random_range(0..5) {
             0 => ("handler-no", Script { answer: Answer::No, reason, has_effect: false, ..well }),
             // It has its effect and does not say so.
             1 => ("handler-liar", Script { answer: Answer::No, reason, has_effect: true, ..well }),
@@ -713,6 +730,16 @@ impl Sim {
 
     // ---- what operators do
 
+    /// Every group is to serve, one after the other.
+    fn ask_up(&mut self) -> Result<(), Violation> {
+        for request in self.shape.all_up() {
+            self.asked.push(request.clone());
+            self.world.run(request);
+            self.asks += 1;
+        }
+        self.look()
+    }
+
     fn ask(&mut self) -> Result<(), Violation> {
         let is_up = self.world.active().is_some() && !self.world.is_server_paused();
         if !is_up {
@@ -756,7 +783,7 @@ impl Sim {
                     self.asks += 1;
                 }
             }
-            25 => {
+            25 if self.rng.random_ratio(1, 4) => {
                 let said = self.world.server().and_then(|server| {
                     let members = server.acknowledged().members.iter();
                     let mut unclear = members.filter(|(id, member)| {

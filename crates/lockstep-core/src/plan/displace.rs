@@ -117,6 +117,8 @@ impl Planner<'_> {
                         down.extend(&pair.from);
                     }
                 }
+                // Two groups that exclude each other and are both to serve would take each other down for ever.
+                Kind::Excludes if self.repairs => {}
                 Kind::Excludes => {
                     let may_serve =
                         |members: &[&MemberId]| members.iter().any(|id| self.may_serve_at_end(id));
