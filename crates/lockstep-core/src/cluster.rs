@@ -24,7 +24,7 @@ use crate::record::{
 };
 use crate::relation::{Published, Relations, Since, setting_in};
 use crate::request::{Request, Target};
-use crate::spec::{Group, Kind, Recover, SettingValue, Settings, Spec, SpecFile};
+use crate::spec::{Group, Kind, LEASE_MS_DEFAULT, Recover, SettingValue, Settings, Spec, SpecFile};
 use crate::time::WallTime;
 use crate::vote::Vote;
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,8 @@ pub struct Cluster {
     pub spec: Arc<Spec>,
     /// The declared cluster as it was written; none before the first `apply`.
     pub spec_file: Option<Arc<SpecFile>>,
-    /// The longest lease that hosts were told of in this reign, and in each of the three before, in milliseconds: they
-    /// may not have heard of a shorter one yet, and servers may take over from each other faster than hosts follow.
+    /// The first is the longest lease that a host may still go by, in milliseconds: they may not have heard of a shorter
+    /// one yet, and servers may take over from each other faster than hosts follow. The others are of earlier versions.
     pub leases_ms: [u64; 4],
     /// The settings in force, of every group that has some.
     pub settings: BTreeMap<GroupName, Arc<Settings>>,
@@ -460,12 +460,14 @@ impl Cluster {
             Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
             Body::Reign { .. } => {
                 self.reign = Reign(index.0);
-                self.leases_ms.rotate_right(1);
-                self.leases_ms[0] = self.spec.lease_ms;
+                let longest_ms = self.leases_ms.into_iter().fold(self.spec.lease_ms, u64::max);
+                self.leases_ms = [longest_ms, 0, 0, 0];
             }
             Body::Spec { spec, .. } => {
-                self.leases_ms[0] = self.leases_ms[0].max(self.spec.lease_ms);
                 self.spec = Arc::new(spec.check().expect("a spec is checked before it is recorded"));
+                // Before there was one, hosts were told of the lease that is in force without one.
+                let before_ms = if self.spec_file.is_none() { LEASE_MS_DEFAULT } else { 0 };
+                self.leases_ms[0] = self.leases_ms[0].max(self.spec.lease_ms).max(before_ms);
                 self.spec_file = Some(spec.clone());
                 self.settings = self.settings_under(&self.spec);
                 self.select_members(None);
@@ -534,11 +536,15 @@ impl Cluster {
                 }
             }
             Body::Away { lease_ms, .. } => self.leases_ms[0] = self.leases_ms[0].max(*lease_ms),
+<<<<<<< HEAD
             Body::Freeze { groups, until, reason, principal } => {
                 let (groups, reason, principal) = (groups.clone(), reason.clone(), principal.clone());
                 self.put_freeze(index, Freeze { groups, until: *until, reason, principal, at: record.at });
             }
             Body::Thaw { freezes, groups, principal: _ } => self.thaw(freezes, groups),
+=======
+            Body::Lease { lease_ms } => self.leases_ms = [*lease_ms, 0, 0, 0],
+>>>>>>> b84f7b5 (A longer lease counts until every host has followed, however many servers have been since (seed 400758))
             Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {

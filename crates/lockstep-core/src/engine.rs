@@ -1143,6 +1143,11 @@ impl Engine {
         due.iter().for_each(|host| self.give_up_host(host));
         let watched = self.last_heard.iter().filter(|(host, _)| self.is_reachable(host));
         self.hosts_due = watched.map(|(_, heard)| heard.lost_at(lease_ms)).min();
+        // A server that takes over counts with the longest lease that anybody may go by, however many have been before it.
+        let has_shortened = |heard: &Heard| heard.has_shortened(self.now.time, lease_ms);
+        if self.head.leases_ms[0] > lease_ms && self.has_begun && self.last_heard.values().all(has_shortened) {
+            self.propose(Body::Lease { lease_ms });
+        }
     }
 
     fn give_up_host(&mut self, host: &HostName) {
@@ -1394,6 +1399,11 @@ impl Engine {
     /// Renewals are answered only if nobody had taken over by when they came: whoever has may have given places away that
     /// hosts hold by their leases. One question serves all that have come since the last one.
     fn confirm(&mut self) {
+        if mutant::is(Mutant::RenewalUnconfirmed) {
+            for (session, order) in std::mem::take(&mut self.renewals) {
+                self.outbox.emit(Output::Order { session, order });
+            }
+        }
         if self.confirming.is_none() && !self.renewals.is_empty() {
             self.confirming = Some(std::mem::take(&mut self.renewals));
             self.outbox.emit(Output::Confirm);

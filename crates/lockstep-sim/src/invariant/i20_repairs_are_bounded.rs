@@ -101,6 +101,7 @@ impl Invariant for RepairsAreBounded {
             | Body::Decision { .. }
             | Body::Step { .. }
             | Body::Turn { .. }
+            | Body::Lease { .. }
             | Body::Acknowledged { .. } => {}
         }
         Ok(())

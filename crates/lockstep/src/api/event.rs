@@ -194,6 +194,11 @@ pub enum What {
         /// Who said so.
         principal: String,
     },
+    /// No host goes by a longer lease than this any more.
+    Lease {
+        /// That lease, in milliseconds.
+        lease_ms: u64,
+    },
     /// In which states a member is surely stopped when its host's lease ends.
     MemberGuarded {
         /// Which.
@@ -395,6 +400,7 @@ impl What {
             Body::Away { lease_ms, principal } => {
                 Self::Away { lease_ms: *lease_ms, principal: principal.clone() }
             }
+<<<<<<< HEAD
             Body::Freeze { groups, until, reason, principal } => Self::Freeze {
                 groups: strings(groups),
                 until: until.map(|until| until.to_string()),
@@ -406,6 +412,9 @@ impl What {
                 groups: strings(groups),
                 principal: principal.clone(),
             },
+=======
+            Body::Lease { lease_ms } => Self::Lease { lease_ms: *lease_ms },
+>>>>>>> b84f7b5 (A longer lease counts until every host has followed, however many servers have been since (seed 400758))
             Body::Acknowledged { hosts } => Self::Acknowledged { hosts: strings(hosts.keys()) },
             Body::Report { member, actual } => {
                 Self::Report { member: member.to_string(), actual: actual.as_ref().map(ToString::to_string) }
