@@ -15,7 +15,7 @@ use crate::freeze::Freeze;
 use crate::id::{
     AgentId, GroupName, HostName, Index, MemberId, Reign, SettingId, StateName, StepId, Token, TransitionId,
 };
-use crate::lifecycle::Amount;
+use crate::lifecycle::{Amount, Lifecycle};
 use crate::message::{Assignment, Decision, Outcome};
 use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
@@ -154,8 +154,13 @@ pub struct Member {
     /// Where it goes back to by itself once what it requires serves again: the goal that it had before it was taken down
     /// because that failed.
     pub returns_to: Option<StateName>,
+<<<<<<< HEAD
     /// How it is known where it is, if somebody else than its own host has said so last.
     pub evidence: Option<Arc<Evidence>>,
+=======
+    /// Its host has come back, and where it is has not been held against its goal yet.
+    pub is_returning: bool,
+>>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
 }
 
 /// The label that every host has without being given it: its name.
@@ -174,6 +179,14 @@ impl Member {
     /// Whether its last transition left it in a state that is not known.
     pub fn is_in_doubt(&self) -> bool {
         self.mark == Mark::InDoubt
+    }
+
+    /// In the lowest state nothing runs that a guard could have been told of; what is started next is nothing that it
+    /// knows, until its agent says so.
+    fn forget_guard(&mut self, lowest: Option<&StateName>) {
+        if self.actual.as_ref() == lowest {
+            self.guarded.clear();
+        }
     }
 }
 
@@ -558,8 +571,15 @@ impl Cluster {
     /// A member is known to be somewhere, outside of a transition.
     fn put_actual(&mut self, id: &MemberId, actual: Option<&StateName>) {
         let settings = self.settings(&id.group);
+        let lifecycle = self.spec.groups.get(&id.group).map(|group| group.lifecycle.clone());
         let member = self.member_mut(id);
         member.actual = actual.cloned();
+        member.forget_guard(lifecycle.as_ref().map(Lifecycle::lowest));
+        if let Some(actual) = actual {
+            let rank = |state| lifecycle.as_ref().and_then(|known| known.rank(state));
+            let is_above = member.goal.as_ref().is_some_and(|goal| rank(actual) > rank(goal));
+            member.is_returning &= is_above;
+        }
         if actual.is_some() {
             member.mark = Mark::None;
             member.may_be.clear();
@@ -600,6 +620,7 @@ impl Cluster {
             let member = self.member_mut(member);
             member.goal = Some(goal.clone());
             member.returns_to = None;
+            member.is_returning = false;
             member.transition = Some(id);
             member.mark = Mark::None;
             member.may_be.clear();
@@ -692,25 +713,38 @@ impl Cluster {
             }
             HostChange::Joined { agent, address, labels } => {
                 let known = self.hosts.get(name).map(|known| &**known);
+<<<<<<< HEAD
                 let mut host = Host::joined(agent.clone(), address.clone(), labels.clone(), known);
                 if known.is_none_or(|known| known.liveness != host.liveness) {
                     host.since = since.at;
                 }
                 self.drop_evidence(name);
+=======
+                let is_back = known.is_some_and(|known| !known.is_reachable());
+                let host = Host::joined(agent.clone(), address.clone(), labels.clone(), known);
+>>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
                 self.hosts.insert(name.clone(), Arc::new(host));
                 self.select_members(Some(name));
+                self.note_return(name, is_back);
             }
             HostChange::Liveness { liveness } => {
                 if *liveness == Liveness::Alive {
                     self.drop_evidence(name);
                 }
                 let host = self.hosts.get_mut(name).expect("liveness is recorded of hosts that have joined");
+<<<<<<< HEAD
                 let host = Arc::make_mut(host);
                 (host.liveness, host.since) = (*liveness, since.at);
+=======
+                let is_back = !host.is_reachable() && *liveness == Liveness::Alive;
+                Arc::make_mut(host).liveness = *liveness;
+                self.note_return(name, is_back);
+>>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
             }
         }
     }
 
+<<<<<<< HEAD
     /// A host that was away is back: from now on it says itself where its members are.
     fn drop_evidence(&mut self, host: &HostName) {
         if self.hosts.get(host).is_none_or(|known| known.is_reachable()) {
@@ -720,6 +754,18 @@ impl Cluster {
         for id in spec.groups.keys().map(|group| MemberId::new(group, host)) {
             if let Some(member) = self.members.get_mut(&id).filter(|member| member.evidence.is_some()) {
                 Arc::make_mut(member).evidence = None;
+=======
+    /// Members of a host that has come back are to be held against their goals, by whichever server hears where they are.
+    /// Not those that nothing could be held against: they should be in the highest state, and any number may be.
+    fn note_return(&mut self, host: &HostName, is_back: bool) {
+        for (name, group) in self.spec.clone().groups.iter().filter(|_| is_back) {
+            let highest = group.lifecycle.states.last();
+            let has_max = highest.and_then(|state| group.limits.get(state)).is_some_and(|limit| limit.max.is_some());
+            if let Some(member) = self.members.get_mut(&MemberId::new(name, host))
+                && (has_max || member.goal.as_ref() != highest)
+            {
+                Arc::make_mut(member).is_returning = true;
+>>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
             }
         }
     }
@@ -801,10 +847,12 @@ impl Cluster {
                     Some(now) if **now == settings => now.clone(),
                     Some(_) | None => Arc::new(settings),
                 };
+                let lowest = self.spec.groups.get(group).map(|group| group.lifecycle.lowest().clone());
                 let member = self.member_mut(member);
                 member.actual = Some(actual.clone());
                 member.evidence = None;
                 member.settings = Some(settings);
+                member.forget_guard(lowest.as_ref());
             }
             StepResult::Failed { step, direction, reason } => {
                 transition.steps.insert((*step, *direction), StepState::Failed(reason.clone()));
@@ -815,7 +863,10 @@ impl Cluster {
             StepResult::Stopped { member } => {
                 transition.stopped.insert(member.clone());
                 let lowest = self.spec.groups[&member.group].lifecycle.lowest().clone();
-                self.member_mut(member).actual = Some(lowest);
+                let member = self.member_mut(member);
+                member.actual = Some(lowest.clone());
+                member.forget_guard(Some(&lowest));
+                member.is_returning = false;
             }
             StepResult::HoldEnded { member, end } => {
                 // What is heard late of a hold whose end was presumed is still news; nothing undoes a release.

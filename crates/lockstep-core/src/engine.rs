@@ -417,6 +417,11 @@ impl Engine {
         engine.propose(Body::Reign { server: server.to_owned() });
         engine.end_freezes();
         engine.resume();
+        // The server before may have recorded that a host is lost, and have ended before it could record what follows.
+        let lost = engine.head.hosts.iter().filter(|(_, host)| host.liveness == Liveness::Lost);
+        for host in lost.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
+            engine.lease_is_evidence(&host);
+        }
         engine.stir_all();
         engine.watch_hosts();
         engine.stir_recovery();
@@ -1197,6 +1202,7 @@ impl Engine {
         reason: Option<String>,
         facts: Map<String, Value>,
     ) {
+        let is_returning = self.head.members.get(id).is_some_and(|member| member.is_returning);
         match score {
             Some(score) => self.scores.insert(id.clone(), score),
             None => self.scores.remove(id),
@@ -1217,7 +1223,9 @@ impl Engine {
             Some(_) => {}
             None => self.record_report(id, state.clone()),
         }
-        self.judge_return(id, state.as_ref());
+        if let Some(state) = state.filter(|_| is_returning) {
+            self.judge_return(id, &state);
+        }
     }
 
     fn is_news(&self, id: &MemberId, state: &Option<StateName>) -> bool {

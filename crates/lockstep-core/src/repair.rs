@@ -37,8 +37,6 @@ pub(crate) struct Recovery {
     waits: BTreeMap<GroupName, Rejection>,
     /// Groups that were repaired lately.
     repaired: BTreeMap<GroupName, Repaired>,
-    /// Members of hosts that have come back, until their first status is judged.
-    returning: BTreeSet<MemberId>,
     /// Members that are being taken down because they came back elsewhere than they should be.
     stops: BTreeMap<MemberId, Try>,
     /// The hosts that are being fenced.
@@ -354,10 +352,9 @@ impl Engine {
 
     // ---- hosts that come back
 
-    /// A host has come back after it was lost, fenced or had left: its members are judged by their first status.
+    /// A host has come back after it was lost, fenced or had left. Its members are judged by their first status, see
+    /// [`crate::cluster::Member::is_returning`].
     pub(crate) fn host_returns(&mut self, host: &HostName) {
-        let here = self.head.members.keys().filter(|id| id.host == *host).cloned();
-        self.recovery.returning.extend(here);
         // One that is being fenced for somebody who waits is fenced all the same.
         if self.recovery.fences.get(host).is_some_and(|fencing| fencing.reply.is_none()) {
             self.recovery.fences.remove(host);
@@ -373,7 +370,6 @@ impl Engine {
     /// A host is gone: nothing is asked of its members, and they are judged anew when they are back.
     pub(crate) fn host_is_gone(&mut self, host: &HostName) {
         self.recovery.stops.retain(|id, _| id.host != *host);
-        self.recovery.returning.retain(|id| id.host != *host);
         let (count, last) = self.recovery.losses.get(host).copied().unwrap_or_default();
         let is_recent = count > 0 && self.now.time.since(last) < FLAP_MS;
         let count = if is_recent { count + 1 } else { 1 };
@@ -393,12 +389,12 @@ impl Engine {
 
     /// A member of a host that has come back says where it is. It leaves at once, downwards, what its goal or a limit
     /// forbids.
-    pub(crate) fn judge_return(&mut self, id: &MemberId, actual: Option<&StateName>) {
-        let Some(actual) = actual else { return };
-        if !self.recovery.returning.remove(id) || mutant::is(Mutant::ReturnUnjudged) {
+    pub(crate) fn judge_return(&mut self, id: &MemberId, actual: &StateName) {
+        if mutant::is(Mutant::ReturnUnjudged) || self.recovery.stops.contains_key(id) {
             return;
         }
         let Some(group) = self.head.spec.groups.get(&id.group) else { return };
+        // One that a transition drives is judged when that has ended.
         let Some(member) = self.head.members.get(id).filter(|member| member.transition.is_none()) else {
             return;
         };
@@ -413,6 +409,9 @@ impl Engine {
             let deadline = self.now.time.plus(self.commit_ms(&id.group));
             self.recovery.stops.insert(id.clone(), Try::first(deadline));
             self.order_stop(id);
+        } else if member.is_returning {
+            // That it has been judged is for the server after this one to know: what happens to it from now on is no return.
+            self.propose(Body::Report { member: id.clone(), actual: Some(actual.clone()) });
         }
     }
 

@@ -1380,7 +1380,7 @@ impl World {
         let published =
             (call.phase == Phase::Status).then(|| self.published.get(&call.member).cloned()).flatten();
         let Published { provides, consumes } = published.unwrap_or_default();
-        let pids = self.pids_of(&call.member);
+        let pids = (call.phase == Phase::Status).then(|| self.pids_of(&call.member)).flatten();
         let score = (call.phase == Phase::Status).then(|| self.scores.get(&call.member).copied()).flatten();
         let findings =
             Findings { out: script.out, state, score, pids, provides, consumes, ..Findings::default() };
