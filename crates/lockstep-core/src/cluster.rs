@@ -760,7 +760,8 @@ impl Cluster {
     fn note_return(&mut self, host: &HostName, is_back: bool) {
         for (name, group) in self.spec.clone().groups.iter().filter(|_| is_back) {
             let highest = group.lifecycle.states.last();
-            let has_max = highest.and_then(|state| group.limits.get(state)).is_some_and(|limit| limit.max.is_some());
+            let has_max =
+                highest.and_then(|state| group.limits.get(state)).is_some_and(|limit| limit.max.is_some());
             if let Some(member) = self.members.get_mut(&MemberId::new(name, host))
                 && (has_max || member.goal.as_ref() != highest)
             {

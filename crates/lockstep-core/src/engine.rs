@@ -1150,7 +1150,8 @@ impl Engine {
         self.hosts_due = watched.map(|(_, heard)| heard.lost_at(lease_ms)).min();
         // A server that takes over counts with the longest lease that anybody may go by, however many have been before it.
         let has_shortened = |heard: &Heard| heard.has_shortened(self.now.time, lease_ms);
-        if self.head.leases_ms[0] > lease_ms && self.has_begun && self.last_heard.values().all(has_shortened) {
+        if self.head.leases_ms[0] > lease_ms && self.has_begun && self.last_heard.values().all(has_shortened)
+        {
             self.propose(Body::Lease { lease_ms });
         }
     }

@@ -97,8 +97,8 @@ mutants! {
     FencePresumed = "fence-presumed",
     /// A server answers renewals without asking whether it is still the active one.
     RenewalUnconfirmed = "renewal-unconfirmed",
-    /// A repair puts members where they should be whether or not there is room.
-    RepairOverLimit = "repair-over-limit",
+    /// A repair takes others down from where they should be.
+    RepairDisplaces = "repair-displaces",
     /// A repair that has failed is tried again at once.
     RepairUnpaused = "repair-unpaused",
     /// A host that comes and goes gets members as any other.

@@ -21,7 +21,6 @@ pub use digest::{digest, names};
 use crate::cluster::{Cluster, Place, group_serves};
 use crate::id::{GroupName, HostName, MemberId, StateName, StepId};
 use crate::message::Role;
-use crate::mutant::{self, Mutant};
 use crate::relation::Relation;
 use crate::request::{Code, Rejection, Request, TARGETS_MAX, Target};
 use crate::spec::{Ask, Group, OnFailure, Settings, list};
@@ -243,9 +242,7 @@ pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Re
         planner.displace()?;
     }
     planner.check_members()?;
-    if !(planner.repairs && mutant::is(Mutant::RepairOverLimit)) {
-        planner.check_limits()?;
-    }
+    planner.check_limits()?;
     planner.check_requires()?;
     planner.finish()
 }

@@ -699,9 +699,10 @@ impl World {
             labels: process.labels.clone(),
         };
         let clock = process.clock.read(now);
-        let remembered = process.guard.as_ref().map(|guard| {
-            Remembered { until: guard.until, pids: guard.members.clone() }
-        });
+        let remembered = process
+            .guard
+            .as_ref()
+            .map(|guard| Remembered { until: guard.until, pids: guard.members.clone() });
         let mut engine = AgentEngine::new(identity, rules, state, clock, remembered);
         engine.handle(clock, AgentInput::Tick);
         process.engine = Some(engine);
@@ -814,7 +815,8 @@ impl World {
         self.go_on(name);
         let next = self.processes[name].session.filter(|session| {
             let link = &self.links[session];
-            !link.to_agent.is_empty() && self.carried(*session, link).any(|next| next == Choice::ToAgent(*session))
+            !link.to_agent.is_empty()
+                && self.carried(*session, link).any(|next| next == Choice::ToAgent(*session))
         });
         match next {
             Some(session) => self.carry_to_agent(session),
@@ -1050,7 +1052,12 @@ impl World {
         });
         let handlers = self.processes.values().filter(|process| process.handlers_run());
         let handlers = handlers.flat_map(|process| process.running.values().map(Running::end));
-        servers.chain(processes).chain(handlers).chain(guards).map(|due| Time(due.0.max(self.time.0 + 1))).min()
+        servers
+            .chain(processes)
+            .chain(handlers)
+            .chain(guards)
+            .map(|due| Time(due.0.max(self.time.0 + 1)))
+            .min()
     }
 
     fn would_connect(&self, process: &Process) -> bool {

@@ -404,7 +404,9 @@ impl Sim {
                 Happened::Recorded { record, .. } => {
                     self.tally.recorded(&record.body);
                 }
-                Happened::Ended { call, .. } if call.phase == Phase::Fence => self.was_fenced(&call.member.host),
+                Happened::Ended { call, .. } if call.phase == Phase::Fence => {
+                    self.was_fenced(&call.member.host)
+                }
                 Happened::Ordered { .. }
                 | Happened::AgentRecorded { .. }
                 | Happened::Asked { .. }
@@ -439,10 +441,12 @@ impl Sim {
     fn look_for_guards(&mut self) {
         for name in self.unguarded.clone() {
             let is_known = self.world.server().is_some_and(|server| {
-                let mut here = server.acknowledged().members.iter().filter(|(id, _)| id.host.as_str() == &*name);
+                let mut here =
+                    server.acknowledged().members.iter().filter(|(id, _)| id.host.as_str() == &*name);
                 here.all(|(_, member)| member.guarded.is_empty())
             });
-            let is_slow = |part: &Slow| *part == Slow::Agent(name.clone()) || *part == Slow::AgentDisk(name.clone());
+            let is_slow =
+                |part: &Slow| *part == Slow::Agent(name.clone()) || *part == Slow::AgentDisk(name.clone());
             let cannot = self.world.agent(&name).is_none()
                 || self.world.is_paused(&name)
                 || self.excused.contains(&name)
@@ -867,14 +871,14 @@ impl Sim {
             groups.get(&id.group).is_some_and(|group| group.lifecycle.lowest() == state)
         };
         let is_known = server.acknowledged().hosts.contains_key(host);
-        is_known && self.is_still(host) && self.world.software().iter().filter(|(id, _)| id.host == *host).all(is_down)
+        is_known
+            && self.is_still(host)
+            && self.world.software().iter().filter(|(id, _)| id.host == *host).all(is_down)
     }
 
     /// Whether nothing on a host is going to change where its software is: no agent, and no handler.
     fn is_still(&self, host: &HostName) -> bool {
-        let is_on_it = |name: &&Name| {
-            name.strip_suffix(COPY).unwrap_or(name) == host.as_str()
-        };
+        let is_on_it = |name: &&Name| name.strip_suffix(COPY).unwrap_or(name) == host.as_str();
         let mut on_it = self.world.agents().filter(is_on_it);
         on_it.all(|name| self.world.agent(name).is_none() && self.world.running(name).next().is_none())
     }

@@ -78,7 +78,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Where a member should be: its goal, or what it goes back to by itself.
-    fn should_be(&self, id: &MemberId) -> Option<&'a StateName> {
+    pub(super) fn should_be(&self, id: &MemberId) -> Option<&'a StateName> {
         let member = &self.cluster.members[id];
         member.returns_to.as_ref().or(member.goal.as_ref())
     }
