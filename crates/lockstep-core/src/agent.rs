@@ -590,6 +590,11 @@ impl AgentEngine {
         &self.state
     }
 
+    /// Whether it listens to its connection: one that it has given up says nothing to it.
+    pub fn is_connected(&self) -> bool {
+        self.is_connected
+    }
+
     /// Takes one input in. Outputs are to be polled afterwards.
     pub fn handle(&mut self, now: Time, input: AgentInput) {
         self.now = now;

@@ -767,6 +767,7 @@ impl Engine {
         let index = self.propose(Body::Host { host: name.clone(), change: HostChange::Forgotten });
         self.last_heard.remove(name);
         self.host_is_gone(name);
+        self.fence_nobody(name);
         self.last_run.remove(name);
         self.scores.retain(|id, _| id.host != *name);
         self.reports.forget_all(|id| id.host == *name);

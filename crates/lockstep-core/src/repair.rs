@@ -304,6 +304,15 @@ impl Engine {
         self.order(&on, crate::message::Order::Call(order));
     }
 
+    /// A host is forgotten: what a handler says of it from now on is about nobody.
+    pub(crate) fn fence_nobody(&mut self, host: &HostName) {
+        if let Some(Fencing { reply: Some(reply), .. }) = self.recovery.fences.remove(host) {
+            let message = format!("host {host} was forgotten while it was being fenced");
+            let help = "`lockstep host list` shows those that have joined";
+            self.reply(reply, Err(Rejection::new(Code::UnknownHost, message, help)));
+        }
+    }
+
     fn fence_again(&mut self) {
         let now = self.now.time;
         let due: Vec<HostName> = self

@@ -409,8 +409,8 @@ pub(super) const ALL: &[Scope] = &[
         name: "lease-ends",
         spec: LEASE,
         software: &[("db@a", "primary"), ("db@b", "standby")],
-        requests: &["repair db"],
-        faults: Faults { agent_kills: 1, absences: 8, ..NONE },
+        requests: &["db@b=primary"],
+        faults: Faults { agent_kills: 1, absences: 7, ..NONE },
         hurries: true,
         within_ms: RESOLVE_MS,
         ..PLAIN

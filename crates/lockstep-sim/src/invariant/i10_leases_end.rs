@@ -3,6 +3,7 @@
 //! when another had taken over already.
 
 use super::{Invariant, Verdict};
+use lockstep_core::agent::AgentEngine;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::id::{MemberId, StateName};
 use lockstep_core::message::{Assignment, Order, Phase, Report};
@@ -44,6 +45,12 @@ impl Invariant for LeasesEnd {
     }
 
     fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
+        // What reaches an agent that has given the connection up tells it nothing.
+        if let Happened::Ordered { agent, .. } = what
+            && !world.agent(agent).is_some_and(AgentEngine::is_connected)
+        {
+            return Ok(());
+        }
         match what {
             Happened::Reported { agent, server, report: Report::Renew { sent, .. } } => {
                 if world.active() != Some(*server) {
