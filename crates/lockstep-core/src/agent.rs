@@ -1117,18 +1117,11 @@ impl AgentEngine {
     fn guarded_in(&self, member: &MemberId) -> BTreeSet<StateName> {
         let Some(assignment) = self.state.members.get(member) else { return BTreeSet::new() };
         let checks = self.rules.get(&assignment.handler).is_some_and(|rules| rules.checks_tokens);
-<<<<<<< HEAD
-        // The guard knows nothing of what was started after a lease's end, until there is another one.
-        let is_watched = self.guarded.contains(member) && !self.has_lapsed;
-        let is_guarded = checks || is_watched || assignment.handler.as_str() == HANDLER_NONE;
-=======
-        // A watchdog resets the host, whatever runs there; a guard stops the processes that it was told of, and those that
-        // it was told of earlier are gone.
+        // A watchdog resets the host, whatever runs there. A guard stops the processes that it was told of under the lease that
+        // stands: what was started after its end is none of them, and what it was told of a member that went down is gone.
         let is_known = self.guard_early_ms > 0 || self.pids.get(member).is_some_and(|pids| !pids.is_empty());
-        let is_guarded = checks
-            || (self.guarded.contains(member) && is_known)
-            || assignment.handler.as_str() == HANDLER_NONE;
->>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
+        let is_watched = self.guarded.contains(member) && !self.has_lapsed && is_known;
+        let is_guarded = checks || is_watched || assignment.handler.as_str() == HANDLER_NONE;
         if is_guarded { assignment.leased.clone() } else { BTreeSet::new() }
     }
 

@@ -154,13 +154,10 @@ pub struct Member {
     /// Where it goes back to by itself once what it requires serves again: the goal that it had before it was taken down
     /// because that failed.
     pub returns_to: Option<StateName>,
-<<<<<<< HEAD
     /// How it is known where it is, if somebody else than its own host has said so last.
     pub evidence: Option<Arc<Evidence>>,
-=======
     /// Its host has come back, and where it is has not been held against its goal yet.
     pub is_returning: bool,
->>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
 }
 
 /// The label that every host has without being given it: its name.
@@ -549,15 +546,12 @@ impl Cluster {
                 }
             }
             Body::Away { lease_ms, .. } => self.leases_ms[0] = self.leases_ms[0].max(*lease_ms),
-<<<<<<< HEAD
             Body::Freeze { groups, until, reason, principal } => {
                 let (groups, reason, principal) = (groups.clone(), reason.clone(), principal.clone());
                 self.put_freeze(index, Freeze { groups, until: *until, reason, principal, at: record.at });
             }
             Body::Thaw { freezes, groups, principal: _ } => self.thaw(freezes, groups),
-=======
             Body::Lease { lease_ms } => self.leases_ms = [*lease_ms, 0, 0, 0],
->>>>>>> b84f7b5 (A longer lease counts until every host has followed, however many servers have been since (seed 400758))
             Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
@@ -713,16 +707,12 @@ impl Cluster {
             }
             HostChange::Joined { agent, address, labels } => {
                 let known = self.hosts.get(name).map(|known| &**known);
-<<<<<<< HEAD
+                let is_back = known.is_some_and(|known| !known.is_reachable());
                 let mut host = Host::joined(agent.clone(), address.clone(), labels.clone(), known);
                 if known.is_none_or(|known| known.liveness != host.liveness) {
                     host.since = since.at;
                 }
                 self.drop_evidence(name);
-=======
-                let is_back = known.is_some_and(|known| !known.is_reachable());
-                let host = Host::joined(agent.clone(), address.clone(), labels.clone(), known);
->>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
                 self.hosts.insert(name.clone(), Arc::new(host));
                 self.select_members(Some(name));
                 self.note_return(name, is_back);
@@ -732,19 +722,14 @@ impl Cluster {
                     self.drop_evidence(name);
                 }
                 let host = self.hosts.get_mut(name).expect("liveness is recorded of hosts that have joined");
-<<<<<<< HEAD
                 let host = Arc::make_mut(host);
-                (host.liveness, host.since) = (*liveness, since.at);
-=======
                 let is_back = !host.is_reachable() && *liveness == Liveness::Alive;
-                Arc::make_mut(host).liveness = *liveness;
+                (host.liveness, host.since) = (*liveness, since.at);
                 self.note_return(name, is_back);
->>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
             }
         }
     }
 
-<<<<<<< HEAD
     /// A host that was away is back: from now on it says itself where its members are.
     fn drop_evidence(&mut self, host: &HostName) {
         if self.hosts.get(host).is_none_or(|known| known.is_reachable()) {
@@ -754,7 +739,10 @@ impl Cluster {
         for id in spec.groups.keys().map(|group| MemberId::new(group, host)) {
             if let Some(member) = self.members.get_mut(&id).filter(|member| member.evidence.is_some()) {
                 Arc::make_mut(member).evidence = None;
-=======
+            }
+        }
+    }
+
     /// Members of a host that has come back are to be held against their goals, by whichever server hears where they are.
     /// Not those that nothing could be held against: they should be in the highest state, and any number may be.
     fn note_return(&mut self, host: &HostName, is_back: bool) {
@@ -766,7 +754,6 @@ impl Cluster {
                 && (has_max || member.goal.as_ref() != highest)
             {
                 Arc::make_mut(member).is_returning = true;
->>>>>>> 2bfbbdb (What is known of guards, and of hosts that come back, is as durable as what rests on it; wip)
             }
         }
     }

@@ -126,7 +126,6 @@ pub enum Body {
         /// Who said so.
         principal: String,
     },
-<<<<<<< HEAD
     /// No planned transition is to move these groups.
     Freeze {
         /// Which; none: the whole cluster.
@@ -150,12 +149,11 @@ pub enum Body {
         /// Who has thawed them; none: their time was over.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         principal: Option<String>,
-=======
+    },
     /// No host goes by a longer lease than this any more.
     Lease {
         /// That lease, in milliseconds.
         lease_ms: u64,
->>>>>>> b84f7b5 (A longer lease counts until every host has followed, however many servers have been since (seed 400758))
     },
     /// What hosts know by now: it need not be kept for them any longer.
     Acknowledged {

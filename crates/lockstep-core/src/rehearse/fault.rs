@@ -231,12 +231,9 @@ fn kinds(records: &[Record]) -> Vec<&'static str> {
             Body::Report { .. } => "report",
             Body::Evidence { .. } => "evidence",
             Body::Away { .. } => "away",
-<<<<<<< HEAD
             Body::Freeze { .. } => "freeze",
             Body::Thaw { .. } => "thaw",
-=======
             Body::Lease { .. } => "lease",
->>>>>>> b84f7b5 (A longer lease counts until every host has followed, however many servers have been since (seed 400758))
             Body::Acknowledged { .. } => "acknowledged",
         };
         if !kinds.contains(&kind) {

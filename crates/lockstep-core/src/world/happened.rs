@@ -274,7 +274,6 @@ fn describe(index: Index, record: &Record) -> String {
             format!("evidence {} ({by})", members.join(", "))
         }
         Body::Away { lease_ms, .. } => format!("away, lease {lease_ms} ms"),
-<<<<<<< HEAD
         Body::Freeze { groups, until, reason, principal } => {
             let until = until.map(|until| format!(" until {until}")).unwrap_or_default();
             format!("freeze [{}] by {principal}{until}: {reason}", names(groups))
@@ -284,9 +283,7 @@ fn describe(index: Index, record: &Record) -> String {
             let principal = principal.as_deref().unwrap_or("time");
             format!("thaw [{}] of {} by {principal}", names(groups), freezes.join(" "))
         }
-=======
         Body::Lease { lease_ms } => format!("lease {lease_ms} ms"),
->>>>>>> b84f7b5 (A longer lease counts until every host has followed, however many servers have been since (seed 400758))
         Body::Acknowledged { hosts } => {
             let hosts = hosts.iter().map(|(host, Acknowledged { noticed, outcomes })| {
                 let outcomes = outcomes.iter().map(ToString::to_string);

@@ -102,6 +102,8 @@ impl Invariant for RepairsAreBounded {
             | Body::Step { .. }
             | Body::Turn { .. }
             | Body::Lease { .. }
+            | Body::Freeze { .. }
+            | Body::Thaw { .. }
             | Body::Acknowledged { .. } => {}
         }
         Ok(())

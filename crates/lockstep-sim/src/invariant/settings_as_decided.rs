@@ -87,12 +87,9 @@ impl Invariant for SettingsAsDecided {
             | Body::Acknowledged { .. }
             | Body::Evidence { .. }
             | Body::Away { .. }
-<<<<<<< HEAD
             | Body::Freeze { .. }
             | Body::Thaw { .. }
-=======
             | Body::Lease { .. }
->>>>>>> b84f7b5 (A longer lease counts until every host has followed, however many servers have been since (seed 400758))
             | Body::Report { .. } => {}
         }
         Ok(())

@@ -400,7 +400,6 @@ impl What {
             Body::Away { lease_ms, principal } => {
                 Self::Away { lease_ms: *lease_ms, principal: principal.clone() }
             }
-<<<<<<< HEAD
             Body::Freeze { groups, until, reason, principal } => Self::Freeze {
                 groups: strings(groups),
                 until: until.map(|until| until.to_string()),
@@ -412,9 +411,7 @@ impl What {
                 groups: strings(groups),
                 principal: principal.clone(),
             },
-=======
             Body::Lease { lease_ms } => Self::Lease { lease_ms: *lease_ms },
->>>>>>> b84f7b5 (A longer lease counts until every host has followed, however many servers have been since (seed 400758))
             Body::Acknowledged { hosts } => Self::Acknowledged { hosts: strings(hosts.keys()) },
             Body::Report { member, actual } => {
                 Self::Report { member: member.to_string(), actual: actual.as_ref().map(ToString::to_string) }
