@@ -590,6 +590,11 @@ impl AgentEngine {
         &self.state
     }
 
+    /// Whether it listens to its connection: one that it has given up says nothing to it.
+    pub fn is_connected(&self) -> bool {
+        self.is_connected
+    }
+
     /// Takes one input in. Outputs are to be polled afterwards.
     pub fn handle(&mut self, now: Time, input: AgentInput) {
         self.now = now;
@@ -1127,8 +1132,10 @@ impl AgentEngine {
     fn guarded_in(&self, member: &MemberId) -> BTreeSet<StateName> {
         let Some(assignment) = self.state.members.get(member) else { return BTreeSet::new() };
         let checks = self.rules.get(&assignment.handler).is_some_and(|rules| rules.checks_tokens);
-        // The guard knows nothing of what was started after a lease's end, until there is another one.
-        let is_watched = self.guarded.contains(member) && !self.has_lapsed;
+        // A watchdog resets the host, whatever runs there. A guard stops the processes that it was told of under the lease that
+        // stands: what was started after its end is none of them, and what it was told of a member that went down is gone.
+        let is_known = self.guard_early_ms > 0 || self.pids.get(member).is_some_and(|pids| !pids.is_empty());
+        let is_watched = self.guarded.contains(member) && !self.has_lapsed && is_known;
         let is_guarded = checks || is_watched || assignment.handler.as_str() == HANDLER_NONE;
         if is_guarded { assignment.leased.clone() } else { BTreeSet::new() }
     }
@@ -1487,6 +1494,10 @@ impl AgentEngine {
     fn note_state(&mut self, done: &Done, call: &Call) {
         if let (Answer::Yes, Some(to)) = (done.answer, &call.to) {
             self.record(AgentRecord::State { member: call.member.clone(), state: to.clone() });
+            let assignment = self.state.assignment(&call.member);
+            if assignment.is_some_and(|assignment| assignment.lowest == *to) {
+                self.pids.remove(&call.member);
+            }
         }
     }
 

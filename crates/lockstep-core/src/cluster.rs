@@ -15,7 +15,7 @@ use crate::freeze::Freeze;
 use crate::id::{
     AgentId, GroupName, HostName, Index, MemberId, Reign, SettingId, StateName, StepId, Token, TransitionId,
 };
-use crate::lifecycle::Amount;
+use crate::lifecycle::{Amount, Lifecycle};
 use crate::message::{Assignment, Decision, Outcome};
 use crate::mutant::{self, Mutant};
 use crate::plan::Plan;
@@ -24,7 +24,7 @@ use crate::record::{
 };
 use crate::relation::{Published, Relations, Since, setting_in};
 use crate::request::{Request, Target};
-use crate::spec::{Group, Kind, Recover, SettingValue, Settings, Spec, SpecFile};
+use crate::spec::{Group, Kind, LEASE_MS_DEFAULT, Recover, SettingValue, Settings, Spec, SpecFile};
 use crate::time::WallTime;
 use crate::vote::Vote;
 use serde::{Deserialize, Serialize};
@@ -44,8 +44,8 @@ pub struct Cluster {
     pub spec: Arc<Spec>,
     /// The declared cluster as it was written; none before the first `apply`.
     pub spec_file: Option<Arc<SpecFile>>,
-    /// The longest lease that hosts were told of in this reign, and in each of the three before, in milliseconds: they
-    /// may not have heard of a shorter one yet, and servers may take over from each other faster than hosts follow.
+    /// The first is the longest lease that a host may still go by, in milliseconds: they may not have heard of a shorter
+    /// one yet, and servers may take over from each other faster than hosts follow. The others are of earlier versions.
     pub leases_ms: [u64; 4],
     /// The settings in force, of every group that has some.
     pub settings: BTreeMap<GroupName, Arc<Settings>>,
@@ -177,6 +177,14 @@ impl Member {
     /// Whether its last transition left it in a state that is not known.
     pub fn is_in_doubt(&self) -> bool {
         self.mark == Mark::InDoubt
+    }
+
+    /// In the lowest state nothing runs that a guard could have been told of; what is started next is nothing that it
+    /// knows, until its agent says so.
+    fn forget_guard(&mut self, lowest: Option<&StateName>) {
+        if self.actual.as_ref() == lowest {
+            self.guarded.clear();
+        }
     }
 }
 
@@ -478,12 +486,14 @@ impl Cluster {
             Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
             Body::Reign { .. } => {
                 self.reign = Reign(index.0);
-                self.leases_ms.rotate_right(1);
-                self.leases_ms[0] = self.spec.lease_ms;
+                let longest_ms = self.leases_ms.into_iter().fold(self.spec.lease_ms, u64::max);
+                self.leases_ms = [longest_ms, 0, 0, 0];
             }
             Body::Spec { spec, .. } => {
-                self.leases_ms[0] = self.leases_ms[0].max(self.spec.lease_ms);
                 self.spec = Arc::new(spec.check().expect("a spec is checked before it is recorded"));
+                // Before there was one, hosts were told of the lease that is in force without one.
+                let before_ms = if self.spec_file.is_none() { LEASE_MS_DEFAULT } else { 0 };
+                self.leases_ms[0] = self.leases_ms[0].max(self.spec.lease_ms).max(before_ms);
                 self.spec_file = Some(spec.clone());
                 self.settings = self.settings_under(&self.spec);
                 self.select_members(None);
@@ -557,6 +567,7 @@ impl Cluster {
                 self.put_freeze(index, Freeze { groups, until: *until, reason, principal, at: record.at });
             }
             Body::Thaw { freezes, groups, principal: _ } => self.thaw(freezes, groups),
+            Body::Lease { lease_ms } => self.leases_ms = [*lease_ms, 0, 0, 0],
             Body::Acknowledged { hosts } => self.acknowledge(hosts, record.at),
             Body::Report { member: id, actual } => {
                 if self.members.contains_key(id) {
@@ -574,8 +585,10 @@ impl Cluster {
     /// A member is known to be somewhere, outside of a transition.
     fn put_actual(&mut self, id: &MemberId, actual: Option<&StateName>) {
         let settings = self.settings(&id.group);
+        let lifecycle = self.spec.groups.get(&id.group).map(|group| group.lifecycle.clone());
         let member = self.member_mut(id);
         member.actual = actual.cloned();
+        member.forget_guard(lifecycle.as_ref().map(Lifecycle::lowest));
         if actual.is_some() {
             member.mark = Mark::None;
             member.may_be.clear();
@@ -835,10 +848,12 @@ impl Cluster {
                     Some(now) if **now == settings => now.clone(),
                     Some(_) | None => Arc::new(settings),
                 };
+                let lowest = self.spec.groups.get(group).map(|group| group.lifecycle.lowest().clone());
                 let member = self.member_mut(member);
                 member.actual = Some(actual.clone());
                 member.evidence = None;
                 member.settings = Some(settings);
+                member.forget_guard(lowest.as_ref());
             }
             StepResult::Failed { step, direction, reason } => {
                 transition.steps.insert((*step, *direction), StepState::Failed(reason.clone()));
@@ -849,7 +864,10 @@ impl Cluster {
             StepResult::Stopped { member } => {
                 transition.stopped.insert(member.clone());
                 let lowest = self.spec.groups[&member.group].lifecycle.lowest().clone();
-                self.member_mut(member).actual = Some(lowest);
+                let member = self.member_mut(member);
+                member.actual = Some(lowest.clone());
+                member.forget_guard(Some(&lowest));
+                member.is_returning = false;
             }
             StepResult::HoldEnded { member, end } => {
                 // What is heard late of a hold whose end was presumed is still news; nothing undoes a release.

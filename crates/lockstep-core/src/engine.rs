@@ -425,6 +425,11 @@ impl Engine {
         engine.propose(Body::Reign { server: server.to_owned() });
         engine.end_freezes();
         engine.resume();
+        // The server before may have recorded that a host is lost, and have ended before it could record what follows.
+        let lost = engine.head.hosts.iter().filter(|(_, host)| host.liveness == Liveness::Lost);
+        for host in lost.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
+            engine.lease_is_evidence(&host);
+        }
         engine.stir_all();
         engine.watch_hosts();
         engine.stir_recovery();
@@ -1151,6 +1156,12 @@ impl Engine {
         due.iter().for_each(|host| self.give_up_host(host));
         let watched = self.last_heard.iter().filter(|(host, _)| self.is_reachable(host));
         self.hosts_due = watched.map(|(_, heard)| heard.lost_at(lease_ms)).min();
+        // A server that takes over counts with the longest lease that anybody may go by, however many have been before it.
+        let has_shortened = |heard: &Heard| heard.has_shortened(self.now.time, lease_ms);
+        if self.head.leases_ms[0] > lease_ms && self.has_begun && self.last_heard.values().all(has_shortened)
+        {
+            self.propose(Body::Lease { lease_ms });
+        }
     }
 
     fn give_up_host(&mut self, host: &HostName) {
@@ -1411,6 +1422,11 @@ impl Engine {
     /// Renewals are answered only if nobody had taken over by when they came: whoever has may have given places away that
     /// hosts hold by their leases. One question serves all that have come since the last one.
     fn confirm(&mut self) {
+        if mutant::is(Mutant::RenewalUnconfirmed) {
+            for (session, Renewal { sent, lease_ms }) in std::mem::take(&mut self.renewals) {
+                self.outbox.emit(Output::Order { session, order: Order::Renewed { sent, lease_ms } });
+            }
+        }
         if self.confirming.is_none() && !self.renewals.is_empty() {
             self.confirming = Some(std::mem::take(&mut self.renewals));
             self.outbox.emit(Output::Confirm);

@@ -52,6 +52,11 @@ impl Heard {
         self.not_before = self.not_before.plus(ms);
     }
 
+    /// Whether the host goes by no longer lease than this one, or by none any more.
+    pub(crate) fn has_shortened(self, now: Time, lease_ms: u64) -> bool {
+        (self.lease_ms <= lease_ms && self.not_before <= now) || self.lost_at(lease_ms) <= now
+    }
+
     /// When the host is lost, if nothing more is heard: its own lease counts, if that is longer than the one in force.
     pub(crate) fn lost_at(self, lease_ms: u64) -> Time {
         let lease_ms = self.lease_ms.max(lease_ms);
@@ -111,8 +116,10 @@ mod tests {
         assert_eq!(heard.lost_at(3000), Time(63_000));
         heard.goes_by(Time(12_000), 60_000);
         assert_eq!(heard.lost_at(3000), Time(63_000));
+        assert!(!heard.has_shortened(Time(12_000), 3000) && heard.has_shortened(Time(63_000), 3000));
         heard.goes_by(Time(12_000), 3000);
         heard.again(Time(12_000));
+        assert!(heard.has_shortened(Time(12_000), 3000));
         assert_eq!(heard.lost_at(3000), Time(15_150));
         assert!(heard.tell(Time(13_000), 60_000), "a longer one counts at once");
         assert_eq!(heard.lost_at(3000), Time(76_000));

@@ -93,6 +93,18 @@ mutants! {
     ReturnUnjudged = "return-unjudged",
     /// A lost host's places are given away at once.
     LossIsEvidence = "loss-is-evidence",
+    /// A fence handler that has failed counts as evidence.
+    FencePresumed = "fence-presumed",
+    /// A server answers renewals without asking whether it is still the active one.
+    RenewalUnconfirmed = "renewal-unconfirmed",
+    /// A repair takes others down from where they should be.
+    RepairDisplaces = "repair-displaces",
+    /// A repair that has failed is tried again at once.
+    RepairUnpaused = "repair-unpaused",
+    /// A host that comes and goes gets members as any other.
+    FlappingUndamped = "flapping-undamped",
+    /// Nothing is repaired, and nobody says why.
+    Unrepaired = "unrepaired",
     /// A member whose step had no known end is taken to have the settings that were decided.
     DoubtTakesSettings = "doubt-takes-settings",
     /// Planned transitions move what is frozen.

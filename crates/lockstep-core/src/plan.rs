@@ -229,6 +229,7 @@ pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Re
         goals_only: BTreeMap::new(),
         returns: BTreeMap::new(),
         candidates: BTreeSet::new(),
+        repairs: targets.iter().any(|target| matches!(target, Target::Repair(_))),
     };
     for target in targets {
         planner.resolve(target)?;
@@ -271,6 +272,8 @@ struct Planner<'a> {
     returns: BTreeMap<MemberId, StateName>,
     /// Those among whom scores have chosen.
     candidates: BTreeSet<MemberId>,
+    /// Something is repaired: nobody who serves gives way to it.
+    repairs: bool,
 }
 
 impl<'a> Planner<'a> {

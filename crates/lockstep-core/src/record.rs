@@ -150,6 +150,11 @@ pub enum Body {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         principal: Option<String>,
     },
+    /// No host goes by a longer lease than this any more.
+    Lease {
+        /// That lease, in milliseconds.
+        lease_ms: u64,
+    },
     /// What hosts know by now: it need not be kept for them any longer.
     Acknowledged {
         /// Of each, what is new since it was last recorded.

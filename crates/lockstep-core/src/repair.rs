@@ -61,6 +61,9 @@ struct Repaired {
 impl Repaired {
     /// Nothing is tried again before then: software that ends again as soon as it is started would be started for ever.
     fn pause_until(self) -> Time {
+        if mutant::is(Mutant::RepairUnpaused) {
+            return self.at;
+        }
         let (first, last) = PAUSE_MS;
         let again = self.count - u32::from(!self.has_failed);
         let pause_ms = if again == 0 { 0 } else { first.saturating_mul(1 << (again - 1).min(16)).min(last) };
@@ -342,7 +345,7 @@ impl Engine {
         if fencing.on.as_ref() != Some(on) || fencing.attempt != done.attempt {
             return;
         }
-        if done.answer != Answer::Yes {
+        if done.answer != Answer::Yes && !mutant::is(Mutant::FencePresumed) {
             let reason = done.reason.as_deref().unwrap_or("no reason given");
             self.event(Event::Warning(format!("host {host} could not be fenced from {on}: {reason}")));
             let fencing = self.recovery.fences.get_mut(host).expect("it was just seen");
@@ -401,6 +404,9 @@ impl Engine {
     /// From when on a host that was lost lately is taken for steady.
     fn steady_at(&self, host: &HostName) -> Time {
         let Some((count, last)) = self.recovery.losses.get(host) else { return Time(0) };
+        if mutant::is(Mutant::FlappingUndamped) {
+            return Time(0);
+        }
         let lease_ms = self.lease_ms();
         let stands_ms = lease_ms.saturating_mul((1 << (count - 1).min(16)) - 1).min(PAUSE_MS.1);
         last.plus(stands_ms)
@@ -482,6 +488,9 @@ impl Engine {
     fn repair(&mut self) {
         let mut waits = BTreeMap::new();
         for name in self.repairable() {
+            if mutant::is(Mutant::Unrepaired) {
+                break;
+            }
             // What is on its way may be all that is missing.
             if self.required_by(&name).chain([&name]).any(|group| self.is_on_its_way(group)) {
                 continue;

@@ -147,6 +147,10 @@ struct Process {
     session: Option<SessionId>,
     cut: BTreeSet<Way>,
     is_paused: bool,
+    /// It is stopped alone: its handlers go on.
+    is_stopped_alone: bool,
+    /// What has come for it while it was stopped.
+    unheard: Vec<AgentInput>,
     connect_at: Time,
     /// What its guard was last told; it outlives the agent. None: there is nothing to stop, or the host has no guard.
     guard: Option<Watch>,
@@ -157,11 +161,18 @@ struct Process {
     running: BTreeMap<CallId, Running>,
 }
 
+impl Process {
+    fn handlers_run(&self) -> bool {
+        !self.is_paused || self.is_stopped_alone
+    }
+}
+
 /// Whom a guard stops, and when by its host's clock.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Watch {
     until: Time,
-    members: BTreeSet<MemberId>,
+    /// Each with its processes, as far as they are known; their handlers are ended with them.
+    members: BTreeMap<MemberId, BTreeSet<u32>>,
 }
 
 /// A connection; it delivers in order. Each end is closed by itself, and learns that the other one is after all
@@ -617,6 +628,8 @@ impl World {
             session: None,
             cut: BTreeSet::new(),
             is_paused: false,
+            is_stopped_alone: false,
+            unheard: Vec::new(),
             connect_at: self.time,
             guard: None,
             has_guard: true,
@@ -636,6 +649,8 @@ impl World {
             session: None,
             cut: BTreeSet::new(),
             is_paused: false,
+            is_stopped_alone: false,
+            unheard: Vec::new(),
             guard: None,
             running: BTreeMap::new(),
             // So that its runs have other names.
@@ -684,10 +699,10 @@ impl World {
             labels: process.labels.clone(),
         };
         let clock = process.clock.read(now);
-        let remembered = process.guard.as_ref().map(|guard| {
-            let pids = guard.members.iter().map(|member| (member.clone(), BTreeSet::from([1])));
-            Remembered { until: guard.until, pids: pids.collect() }
-        });
+        let remembered = process
+            .guard
+            .as_ref()
+            .map(|guard| Remembered { until: guard.until, pids: guard.members.clone() });
         let mut engine = AgentEngine::new(identity, rules, state, clock, remembered);
         engine.handle(clock, AgentInput::Tick);
         process.engine = Some(engine);
@@ -712,7 +727,8 @@ impl World {
         let process = self.process(name);
         let in_flight = process.in_flight.take().filter(|_| keeps_in_flight);
         process.engine = None;
-        process.is_paused = false;
+        (process.is_paused, process.is_stopped_alone) = (false, false);
+        process.unheard.clear();
         self.record_agent(name, in_flight.into_iter().flatten());
     }
 
@@ -743,17 +759,32 @@ impl World {
         process.clock = Clock::booted(now);
         // What runs by a lease is started by its agent and by nobody else.
         let guard = process.guard.take();
-        for member in guard.into_iter().flat_map(|guard| guard.members) {
+        for member in guard.into_iter().flat_map(|guard| guard.members.into_keys()) {
             self.stop_software(&member);
         }
     }
 
-    /// Ends a host's guard for good. Its agent finds out.
+    /// Ends a host's guard, and every one that its agent starts from now on. Its agent finds out.
     pub fn end_guard(&mut self, name: &str) {
         let process = self.process(name);
         process.has_guard = false;
         process.guard = None;
         self.tell_agent(name, AgentInput::Guarded { members: BTreeSet::new(), early_ms: 0 });
+    }
+
+    /// A guard that its host's agent starts stands again; that is at the next renewal.
+    pub fn let_guard(&mut self, name: &str) {
+        self.process(name).has_guard = true;
+    }
+
+    /// Whether a host's guard has somebody to stop.
+    pub fn is_guarded(&self, name: &str) -> bool {
+        self.processes.get(name).is_some_and(|process| process.guard.is_some())
+    }
+
+    /// What a host's clock reads.
+    pub fn clock(&self, name: &str) -> Time {
+        self.processes[name].clock.read(self.time)
     }
 
     /// Makes a host's clock run at another rate, in millionths more or less.
@@ -767,10 +798,38 @@ impl World {
         self.process(name).is_paused = true;
     }
 
-    /// Lets a host go on.
+    /// Stops an agent's process for a while; its handlers and its guard go on.
+    pub fn pause_agent(&mut self, name: &str) {
+        let process = self.process(name);
+        (process.is_paused, process.is_stopped_alone) = (true, true);
+    }
+
+    /// Lets a host, or an agent, go on.
     pub fn resume(&mut self, name: &str) {
-        self.process(name).is_paused = false;
+        self.go_on(name);
         self.tell_agent(name, AgentInput::Tick);
+    }
+
+    /// The same, and the first that its agent hears is what waits in its connection, if anything does.
+    pub fn resume_to_orders(&mut self, name: &str) {
+        self.go_on(name);
+        let next = self.processes[name].session.filter(|session| {
+            let link = &self.links[session];
+            !link.to_agent.is_empty()
+                && self.carried(*session, link).any(|next| next == Choice::ToAgent(*session))
+        });
+        match next {
+            Some(session) => self.carry_to_agent(session),
+            None => self.tell_agent(name, AgentInput::Tick),
+        }
+    }
+
+    fn go_on(&mut self, name: &str) {
+        let process = self.process(name);
+        (process.is_paused, process.is_stopped_alone) = (false, false);
+        for input in std::mem::take(&mut process.unheard) {
+            self.tell_agent(name, input);
+        }
     }
 
     /// What an agent reads from its disk when it starts next.
@@ -800,7 +859,11 @@ impl World {
         let process = self.process(name);
         let clock = process.clock.read(now);
         if let Some(engine) = &mut process.engine {
-            engine.handle(clock, input);
+            if process.is_paused {
+                process.unheard.push(input);
+            } else {
+                engine.handle(clock, input);
+            }
         }
     }
 
@@ -910,6 +973,11 @@ impl World {
         self.published.insert(member.clone(), published);
     }
 
+    /// Lets a member say from its next status on how fit it is to be chosen.
+    pub fn set_score(&mut self, member: &MemberId, score: i64) {
+        self.scores.insert(member.clone(), score);
+    }
+
     /// Puts software into a state behind everybody's back.
     pub fn set_software(&mut self, member: &MemberId, state: &StateName) {
         self.software.insert(member.clone(), state.clone());
@@ -979,11 +1047,17 @@ impl World {
         let processes = processes.flat_map(|process| {
             let deadline = process.engine.as_ref().and_then(AgentEngine::next_deadline);
             let deadline = deadline.map(|deadline| process.clock.when(deadline));
-            let running = process.running.values().map(Running::end);
             let connects = self.would_connect(process).then_some(process.connect_at);
-            running.chain(deadline).chain(connects)
+            deadline.into_iter().chain(connects)
         });
-        servers.chain(processes).chain(guards).map(|due| Time(due.0.max(self.time.0 + 1))).min()
+        let handlers = self.processes.values().filter(|process| process.handlers_run());
+        let handlers = handlers.flat_map(|process| process.running.values().map(Running::end));
+        servers
+            .chain(processes)
+            .chain(handlers)
+            .chain(guards)
+            .map(|due| Time(due.0.max(self.time.0 + 1)))
+            .min()
     }
 
     fn would_connect(&self, process: &Process) -> bool {
@@ -1013,7 +1087,7 @@ impl World {
         let agent_appends = agents().filter(|(_, process, _)| process.in_flight.is_some());
         let connects =
             agents().filter(|(_, process, _)| process.connect_at <= self.time && self.would_connect(process));
-        let ends = self.processes.iter().filter(|(_, process)| !process.is_paused);
+        let ends = self.processes.iter().filter(|(_, process)| process.handlers_run());
         let ends = ends.flat_map(|(name, process)| {
             let due = process.running.iter().filter(|(_, running)| running.end() <= self.time);
             due.map(|(call, _)| Choice::End(name.clone(), *call))
@@ -1133,11 +1207,12 @@ impl World {
                 }
             }
             AgentOutput::Guard { until, pids } => {
-                let members: BTreeSet<_> =
-                    pids.into_iter().filter(|(_, pids)| !pids.is_empty()).map(|(member, _)| member).collect();
-                let guarded = if process.has_guard { members.clone() } else { BTreeSet::new() };
-                process.guard = process.has_guard.then_some(Watch { until, members });
-                self.tell_agent(name, AgentInput::Guarded { members: guarded, early_ms: 0 });
+                let has_some = |(_, pids): &(&MemberId, &BTreeSet<u32>)| !pids.is_empty();
+                let found = pids.iter().filter(has_some).map(|(member, _)| member.clone()).collect();
+                let members = if process.has_guard { found } else { BTreeSet::new() };
+                let is_needed = process.has_guard && !pids.is_empty();
+                process.guard = is_needed.then_some(Watch { until, members: pids });
+                self.tell_agent(name, AgentInput::Guarded { members, early_ms: 0 });
             }
             AgentOutput::Joined => self.note(Happened::Joined(name.clone())),
             AgentOutput::Disconnect(message) => {
@@ -1227,7 +1302,7 @@ impl World {
         for name in due.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             let process = self.process(&name);
             let members = process.guard.take().expect("it was just seen").members;
-            let is_of_it = |running: &Running| members.contains(&running.call.member);
+            let is_of_it = |running: &Running| members.contains_key(&running.call.member);
             let ended: Vec<CallId> =
                 process.running.iter().filter(|(_, running)| is_of_it(running)).map(|(id, _)| *id).collect();
             ended.iter().for_each(|id| _ = process.running.remove(id));
@@ -1235,7 +1310,7 @@ impl World {
                 let (reason, findings) = (Some("killed by the guard".to_owned()), Findings::default());
                 self.tell_agent(&name, AgentInput::Ended { call, answer: Answer::No, reason, findings });
             }
-            for member in members {
+            for (member, _) in members.into_iter().filter(|(_, pids)| !pids.is_empty()) {
                 self.stop_software(&member);
                 self.note(Happened::Guarded { agent: name.clone(), member });
             }
@@ -1312,7 +1387,7 @@ impl World {
         let published =
             (call.phase == Phase::Status).then(|| self.published.get(&call.member).cloned()).flatten();
         let Published { provides, consumes } = published.unwrap_or_default();
-        let pids = self.pids_of(&call.member);
+        let pids = (call.phase == Phase::Status).then(|| self.pids_of(&call.member)).flatten();
         let score = (call.phase == Phase::Status).then(|| self.scores.get(&call.member).copied()).flatten();
         let findings =
             Findings { out: script.out, state, score, pids, provides, consumes, ..Findings::default() };

@@ -59,11 +59,12 @@ fn records_stay_as_they_are() {
         Body::Report { .. } => "report",
         Body::Evidence { .. } => "evidence",
         Body::Away { .. } => "away",
+        Body::Lease { .. } => "lease",
         Body::Acknowledged { .. } => "acknowledged",
         Body::Freeze { .. } => "freeze",
         Body::Thaw { .. } => "thaw",
     });
-    assert_eq!(names.len(), 21, "every variant has a line: {names:?}");
+    assert_eq!(names.len(), 22, "every variant has a line: {names:?}");
 }
 
 #[test]

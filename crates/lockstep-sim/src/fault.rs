@@ -45,8 +45,18 @@ faults! {
     ServerSlow = "server-slow",
     /// An agent's process ends, and its handlers with it or not.
     AgentKill = "agent-kill",
+    /// The same for longer than a lease; software and guard run on.
+    AgentAway = "agent-away",
+    /// An agent's process is stopped for a while, and wakes up to what it was ordered before; handlers and guard run on.
+    AgentPause = "agent-pause",
+    /// A host's guard ends, and no other one stands for a while.
+    GuardEnds = "guard-ends",
+    /// A handler that is to make sure that a host has stopped fails, hangs, or takes its time.
+    FenceFails = "fence-fails",
     /// A host loses power and starts again.
     HostPowerCut = "host-power-cut",
+    /// A host is switched off, its software with it, and on again later.
+    PowerOff = "power-off",
     /// A host is stopped for a while.
     HostPause = "host-pause",
     /// An agent's disk fails a write or a sync.
@@ -85,6 +95,8 @@ faults! {
     WallClock = "wall-clock",
     /// A bit decays in what is read back.
     Decay = "decay",
+    /// Members are fitter to be chosen than before, or less.
+    Scores = "scores",
 }
 
 /// How many kinds of faults there are, the troubles of handlers left aside.
@@ -110,7 +122,7 @@ impl Faults {
         if !rng.random_ratio(1, 4) {
             kinds.retain(|kind| !matches!(kind, Fault::OldImage | Fault::Copy));
         }
-        Self { kinds, pause_ms: *[300, 1500, 6000].choose(rng).expect("there are some") }
+        Self { kinds, pause_ms: *[300, 1500, 6000, 15_000].choose(rng).expect("there are some") }
     }
 
     /// No more faults.
@@ -176,12 +188,39 @@ impl Sim {
                 self.slow.insert(what, (self.world.now().plus(ms), Some(fault)));
                 false
             }
-            Fault::AgentKill => self.kill_agent(&name),
-            Fault::HostPowerCut => self.cut_power(&name),
-            Fault::HostPause => {
-                let is_new = self.world.agent(&name).is_some() && !self.world.is_paused(&name);
+            Fault::AgentKill => {
+                let ms = *[0, 300, 2000, 10_000].choose(&mut self.rng).expect("there are some");
+                self.kill_agent(&name, ms)
+            }
+            Fault::AgentAway => {
+                let ms = self.rng.random_range(4000..=25_000);
+                self.kill_agent(&name, ms)
+            }
+            Fault::AgentPause => {
+                let is_new = self.pause(&name, World::pause_agent);
                 if is_new {
-                    self.world.pause(&name);
+                    let ms = self.rng.random_range(100..=30_000);
+                    self.later(ms, Later::ResumeToOrders(name));
+                }
+                is_new
+            }
+            Fault::GuardEnds => {
+                let is_needed = self.world.is_guarded(&name);
+                self.world.end_guard(&name);
+                if is_needed {
+                    self.unguarded.insert(name.clone());
+                }
+                let ms = self.rng.random_range(100..=20_000);
+                self.later(ms, Later::LetGuard(name));
+                is_needed
+            }
+            // They come with calls and with the next start.
+            Fault::FenceFails | Fault::Decay => false,
+            Fault::HostPowerCut => self.cut_power(&name),
+            Fault::PowerOff => self.switch_off(&name),
+            Fault::HostPause => {
+                let is_new = self.pause(&name, World::pause);
+                if is_new {
                     let ms = self.rng.random_range(100..=30_000);
                     self.later(ms, Later::Resume(name));
                 }
@@ -247,7 +286,8 @@ impl Sim {
             Fault::Duplicate => self.disturb(World::duplicate).is_some(),
             Fault::Reorder => self.disturb(World::reorder).is_some_and(|waiting| waiting > 1),
             Fault::Drift => {
-                let rate_ppm = self.rng.random_range(-25_000..=25_000);
+                // No two clocks differ by more than 5 %.
+                let rate_ppm = self.rng.random_range(-24_000..=24_000);
                 if self.rng.random_ratio(1, 4) {
                     self.world.drift_server(rate_ppm);
                 } else {
@@ -261,8 +301,12 @@ impl Sim {
                 self.jump_wall_clock(ms);
                 true
             }
-            // It comes with the next start.
-            Fault::Decay => false,
+            Fault::Scores => {
+                let score = self.rng.random_range(-3..=3);
+                let member = self.shape.member(&mut self.rng);
+                member.iter().for_each(|member| self.world.set_score(member, score));
+                member.is_some()
+            }
         };
         if has_bitten {
             self.tally.bit(fault.as_str());
@@ -295,7 +339,16 @@ impl Sim {
         true
     }
 
-    fn kill_agent(&mut self, name: &Name) -> bool {
+    /// Stops what is not stopped yet. Tells whether it was not.
+    fn pause(&mut self, name: &Name, pause: fn(&mut World, &str)) -> bool {
+        let is_new = self.world.agent(name).is_some() && !self.world.is_paused(name);
+        if is_new {
+            pause(&mut self.world, name);
+        }
+        is_new
+    }
+
+    fn kill_agent(&mut self, name: &Name, away_ms: u64) -> bool {
         let Some(payloads) = self.world.agent(name).map(|_| self.agent_payloads(name)) else { return false };
         let crash = crash(&mut self.rng);
         let disk = self.disks.get_mut(name).expect("each agent has a disk");
@@ -305,7 +358,7 @@ impl Sim {
             (Some(_) | None, _) => {}
         }
         let handlers_go_on = self.rng.random_ratio(1, 2);
-        self.end_agent(name, crash, handlers_go_on);
+        self.end_agent_for(name, crash, handlers_go_on, away_ms);
         true
     }
 
@@ -326,6 +379,19 @@ impl Sim {
         true
     }
 
+    /// Nothing of a host runs any more, until its agent is started again.
+    fn switch_off(&mut self, name: &Name) -> bool {
+        if self.world.agent(name).is_none() {
+            return false;
+        }
+        self.end_copy(&format!("{name}{COPY}").into());
+        self.disks.get_mut(name).expect("each agent has a disk").crash(Crash::PowerLost);
+        self.world.power_off(&name.parse().expect("agents are named by their hosts"));
+        let ms = self.rng.random_range(500..=20_000);
+        self.later(ms, Later::StartAgent(name.clone()));
+        true
+    }
+
     fn restore_image(&mut self, name: &Name) -> bool {
         if self.world.agent(name).is_none() {
             return false;
@@ -338,6 +404,7 @@ impl Sim {
         };
         self.excuse(name);
         self.end_agent(name, Crash::PowerLost, false);
+        self.world.reboot(name);
         self.disks.get_mut(name).expect("each agent has a disk").restore(old);
         true
     }

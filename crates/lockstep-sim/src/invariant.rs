@@ -30,6 +30,9 @@ pub trait Invariant {
     /// as no connection does.
     fn excuse(&mut self, _name: &Name) {}
 
+    /// A host on which nothing is left that stops members when its lease ends.
+    fn release(&mut self, _name: &Name) {}
+
     /// A host that no fault touches.
     fn spare(&mut self, _name: &Name) {}
 
@@ -79,6 +82,11 @@ macro_rules! invariants {
                 $(self.$module.excuse(name);)*
             }
 
+            /// Expects nothing of a host that needs its lease any more.
+            pub fn release(&mut self, name: &Name) {
+                $(self.$module.release(name);)*
+            }
+
             /// Expects all of a host: no fault touches it.
             pub fn spare(&mut self, name: &Name) {
                 $(self.$module.spare(name);)*
@@ -106,6 +114,7 @@ invariants! {
     i06_reads_are_whole::ReadsAreWhole,
     i07_same_request_same_answer::SameRequestSameAnswer,
     i08_acknowledged_survives::AcknowledgedSurvives,
+    i10_leases_end::LeasesEnd,
     i10_tokens_fence::TokensFence,
     i11_reigns_grow::ReignsGrow,
     i12_max_holds::MaxHolds,
@@ -115,8 +124,12 @@ invariants! {
     i16_notices_in_order::NoticesInOrder,
     i17_relations_follow::RelationsFollow,
     i18_missed_outcomes_first::MissedOutcomesFirst,
+    i18_returns_are_judged::ReturnsAreJudged,
+    i19_groups_are_repaired::GroupsAreRepaired,
     i19_heals::Heals,
+    i20_repairs_are_bounded::RepairsAreBounded,
     i20_spared_stay::SparedStay,
     calls_never_overlap::CallsNeverOverlap,
+    evidence_is_true::EvidenceIsTrue,
     settings_as_decided::SettingsAsDecided,
 }

@@ -33,8 +33,14 @@ struct Group {
     /// Whether it has a setting, `v`, a number.
     has_setting: bool,
     parallel: Option<u32>,
+    recover: &'static str,
+    /// Of a service: how many may be online at once.
+    max: Option<u32>,
     hosts: Vec<usize>,
 }
+
+/// What a group may do when hosts fail.
+const RECOVERS: [&str; 5] = ["off", "fence", "fence", "lease", "lease"];
 
 const LIFECYCLES: [(&str, &[&str]); 3] = [
     ("primary-standby", &["offline", "standby", "primary"]),
@@ -64,6 +70,8 @@ impl Shape {
                     commit_ms: *[2000, 5000, 15_000].choose(rng).expect("there are some"),
                     has_setting: rng.random_ratio(1, 2),
                     parallel: *[None, None, Some(1), Some(2)].choose(rng).expect("there are some"),
+                    recover: RECOVERS.choose(rng).expect("there are some"),
+                    max: *[None, None, Some(1), Some(2)].choose(rng).expect("there are some"),
                     hosts: (0..members).map(|next| (first + next) % host_count).collect(),
                 }
             })
@@ -121,7 +129,7 @@ impl Shape {
 
     /// Changes something that is declared.
     pub(crate) fn change(&mut self, rng: &mut ChaCha8Rng) {
-        match rng.random_range(0..4) {
+        match rng.random_range(0..5) {
             0 => self.relate(rng),
             1 => self.lease_ms = *[2000, 3000, 6000].choose(rng).expect("there are some"),
             2 => {
@@ -132,7 +140,11 @@ impl Shape {
                 let group = rng.random_range(0..self.groups.len());
                 self.groups[group].hold_ms = *[1500, 3000, 5000].choose(rng).expect("there are some");
             }
-            _ => unreachable!("there are four changes"),
+            4 => {
+                let group = rng.random_range(0..self.groups.len());
+                self.groups[group].recover = RECOVERS.choose(rng).expect("there are some");
+            }
+            _ => unreachable!("there are five changes"),
         }
     }
 
@@ -179,7 +191,8 @@ impl Shape {
         group.map(|group| group.name.parse().expect("a valid name")).into_iter().collect()
     }
 
-    fn member(&self, rng: &mut ChaCha8Rng) -> Option<MemberId> {
+    /// Any of the members.
+    pub(crate) fn member(&self, rng: &mut ChaCha8Rng) -> Option<MemberId> {
         let group = self.groups.choose(rng)?;
         let host = &self.hosts[*group.hosts.choose(rng)?];
         Some(format!("{}@{host}", group.name).parse().expect("it is written as members are"))
@@ -198,6 +211,18 @@ impl Shape {
         Some((member, Published { provides: some(), consumes: some() }))
     }
 
+    /// A request for each group that it may serve.
+    pub(crate) fn all_up(&self) -> Vec<Request> {
+        let groups = self.groups.iter();
+        let requests = groups.map(|group| Request {
+            request_id: format!("up-{}", group.name),
+            principal: "operator".to_owned(),
+            targets: vec![Target::Up(group.name.parse().expect("a valid name"))],
+            ..Request::default()
+        });
+        requests.collect()
+    }
+
     /// A request that is mostly possible.
     pub(crate) fn request(&self, id: String, rng: &mut ChaCha8Rng) -> Request {
         let mut targets = Vec::new();
@@ -211,6 +236,10 @@ impl Shape {
             }
             if rng.random_ratio(1, 12) {
                 targets.push(Target::Drain(self.hosts.choose(rng).expect("there are some").clone()));
+                continue;
+            }
+            if rng.random_ratio(1, 16) {
+                targets.push(Target::Repair(group.name.parse().expect("a valid name")));
                 continue;
             }
             let whole = match rng.random_range(0..8) {
@@ -258,6 +287,7 @@ impl Group {
             "lifecycle": self.lifecycle,
             "handler": "sim",
             "retries": self.retries,
+            "recover": self.recover,
             "hold_ms": self.hold_ms,
             "deadlines_ms": {"check": self.vote_ms, "prepare": self.vote_ms, "commit": self.commit_ms},
         });
@@ -266,6 +296,9 @@ impl Group {
         }
         if let Some(parallel) = self.parallel {
             declared["parallel"] = json!(parallel);
+        }
+        if let Some(max) = self.max.filter(|_| self.lifecycle == "service") {
+            declared["limits"] = json!({"online": {"max": max}});
         }
         if let Some(policy) = self.on_failure {
             declared["on_failure"] = json!(policy);

@@ -9,10 +9,10 @@ use lockstep_core::agent::AgentRecord;
 use lockstep_core::engine::Accepted;
 use lockstep_core::engine::HostAsk;
 use lockstep_core::freeze::FreezeEnd;
-use lockstep_core::id::TransitionId;
+use lockstep_core::id::{HostName, MemberId, StateName, TransitionId};
 use lockstep_core::log::{Crash, MemDisk};
 use lockstep_core::message::Phase;
-use lockstep_core::record::{Body, Record};
+use lockstep_core::record::{Body, Evidence, Record};
 use lockstep_core::request::Request;
 use lockstep_core::time::Time;
 use lockstep_core::vote::Answer;
@@ -29,7 +29,7 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// other, and each may wait for the longest commit deadline twice, forward and back.
 pub const RESOLVE_MS: u64 = 240_000;
 /// In how many ways handlers misbehave.
-pub(crate) const TROUBLES: usize = 5;
+pub(crate) const TROUBLES: usize = 6;
 /// What a second agent's name ends with.
 pub(crate) const COPY: &str = "-copy";
 /// The server, where a journal's owner is named.
@@ -67,6 +67,10 @@ pub(crate) enum Later {
     EndDeposed(ServerId),
     StartAgent(Name),
     Resume(Name),
+    /// The same; what waits in its connection comes first.
+    ResumeToOrders(Name),
+    /// A guard may stand again.
+    LetGuard(Name),
     Heal(Name),
     HangUp(Name),
     /// Cuts or heals, so many times more.
@@ -100,6 +104,8 @@ pub struct Sim {
     trouble: u32,
     /// The same of commits.
     commit_trouble: u32,
+    /// A host whose handlers are ready for nothing.
+    stubborn: Option<Name>,
     asks_every_ms: u64,
     next_ask: Time,
     next_fault: Time,
@@ -107,6 +113,10 @@ pub struct Sim {
     /// How often operators have asked for something; they are not always told what came of it.
     asks: u64,
     asked: Vec<Request>,
+    /// Hosts whose guard has ended, as long as the server counts on it.
+    pub(crate) unguarded: BTreeSet<Name>,
+    /// Hosts that are excused.
+    excused: BTreeSet<Name>,
     /// A host that no fault touches; it must not be evicted.
     pub(crate) spared: Option<Name>,
     /// A host that stays broken to the end.
@@ -128,13 +138,14 @@ impl Sim {
         let names: Vec<Name> = shape.hosts.iter().map(|host| host.as_str().into()).collect();
         let spared = rng.random_ratio(1, 2).then(|| names[0].clone());
         let broken = rng.random_ratio(1, 4).then(|| names[names.len() - 1].clone());
+        let stubborn = names.choose(&mut rng).filter(|_| rng.random_ratio(1, 6)).cloned();
         let mut invariants = Invariants::default();
         if let Some(name) = &spared {
             invariants.spare(name);
         }
         let trouble = *[0, 100, 30, 8].choose(&mut rng).expect("there are some");
         let commit_trouble = *[trouble, trouble, 4].choose(&mut rng).expect("there are some");
-        let asks_every_ms = *[200, 1000, 4000].choose(&mut rng).expect("there are some");
+        let asks_every_ms = *[200, 1000, 4000, 20_000].choose(&mut rng).expect("there are some");
         let (next_ask, next_fault) = (world.now().plus(2000), world.now().plus(2000));
         Self {
             options,
@@ -152,12 +163,15 @@ impl Sim {
             invariants,
             trouble,
             commit_trouble,
+            stubborn,
             asks_every_ms,
             next_ask,
             next_fault,
             full_tries: 0,
             asks: 0,
             asked: Vec::new(),
+            unguarded: BTreeSet::new(),
+            excused: BTreeSet::new(),
             spared,
             broken,
             tally: Tally::default(),
@@ -181,6 +195,17 @@ impl Sim {
             self.opened::<AgentRecord>(&name, disk.open(&name))?;
             self.disks.insert(name.clone(), disk);
             self.world.join(&name, &host, self.shape.labels(at), Some(format!("10.0.0.{at}")));
+            if self.rng.random_ratio(1, 4) {
+                // From its next start on.
+                self.world.set_fence(&name);
+                self.end_agent(&name, Crash::Process, false);
+            }
+        }
+        if self.rng.random_ratio(2, 3) {
+            // Goals that somebody has to see to, and that nobody changes again soon.
+            let now = self.world.now();
+            self.turn_until(now.plus(1900), false)?;
+            self.ask_up()?;
         }
         let trouble_ms = self.rng.random_range(20_000..=90_000);
         let end = self.world.now().plus(trouble_ms);
@@ -308,6 +333,12 @@ impl Sim {
                     self.world.resume(&name);
                 }
             }
+            Later::ResumeToOrders(name) => {
+                if self.world.is_paused(&name) {
+                    self.world.resume_to_orders(&name);
+                }
+            }
+            Later::LetGuard(name) => self.world.let_guard(&name),
             Later::Heal(name) => self.heal_link(&name),
             Later::HangUp(name) => self.world.hang_up(&name),
             Later::Flap(name, more) => {
@@ -366,14 +397,15 @@ impl Sim {
             self.note(what);
             match what {
                 Happened::Started { agent, id, call } => {
-                    let script = self.script(call.phase);
+                    let script = self.script(agent, call.phase);
                     self.world.rescript(agent, *id, script);
                 }
                 Happened::Answered { answer, .. } => self.tally.answered(answer),
                 Happened::Recorded { record, .. } => {
-                    if let Body::Outcome { outcome, .. } = &record.body {
-                        *self.tally.outcomes.entry(outcome.to_string()).or_default() += 1;
-                    }
+                    self.tally.recorded(&record.body);
+                }
+                Happened::Ended { call, .. } if call.phase == Phase::Fence => {
+                    self.was_fenced(&call.member.host)
                 }
                 Happened::Ordered { .. }
                 | Happened::AgentRecorded { .. }
@@ -387,7 +419,47 @@ impl Sim {
                 | Happened::AgentWarned { .. } => {}
             }
         }
+        self.look_for_guards();
         self.invariants.look(&self.world, &happened)
+    }
+
+    /// A host is switched off by a handler, if that did what it is there for. Somebody switches it on again later.
+    fn was_fenced(&mut self, host: &HostName) {
+        let name: Name = host.as_str().into();
+        let is_awaited = |later: &Later| matches!(later, Later::StartAgent(other) if *other == name);
+        if self.world.agent(&name).is_some() || self.later.values().any(is_awaited) {
+            return;
+        }
+        self.disks.get_mut(&name).expect("each agent has a disk").crash(Crash::PowerLost);
+        let ms = self.rng.random_range(100..=20_000);
+        self.later(ms, Later::StartAgent(name));
+    }
+
+    /// Where a guard has ended the agent stops its members by itself when the lease ends, and tells the server that it has
+    /// to. When it cannot do that either, before the server has heard of it, two things that stop members have failed at
+    /// once, and nothing is promised of them.
+    fn look_for_guards(&mut self) {
+        for name in self.unguarded.clone() {
+            let is_known = self.world.server().is_some_and(|server| {
+                let mut here =
+                    server.acknowledged().members.iter().filter(|(id, _)| id.host.as_str() == &*name);
+                here.all(|(_, member)| member.guarded.is_empty())
+            });
+            let is_slow =
+                |part: &Slow| *part == Slow::Agent(name.clone()) || *part == Slow::AgentDisk(name.clone());
+            let cannot = self.world.agent(&name).is_none()
+                || self.world.is_paused(&name)
+                || self.excused.contains(&name)
+                || self.slow.keys().any(is_slow);
+            if is_known || self.world.is_guarded(&name) {
+                self.unguarded.remove(&name);
+            } else if cannot {
+                self.unguarded.remove(&name);
+                self.tally.unstopped += 1;
+                self.say(format!("nothing stops {name}: its agent cannot, and its guard has ended"));
+                self.invariants.release(&name);
+            }
+        }
     }
 
     fn note(&mut self, what: &Happened) {
@@ -406,16 +478,36 @@ impl Sim {
     }
 
     /// What a handler does when it is called.
-    fn script(&mut self, phase: Phase) -> Script {
+    fn script(&mut self, agent: &Name, phase: Phase) -> Script {
         let takes_ms = self.rng.random_range(0..=40);
         let well = Script { takes_ms, ..Script::default() };
+        let is_stubborn = self.stubborn.as_ref() == Some(agent) && phase == Phase::Check;
+        if is_stubborn && self.trouble > 0 {
+            self.tally.struck("handler-stubborn");
+            self.tally.bit("handler-stubborn");
+            let reason = Some("never".to_owned());
+            return Script { answer: Answer::No, reason, has_effect: false, ..well };
+        }
+        if phase == Phase::Stop && self.unguarded.contains(agent) {
+            return well;
+        }
+        if phase == Phase::Fence && self.faults.strikes(Fault::FenceFails, &mut self.rng) {
+            self.tally.struck(Fault::FenceFails.as_str());
+            self.tally.bit(Fault::FenceFails.as_str());
+            let (reason, has_effect) = (Some("it does not".to_owned()), self.rng.random_ratio(1, 2));
+            return match self.rng.random_range(0..3) {
+                0 => Script { answer: Answer::No, reason, has_effect, ..well },
+                1 => Script { takes_ms: u64::MAX, has_effect, ..well },
+                _ => Script { takes_ms: self.rng.random_range(1000..30_000), ..well },
+            };
+        }
         let trouble = if phase == Phase::Commit { self.commit_trouble } else { self.trouble };
         if trouble == 0 || !self.rng.random_ratio(1, trouble) {
             return well;
         }
         let reason = Some("it does not".to_owned());
         let has_effect = self.rng.random_ratio(1, 2);
-        let (name, script) = match self.rng.random_range(0..TROUBLES) {
+        let (name, script) = match self.rng.random_range(0..5) {
             0 => ("handler-no", Script { answer: Answer::No, reason, has_effect: false, ..well }),
             // It has its effect and does not say so.
             1 => ("handler-liar", Script { answer: Answer::No, reason, has_effect: true, ..well }),
@@ -537,6 +629,11 @@ impl Sim {
 
     /// Ends an agent's process, and has it started again.
     pub(crate) fn end_agent(&mut self, name: &Name, crash: Crash, handlers_go_on: bool) {
+        let ms = *[0, 300, 2000, 10_000].choose(&mut self.rng).expect("there are some");
+        self.end_agent_for(name, crash, handlers_go_on, ms);
+    }
+
+    pub(crate) fn end_agent_for(&mut self, name: &Name, crash: Crash, handlers_go_on: bool, away_ms: u64) {
         if self.world.agent(name).is_none() {
             return;
         }
@@ -546,8 +643,7 @@ impl Sim {
         } else {
             self.world.kill_agent(name, false);
         }
-        let ms = *[0, 300, 2000, 10_000].choose(&mut self.rng).expect("there are some");
-        self.later(ms, Later::StartAgent(name.clone()));
+        self.later(away_ms, Later::StartAgent(name.clone()));
     }
 
     fn start_agent(&mut self, name: &Name) -> Result<(), Violation> {
@@ -587,8 +683,8 @@ impl Sim {
         let is_new = records.is_some();
         if let Some(records) = records {
             self.disks.insert(copy.clone(), disk);
-            self.invariants.excuse(name);
-            self.invariants.excuse(&copy);
+            self.excuse(name);
+            self.excuse(&copy);
             self.world.copy_agent(name, &copy, records);
             self.say(format!("{copy} starts"));
             let ms = self.rng.random_range(100..=5000);
@@ -597,7 +693,7 @@ impl Sim {
         Ok(is_new)
     }
 
-    fn end_copy(&mut self, copy: &Name) {
+    pub(crate) fn end_copy(&mut self, copy: &Name) {
         if self.disks.remove(copy).is_some() {
             self.world.forget_agent(copy);
             self.say(format!("{copy} ends"));
@@ -606,6 +702,7 @@ impl Sim {
 
     /// An agent that comes back from an old image of its disk has forgotten promises; nobody can ask it to keep them.
     pub(crate) fn excuse(&mut self, name: &Name) {
+        self.excused.insert(name.clone());
         self.invariants.excuse(name);
     }
 
@@ -637,12 +734,22 @@ impl Sim {
 
     // ---- what operators do
 
+    /// Every group is to serve, one after the other.
+    fn ask_up(&mut self) -> Result<(), Violation> {
+        for request in self.shape.all_up() {
+            self.asked.push(request.clone());
+            self.world.run(request);
+            self.asks += 1;
+        }
+        self.look()
+    }
+
     fn ask(&mut self) -> Result<(), Violation> {
         let is_up = self.world.active().is_some() && !self.world.is_server_paused();
         if !is_up {
             return Ok(());
         }
-        match self.rng.random_range(0..25) {
+        match self.rng.random_range(0..29) {
             // Seldom: there are other things to find, with nothing in their way.
             24 if self.rng.random_ratio(1, 2) => {
                 // Without an end: that comes by the wall clock, which is to decide nothing here.
@@ -655,6 +762,46 @@ impl Sim {
                 let groups = if is_of_all { BTreeSet::new() } else { self.shape.some_groups(&mut self.rng) };
                 self.world.thaw(groups);
                 self.asks += 1;
+            }
+            28 => {
+                let host = self.shape.hosts.choose(&mut self.rng).expect("there are some").clone();
+                // A fence switches it off, whatever it is doing.
+                let is_free = self.spared.as_ref().is_none_or(|name| **name != *host.as_str());
+                if is_free && self.rng.random_ratio(1, 4) {
+                    self.world.ask_of_host(host, HostAsk::Fence);
+                    self.asks += 1;
+                }
+            }
+            27 => {
+                if self.rng.random_ratio(1, 6) {
+                    let lease_ms = *[6000, 12_000, 30_000].choose(&mut self.rng).expect("there are some");
+                    self.world.go_away(lease_ms);
+                    self.asks += 1;
+                }
+            }
+            26 => {
+                let host = self.shape.hosts.iter().find(|host| self.has_stopped(host)).cloned();
+                if let Some(host) = host {
+                    let (principal, reason) = ("operator".to_owned(), "it is off".to_owned());
+                    self.world.ask_of_host(host, HostAsk::Fenced { principal, reason });
+                    self.asks += 1;
+                }
+            }
+            25 if self.rng.random_ratio(1, 4) => {
+                let said = self.world.server().and_then(|server| {
+                    let members = server.acknowledged().members.iter();
+                    let mut unclear = members.filter(|(id, member)| {
+                        let is_away = !server.acknowledged().hosts[&id.host].is_reachable();
+                        (is_away || member.is_in_doubt()) && self.stays(id)
+                    });
+                    let (id, _) = unclear.next()?;
+                    let lowest = server.acknowledged().spec.groups.get(&id.group)?.lifecycle.lowest();
+                    Some((id.clone(), self.world.software().get(id).unwrap_or(lowest).clone()))
+                });
+                if let Some((id, state)) = said {
+                    self.world.resolve(id, state);
+                    self.asks += 1;
+                }
             }
             21 => {
                 if let Some((member, published)) = self.shape.published(&mut self.rng) {
@@ -716,6 +863,42 @@ impl Sim {
         self.look()
     }
 
+    /// Whether nothing of a host runs, as a person sees who stands beside it: who says so, says the truth.
+    fn has_stopped(&self, host: &HostName) -> bool {
+        let Some(server) = self.world.server() else { return false };
+        let groups = &server.acknowledged().spec.groups;
+        let is_down = |(id, state): (&MemberId, &StateName)| {
+            groups.get(&id.group).is_some_and(|group| group.lifecycle.lowest() == state)
+        };
+        let is_known = server.acknowledged().hosts.contains_key(host);
+        is_known
+            && self.is_still(host)
+            && self.world.software().iter().filter(|(id, _)| id.host == *host).all(is_down)
+    }
+
+    /// Whether nothing on a host is going to change where its software is: no agent, and no handler.
+    fn is_still(&self, host: &HostName) -> bool {
+        let is_on_it = |name: &&Name| name.strip_suffix(COPY).unwrap_or(name) == host.as_str();
+        let mut on_it = self.world.agents().filter(is_on_it);
+        on_it.all(|name| self.world.agent(name).is_none() && self.world.running(name).next().is_none())
+    }
+
+    /// Whether a member is where it is until somebody says otherwise.
+    fn stays(&self, member: &MemberId) -> bool {
+        let name: Name = member.host.as_str().into();
+        let is_idle = || {
+            let agent = self.world.agent(&name).filter(|agent| !agent.has_output());
+            let mut links = self.world.links().filter(|(_, agent, ..)| **agent == name);
+            agent.is_some()
+                && !self.world.is_paused(&name)
+                && self.world.agent_in_flight(&name).is_none()
+                && self.world.running(&name).next().is_none()
+                && !self.disks.contains_key(format!("{name}{COPY}").as_str())
+                && links.all(|(_, _, up, down)| up + down == 0)
+        };
+        self.is_still(&member.host) || is_idle()
+    }
+
     // ---- the end
 
     /// Takes every fault back, but that one host stays broken.
@@ -734,6 +917,7 @@ impl Sim {
         for name in self.disks.keys().cloned().collect::<Vec<_>>() {
             self.disks.get_mut(&name).expect("it was just listed").set_room(None);
             self.heal_link(&name);
+            self.world.let_guard(&name);
             if self.world.is_paused(&name) {
                 self.world.resume(&name);
             }
@@ -768,6 +952,23 @@ impl Sim {
 }
 
 impl Tally {
+    fn recorded(&mut self, body: &Body) {
+        if let Body::Outcome { outcome, .. } = body {
+            *self.outcomes.entry(outcome.to_string()).or_default() += 1;
+        }
+        if let Body::Evidence { by, .. } = body {
+            let kind = match by {
+                Evidence::Lease => "lease",
+                Evidence::Fence { .. } => "fence",
+                Evidence::Person { .. } => "person",
+            };
+            *self.evidence.entry(kind).or_default() += 1;
+        }
+        if let Body::Request { request } = body {
+            self.repairs += u64::from(request.is_automatic);
+        }
+    }
+
     fn answered(&mut self, answer: &Result<Accepted, lockstep_core::request::Rejection>) {
         let told = match answer {
             Ok(Accepted::Transition(_)) => "accepted".to_owned(),

@@ -16,6 +16,12 @@ pub struct Tally {
     pub answers: BTreeMap<String, u64>,
     /// Faults by kind: how often they were made, and how often they bit.
     pub faults: BTreeMap<&'static str, (u64, u64)>,
+    /// How often nothing was left that stops a host's members at its lease's end, and no promise of them.
+    pub unstopped: u64,
+    /// Repairs that servers asked for by themselves.
+    pub repairs: u64,
+    /// Evidence, by its kind.
+    pub evidence: BTreeMap<&'static str, u64>,
     /// The longest that anything took to resolve once no fault was left, in milliseconds.
     pub resolved_ms_max: u64,
 }
@@ -35,6 +41,9 @@ impl Tally {
     pub fn add(&mut self, other: &Self) {
         self.seeds += other.seeds;
         self.simulated_ms += other.simulated_ms;
+        self.unstopped += other.unstopped;
+        self.repairs += other.repairs;
+        other.evidence.iter().for_each(|(kind, count)| *self.evidence.entry(kind).or_default() += count);
         self.resolved_ms_max = self.resolved_ms_max.max(other.resolved_ms_max);
         other
             .outcomes
@@ -60,6 +69,9 @@ impl Display for Tally {
         writeln!(f, "simulated    {:.1} hours", self.simulated_ms as f64 / 3_600_000.0)?;
         writeln!(f, "outcomes     {}", list(&self.outcomes))?;
         writeln!(f, "answers      {}", list(&self.answers))?;
+        let evidence = self.evidence.iter().map(|(kind, count)| ((*kind).to_owned(), *count)).collect();
+        writeln!(f, "evidence     {}", list(&evidence))?;
+        writeln!(f, "repairs      {}, nothing to stop a member {}", self.repairs, self.unstopped)?;
         writeln!(f, "resolved in  {:.1} s at most", self.resolved_ms_max as f64 / 1000.0)?;
         writeln!(f, "{:<20} {:>10} {:>10}", "fault", "made", "bit")?;
         for (name, (struck, bit)) in &self.faults {

@@ -4,6 +4,7 @@
 use super::check::check_pair;
 use super::{Planner, rule};
 use crate::id::{GroupName, MemberId, StateName};
+use crate::mutant::{self, Mutant};
 use crate::relation::Relation;
 use crate::request::{Code, Rejection};
 use crate::spec::{Group, Kind};
@@ -117,6 +118,8 @@ impl Planner<'_> {
                         down.extend(&pair.from);
                     }
                 }
+                // Two groups that exclude each other and are both to serve would take each other down for ever.
+                Kind::Excludes if self.repairs && !mutant::is(Mutant::RepairDisplaces) => {}
                 Kind::Excludes => {
                     let may_serve =
                         |members: &[&MemberId]| members.iter().any(|id| self.may_serve_at_end(id));
@@ -155,8 +158,9 @@ impl Planner<'_> {
     }
 
     /// Makes room: a member that was not named and is in a full state takes the nearest state with room, ties
-    /// going to the higher rank.
+    /// going to the higher rank. For repair nobody does who should be where it is.
     pub(super) fn displace(&mut self) -> Result<(), Rejection> {
+        let displaces = mutant::is(Mutant::RepairDisplaces);
         let groups: BTreeSet<_> = self.wanted.keys().map(|member| member.group.clone()).collect();
         for name in groups {
             let group = self.group(&name)?;
@@ -177,6 +181,7 @@ impl Planner<'_> {
                     .filter(|id| !self.wanted.contains_key(id))
                     .filter(|id| self.cluster.members[id].actual.as_ref() == Some(state))
                     .filter(|id| self.cluster.can_act(id))
+                    .filter(|id| !self.repairs || self.should_be(id) != Some(state) || displaces)
                     .cloned()
                     .collect();
                 free.sort_by_key(|id| (std::cmp::Reverse(self.score(id)), id.clone()));

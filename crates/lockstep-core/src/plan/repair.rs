@@ -2,6 +2,7 @@
 //! name, so it does no more than that: it gives away the places of those that are known to be gone, brings back those
 //! that are below their goals, and takes down with `cascade` those whose requirement has failed.
 
+use super::check::stuck;
 use super::displace::refuge;
 use super::{Planner, rule};
 use crate::cluster::group_serves;
@@ -47,11 +48,37 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+        match self.wanted.keys().any(|id| id.group == *name) || !held_down.is_empty() {
+            true => Ok(()),
+            false => self.check_awaited(name, group),
+        }
+    }
+
+    /// Nobody is to be moved. A group that does not serve all the same, and should by its goals, waits for somebody.
+    fn check_awaited(&self, name: &GroupName, group: &Group) -> Result<(), Rejection> {
+        let count = self.cluster.members_of(name).count();
+        for state in &group.lifecycle.serving {
+            let is_there = |id: &&MemberId| {
+                let runs_on = || self.cluster.hosts[&id.host].has_left();
+                let actual = self.cluster.members[*id].actual.as_ref();
+                self.cluster.is_surely_in(id, state) || (actual == Some(state) && runs_on())
+            };
+            let should_be = self.cluster.members_of(name).filter(|id| self.should_be(id) == Some(state));
+            let (there, away): (Vec<_>, Vec<_>) = should_be.partition(is_there);
+            let min = group.min(state, count);
+            let Some(id) = away.iter().find(|id| !self.cluster.can_act(id)) else { continue };
+            if there.len() < min && there.len() + away.len() >= min {
+                let (code, why) = stuck(self.cluster, id);
+                let message = format!("{id} should be {state}, and {why}");
+                let help = "bring it back, or see that another member takes its place";
+                return Err(Rejection::new(code, message, help));
+            }
+        }
         Ok(())
     }
 
     /// Where a member should be: its goal, or what it goes back to by itself.
-    fn should_be(&self, id: &MemberId) -> Option<&'a StateName> {
+    pub(super) fn should_be(&self, id: &MemberId) -> Option<&'a StateName> {
         let member = &self.cluster.members[id];
         member.returns_to.as_ref().or(member.goal.as_ref())
     }

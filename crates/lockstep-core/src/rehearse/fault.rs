@@ -233,6 +233,7 @@ fn kinds(records: &[Record]) -> Vec<&'static str> {
             Body::Away { .. } => "away",
             Body::Freeze { .. } => "freeze",
             Body::Thaw { .. } => "thaw",
+            Body::Lease { .. } => "lease",
             Body::Acknowledged { .. } => "acknowledged",
         };
         if !kinds.contains(&kind) {

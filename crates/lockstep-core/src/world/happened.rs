@@ -283,6 +283,7 @@ fn describe(index: Index, record: &Record) -> String {
             let principal = principal.as_deref().unwrap_or("time");
             format!("thaw [{}] of {} by {principal}", names(groups), freezes.join(" "))
         }
+        Body::Lease { lease_ms } => format!("lease {lease_ms} ms"),
         Body::Acknowledged { hosts } => {
             let hosts = hosts.iter().map(|(host, Acknowledged { noticed, outcomes })| {
                 let outcomes = outcomes.iter().map(ToString::to_string);

@@ -84,6 +84,10 @@ const DB: &str = r#"{"cluster":"exhaust","lease_ms":600000,"groups":{
 const SHORT: &str = r#"{"cluster":"exhaust","lease_ms":3000,"groups":{
     "db":{"select":{"db":"y"},"lifecycle":"primary-standby","handler":"sim","retries":0}}}"#;
 
+/// The same, where the standby takes over when the lease of the primary's host has ended.
+const LEASE: &str = r#"{"cluster":"exhaust","lease_ms":3000,"groups":{
+    "db":{"select":{"db":"y"},"lifecycle":"primary-standby","handler":"sim","retries":0,"recover":"lease"}}}"#;
+
 /// A primary, its standby and a pooler that holds.
 const SHOP: &str = r#"{"cluster":"exhaust","lease_ms":600000,"groups":{
     "db":{"select":{"db":"y"},"lifecycle":"primary-standby","handler":"sim","retries":0},
@@ -397,6 +401,16 @@ pub(super) const ALL: &[Scope] = &[
         software: &[("db@a", "primary"), ("db@b", "standby")],
         requests: &["db@b=primary", "db@b=primary"],
         faults: Faults { agent_kills: 1, absences: 1, ..NONE },
+        hurries: true,
+        within_ms: RESOLVE_MS,
+        ..PLAIN
+    },
+    Scope {
+        name: "lease-ends",
+        spec: LEASE,
+        software: &[("db@a", "primary"), ("db@b", "standby")],
+        requests: &["db@b=primary"],
+        faults: Faults { agent_kills: 1, absences: 7, ..NONE },
         hurries: true,
         within_ms: RESOLVE_MS,
         ..PLAIN

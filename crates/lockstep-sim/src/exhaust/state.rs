@@ -21,9 +21,10 @@ use crate::invariant::{Invariants, Violation};
 use lockstep_core::agent::CallId;
 use lockstep_core::cluster::{Cluster, Mark, Member};
 use lockstep_core::engine::{Accepted, ReplyId, SessionId};
-use lockstep_core::id::TransitionId;
+use lockstep_core::id::{MemberId, TransitionId};
 use lockstep_core::message::Phase;
 use lockstep_core::record::Liveness;
+use lockstep_core::spec::Recover;
 use lockstep_core::time::Time;
 use lockstep_core::world::{Choice, Happened, Name, Script, ServerId, World, unsettled};
 use std::collections::{BTreeMap, BTreeSet};
@@ -341,6 +342,10 @@ impl State {
     fn is_over(&self, scope: &Scope) -> bool {
         let Some(server) = self.world.server().filter(|_| self.paused.is_none()) else { return false };
         let cluster = server.acknowledged();
+        // What repairs itself is going to.
+        let is_below = |id: &MemberId, known: &Member| {
+            cluster.spec.groups[&id.group].recover != Recover::Off && known.goal != known.actual
+        };
         let is_connected = |name: &Name| self.world.links().any(|(_, agent, ..)| agent == name);
         self.asked == scope.requests.len()
             && cluster.open.is_empty()
@@ -349,10 +354,9 @@ impl State {
             && cluster.hosts.values().all(|host| host.liveness == Liveness::Alive)
             && self.world.agents().all(is_connected)
             && self.world.links().count() == self.world.agents().count()
-            && cluster
-                .members
-                .iter()
-                .all(|(id, known)| known.actual.as_ref() == self.world.software().get(id))
+            && cluster.members.iter().all(|(id, known)| {
+                known.actual.as_ref() == self.world.software().get(id) && !is_below(id, known)
+            })
     }
 
     /// The world's time.

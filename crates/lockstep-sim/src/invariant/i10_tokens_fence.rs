@@ -1,6 +1,7 @@
 //! No handler starts to act under a token when its agent has learned of a higher one for the group.
 
 use super::{Invariant, Verdict};
+use lockstep_core::agent::AgentEngine;
 use lockstep_core::id::{GroupName, Token};
 use lockstep_core::message::{Order, Phase};
 use lockstep_core::world::{Happened, Name, World};
@@ -19,9 +20,11 @@ impl Invariant for TokensFence {
         self.excused.insert(name.clone());
     }
 
-    fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
+    fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
+        // What reaches an agent that has given the connection up tells it nothing.
         if let Happened::Ordered { agent, order: Order::Call(call), .. } = what
             && let Some(token) = call.token
+            && world.agent(agent).is_some_and(AgentEngine::is_connected)
         {
             let known = self.learned.entry((agent.clone(), call.member.group.clone())).or_default();
             *known = (*known).max(token);

@@ -3,11 +3,12 @@
 
 use super::{Invariant, Verdict};
 use lockstep_core::cluster::Cluster;
-use lockstep_core::id::{GroupName, MemberId};
+use lockstep_core::id::{GroupName, MemberId, StateName};
 use lockstep_core::message::Decision;
+use lockstep_core::record::{Body, HostChange};
 use lockstep_core::relation::Relation;
 use lockstep_core::spec::Kind;
-use lockstep_core::world::World;
+use lockstep_core::world::{Happened, Name, World};
 use std::collections::BTreeSet;
 use std::sync::Arc;
 
@@ -16,14 +17,30 @@ pub(crate) struct MaxHolds {
     /// Relations that are bound to hold: those that came while both groups served, a decided transition was moving one
     /// of them, or a handler of one may have been at work still, are so only once that is over.
     bound: BTreeSet<Arc<Relation>>,
+    /// Hosts on which nothing stops members.
+    released: BTreeSet<Name>,
+    /// Software that ran where any number may when its host was forgotten: it is adopted as it is when that comes back, and
+    /// counts again once it has been down.
+    adopted: BTreeSet<MemberId>,
+}
+
+impl MaxHolds {
+    fn counts(&self, member: &MemberId) -> bool {
+        !self.released.contains(member.host.as_str()) && !self.adopted.contains(member)
+    }
 }
 
 /// The members of the groups at both ends that serve, where a relation pairs them; none: it holds.
-fn together(world: &World, cluster: &Cluster, relation: &Relation) -> Option<(MemberId, MemberId)> {
+fn together(
+    world: &World,
+    cluster: &Cluster,
+    relation: &Relation,
+    counts: impl Fn(&MemberId) -> bool,
+) -> Option<(MemberId, MemberId)> {
     let serving = |group: &GroupName| {
         let lifecycle = &cluster.spec.groups[group].lifecycle;
         let is_in = |(member, state): &(&MemberId, &_)| {
-            let is_there = cluster.members.contains_key(*member);
+            let is_there = cluster.members.contains_key(*member) && counts(member);
             is_there && member.group == *group && lifecycle.serves(state)
         };
         world.software().iter().filter(is_in).map(|(member, _)| member.clone()).collect::<Vec<_>>()
@@ -56,9 +73,33 @@ fn is_in_doubt(cluster: &Cluster, relation: &Relation) -> bool {
 impl Invariant for MaxHolds {
     const NAME: &'static str = "12 max-holds";
 
+    fn release(&mut self, name: &Name) {
+        self.released.insert(name.clone());
+    }
+
+    fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
+        if let Happened::Recorded { record, .. } = what
+            && let Body::Host { host, change: HostChange::Forgotten } = &record.body
+            && let Some(server) = world.server()
+        {
+            let cluster = server.acknowledged();
+            let is_free = |(member, state): &(&MemberId, &StateName)| {
+                let group = cluster.spec.groups.get(&member.group);
+                group.is_none_or(|group| cluster.limited(&member.group, group).all(|limited| limited != *state))
+            };
+            let here = world.software().iter().filter(|(member, _)| member.host == *host).filter(is_free);
+            self.adopted.extend(here.map(|(member, _)| member.clone()));
+        }
+        Ok(())
+    }
+
     fn look(&mut self, world: &World) -> Verdict {
         let Some(server) = world.server() else { return Ok(()) };
         let cluster = server.acknowledged();
+        self.adopted.retain(|member| {
+            let lowest = cluster.spec.groups.get(&member.group).map(|group| group.lifecycle.lowest());
+            world.software().get(member).is_some_and(|state| Some(state) != lowest)
+        });
         for (name, group) in &cluster.spec.groups {
             let members = cluster.members_of(name).count();
             for state in &group.lifecycle.states {
@@ -66,6 +107,7 @@ impl Invariant for MaxHolds {
                 let software = world.software().iter();
                 let there: Vec<_> = software
                     .filter(|(member, known)| member.group == *name && *known == state)
+                    .filter(|(member, _)| self.counts(member))
                     .map(|(member, _)| member.to_string())
                     .collect();
                 if there.len() > max {
@@ -77,7 +119,7 @@ impl Invariant for MaxHolds {
         let relations: BTreeSet<_> = cluster.relations.iter().filter(excludes).cloned().collect();
         self.bound.retain(|relation| relations.contains(relation));
         for relation in relations {
-            match together(world, cluster, &relation) {
+            match together(world, cluster, &relation, |member| self.counts(member)) {
                 Some((one, other)) if self.bound.contains(&relation) => {
                     return Err(format!("{one} and {other} serve, and their groups exclude each other"));
                 }

@@ -14,6 +14,8 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct KilledIsNotDone {
     confirmed: BTreeSet<(TransitionId, StepId, Phase)>,
     stopped: BTreeSet<(TransitionId, MemberId)>,
+    /// Members of which there is evidence that they have stopped (that it is true is looked at elsewhere).
+    evident: BTreeSet<MemberId>,
     /// Forward orders of each server: the latest try that was ordered, and the latest that was answered.
     tries: BTreeMap<(ServerId, TransitionId, StepId), (u32, u32)>,
 }
@@ -50,6 +52,12 @@ impl Invariant for KilledIsNotDone {
             }
         }
         let Happened::Recorded { record, .. } = what else { return Ok(()) };
+        if let Body::Evidence { members, .. } = &record.body {
+            self.evident.extend(members.keys().cloned());
+        }
+        if let Body::Begin { plan, .. } = &record.body {
+            self.evident.retain(|member| !plan.goals.contains_key(member));
+        }
         let Body::Step { transition, results } = &record.body else { return Ok(()) };
         for result in results {
             match result {
@@ -62,8 +70,10 @@ impl Invariant for KilledIsNotDone {
                         return Err(format!("step {step} of {transition} counts as done, and no handler said so"));
                     }
                 }
-                StepResult::Stopped { member } if !self.stopped.contains(&(*transition, member.clone())) => {
-                    return Err(format!("{member} counts as stopped in {transition}, and no handler said so"));
+                StepResult::Stopped { member }
+                    if !self.stopped.contains(&(*transition, member.clone())) && !self.evident.contains(member) =>
+                {
+                    return Err(format!("{member} counts as stopped in {transition}, and nobody said so"));
                 }
                 StepResult::Stopped { .. }
                 | StepResult::Failed { .. }

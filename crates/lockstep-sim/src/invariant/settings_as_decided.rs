@@ -89,6 +89,7 @@ impl Invariant for SettingsAsDecided {
             | Body::Away { .. }
             | Body::Freeze { .. }
             | Body::Thaw { .. }
+            | Body::Lease { .. }
             | Body::Report { .. } => {}
         }
         Ok(())

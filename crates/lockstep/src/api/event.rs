@@ -194,6 +194,11 @@ pub enum What {
         /// Who said so.
         principal: String,
     },
+    /// No host goes by a longer lease than this any more.
+    Lease {
+        /// That lease, in milliseconds.
+        lease_ms: u64,
+    },
     /// In which states a member is surely stopped when its host's lease ends.
     MemberGuarded {
         /// Which.
@@ -406,6 +411,7 @@ impl What {
                 groups: strings(groups),
                 principal: principal.clone(),
             },
+            Body::Lease { lease_ms } => Self::Lease { lease_ms: *lease_ms },
             Body::Acknowledged { hosts } => Self::Acknowledged { hosts: strings(hosts.keys()) },
             Body::Report { member, actual } => {
                 Self::Report { member: member.to_string(), actual: actual.as_ref().map(ToString::to_string) }

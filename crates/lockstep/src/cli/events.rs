@@ -109,9 +109,11 @@ impl<'a> Concerned<'a> {
             ..Self::default()
         };
         match what {
-            What::Reign { .. } | What::Spec { .. } | What::Acknowledged { .. } | What::Away { .. } => {
-                Self::default()
-            }
+            What::Reign { .. }
+            | What::Spec { .. }
+            | What::Acknowledged { .. }
+            | What::Away { .. }
+            | What::Lease { .. } => Self::default(),
             What::Freeze { groups, .. } | What::Thaw { groups, .. } => {
                 Self { groups, is_of_all: groups.is_empty(), ..Self::default() }
             }
@@ -245,6 +247,7 @@ fn told(what: &What) -> String {
         What::Away { lease_ms, principal } => {
             format!("{principal} takes the server away: a lease of {lease_ms} ms until it is back")
         }
+        What::Lease { lease_ms } => format!("no host goes by a longer lease than {lease_ms} ms any more"),
         What::MemberGuarded { member, states } if states.is_empty() => format!("{member} is not guarded"),
         What::MemberGuarded { member, states } => format!("{member} is guarded while {}", states.join(", ")),
         What::Freeze { groups, until, reason, principal } => {

@@ -397,9 +397,11 @@ impl<S: Store> Driver<S> {
 /// Whether somebody is likely to wait for a record to be shown.
 fn awaited(body: &Body) -> News {
     match body {
-        Body::Step { .. } | Body::Report { .. } | Body::Turn { .. } | Body::Acknowledged { .. } => {
-            News::Small
-        }
+        Body::Step { .. }
+        | Body::Report { .. }
+        | Body::Turn { .. }
+        | Body::Lease { .. }
+        | Body::Acknowledged { .. } => News::Small,
         Body::Reign { .. }
         | Body::Evidence { .. }
         | Body::Away { .. }
