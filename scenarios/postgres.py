@@ -81,9 +81,9 @@ class Site:
         wait_until(lambda: primary.sql("select 1 from pg_stat_replication where state = 'streaming'"), "the standby receives", 20)
 
 
-def managed(site, binary, handlers, here):
+def managed(site, binary, handlers, here, spec=None):
     """The cluster that moves a site: an agent for each PostgreSQL and each PgBouncer, and one for the application. Its
-    whole configuration is in the directory `here`.
+    whole configuration is in the directory `here`; `spec` is another path than its cluster.toml.
     """
     cluster = Cluster(site.lab, binary)
     user = f'user = "{USER}"' if USER else ""
@@ -99,7 +99,7 @@ def managed(site, binary, handlers, here):
         cluster.start_agent(pooler.name, "role=pool", pooler.address)
     configure(site.lab, "app", os.path.join(here, "agent-app.toml"))
     cluster.start_agent("app", "role=app", "127.0.0.1")
-    cluster.command("apply", "-f", os.path.join(here, "cluster.toml"), check=True)
+    cluster.command("apply", "-f", spec or os.path.join(here, "cluster.toml"), check=True)
     actuals = {"db@pg-a": "primary", "db@pg-b": "standby", "pool@p1": "online", "pool@p2": "online", "app@app": "offline"}
     cluster.wait_for_actuals(actuals)
     cluster.command("run", "app=online", check=True)
