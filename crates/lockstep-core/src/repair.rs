@@ -563,7 +563,8 @@ impl Engine {
             return Ok(());
         }
         let now = self.now.time;
-        let steady = plan.goals.keys().map(|id| self.steady_at(&id.host)).max();
+        // Whose place is given to another has a new goal and no step: nobody waits for it to stand.
+        let steady = plan.steps.iter().map(|step| self.steady_at(&step.member.host)).max();
         let pause = self.recovery.repaired.get(name).map(|repaired| repaired.pause_until());
         if let Some(until) = steady.max(pause).filter(|until| *until > now) {
             self.look_again(until);
