@@ -292,7 +292,7 @@ impl Engine {
             if let Some(reply) = fencing.reply.take() {
                 let message = format!("nobody could make sure that host {host} has stopped");
                 let help = format!(
-                    "the log of the hosts that tried has the reason; make sure yourself and say so: lockstep fence {host} --confirm --reason TEXT"
+                    "the server's log has what each said that tried; make sure yourself and say so: lockstep fence {host} --confirm --reason TEXT"
                 );
                 self.reply(reply, Err(Rejection::new(Code::NoCandidate, message, help)));
                 // A repair may have waited for it before somebody asked.
