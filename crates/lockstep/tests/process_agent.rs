@@ -160,6 +160,19 @@ fn nonsense_ends_a_session_and_not_the_agent() {
 }
 
 #[test]
+fn an_agent_that_finds_no_server_says_so_once() {
+    let host = host();
+    // Nobody else is given this port as long as it is held, and nobody listens on it.
+    let held = tokio::net::TcpSocket::new_v4().unwrap();
+    held.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let server = format!("http://{}", held.local_addr().unwrap());
+    let args = ["agent", "--server", &server, "--name", "a", "--data", "data", "--config", "agent.toml"];
+    let agent = Process::start(host.path(), "agent", &args);
+    wait_for("several attempts", || agent.said().matches("cannot connect").count() >= 3);
+    assert_eq!(agent.said().matches("no server answers: trying on").count(), 1, "{}", agent.said());
+}
+
+#[test]
 fn a_server_that_is_out_of_date_is_left() {
     let stage = Stage::start();
     let mut session = stage.welcome(7, &json!([member("a", "sh")]));

@@ -30,11 +30,16 @@ const PAUSE_MS: (u64, u64) = (50, 2000);
 /// Keeps a connection, and tells of each that stands and of its end.
 pub(super) async fn keep(servers: Vec<String>, inputs: mpsc::Sender<Heard>) {
     let mut pause_ms = PAUSE_MS.0;
+    // Said once until there is a connection again: an agent that waits in silence looks like one that works.
+    let mut is_told = false;
     loop {
+        let mut why = String::new();
+        let mut has_connected = false;
         for server in &servers {
             match timeout(CONNECT_MAX, dial(server)).await {
                 Ok(Ok(socket)) => {
                     info!(%server, "connected");
+                    has_connected = true;
                     let began = Instant::now();
                     use_link(socket, &inputs).await;
                     // One that refuses us answers at once: it is asked again ever more seldom.
@@ -45,9 +50,21 @@ pub(super) async fn keep(servers: Vec<String>, inputs: mpsc::Sender<Heard>) {
                         return;
                     }
                 }
-                Ok(Err(error)) => debug!(%server, %error, "cannot connect"),
-                Err(_) => debug!(%server, "cannot connect in time"),
+                Ok(Err(error)) => {
+                    debug!(%server, %error, "cannot connect");
+                    why = error.to_string();
+                }
+                Err(_) => {
+                    debug!(%server, "cannot connect in time");
+                    "it does not answer in time".clone_into(&mut why);
+                }
             }
+        }
+        if has_connected {
+            is_told = false;
+        } else if !is_told {
+            is_told = true;
+            warn!(servers = servers.join(","), reason = why, "no server answers: trying on");
         }
         let chance = u64::from_str_radix(&random()[..4], 16).expect("hexadecimal") % (pause_ms / 2 + 1);
         sleep(Duration::from_millis(pause_ms + chance)).await;
