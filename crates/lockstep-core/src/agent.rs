@@ -738,6 +738,10 @@ impl AgentEngine {
                 self.lease_ms = lease_ms.unwrap_or(self.lease_ms);
                 self.lease = Held::renewed(sent.min(self.now), self.lease_ms, self.guard_early_ms);
                 self.has_lapsed = false;
+                // Where members are is for the server to say again: a stop that comes late would end what was begun since.
+                for queue in self.queues.values_mut() {
+                    queue.later.retain(|(_, job)| job.why != Why::Lapse);
+                }
                 self.renew_at = self.renew_at.min(self.now.plus((self.lease_ms / 3).max(1)));
             }
         }

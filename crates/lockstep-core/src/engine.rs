@@ -425,6 +425,11 @@ impl Engine {
         engine.propose(Body::Reign { server: server.to_owned() });
         engine.end_freezes();
         engine.resume();
+        // The server before may have ended between the two records.
+        let lost = engine.head.hosts.iter().filter(|(_, host)| host.liveness == Liveness::Lost);
+        for host in lost.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
+            engine.lease_is_evidence(&host);
+        }
         // The server before may have recorded that a host is lost, and have ended before it could record what follows.
         let lost = engine.head.hosts.iter().filter(|(_, host)| host.liveness == Liveness::Lost);
         for host in lost.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
