@@ -11,7 +11,7 @@ import time
 import traceback
 
 from cluster import Unexpected
-from lab import Lab
+from lab import Lab, within_reach
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -86,7 +86,7 @@ class Scenario:
             parser.error(f"Debian packages are missing: {' '.join(absent)}")
         arguments.case = list(self.cases) if arguments.all else arguments.case or list(self.usual)
         arguments.lockstep = find_binary(arguments.lockstep)
-        arguments.handlers = os.path.abspath(arguments.handlers)
+        arguments.handlers = within_reach(os.path.abspath(arguments.handlers))
         if arguments.lockstep is None and not set(arguments.case) <= set(self.scriptlike):
             parser.error("no lockstep binary: build it, or give --lockstep PATH")
         return arguments

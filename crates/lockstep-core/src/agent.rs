@@ -1089,7 +1089,11 @@ impl AgentEngine {
             | None => false,
         };
         let mut steps = self.state.open.values().flat_map(|open| open.steps.values());
-        let is_cut_off = steps.any(|taken| taken.member == *member && taken.done.is_none());
+        // A handler that failed, or died with the agent, may have done all of it.
+        let is_cut_off = steps.any(|taken| {
+            let is_taken = taken.done.as_ref().is_some_and(|done| done.answer == Answer::Yes);
+            taken.member == *member && !is_taken
+        });
         confirmed.is_some() && !is_there(confirmed) && !is_said_there && !is_cut_off
     }
 
@@ -1126,9 +1130,17 @@ impl AgentEngine {
         self.guarded = members;
         // It is told with a status of now: what was said last may be of before a step.
         for member in changed {
-            if let Some(queue) = self.queues.get_mut(&member) {
-                queue.status_at = self.now;
+            if self.state.members.contains_key(&member) {
+                self.ask_status_now(&member);
             }
+        }
+    }
+
+    /// Asks for a member's status, also while a transition drives it: for who it is now, more than for where.
+    fn ask_status_now(&mut self, member: &MemberId) {
+        let queue = self.queues.entry(member.clone()).or_default();
+        if !queue.waiting.iter().any(|job| job.why == Why::Status) {
+            self.enqueue_own(self.own_call(member, Phase::Status), Why::Status);
         }
     }
 
@@ -1439,6 +1451,12 @@ impl AgentEngine {
             (given, reason) = (Answer::No, Some(format!("its handler reports {state}, not {to}")));
         }
         self.note_pids(&call.member, &findings);
+        let is_step = matches!(call.phase, Phase::Commit | Phase::Undo);
+        let is_leased = self.leased().any(|assignment| assignment.member == call.member);
+        if is_step && is_leased && findings.pids.is_none() {
+            // Its processes may be others now. The guard has to know them before the transition ends, which may take long.
+            self.ask_status_now(&call.member);
+        }
         if call.phase == Phase::Status && given == Answer::Yes {
             // It is also what a status tells at any time.
             self.report_state(&call.member, given, reason.clone(), findings.clone());
@@ -1731,6 +1749,71 @@ mod tests {
             let runs = wanted(&mut engine, Time(back + 9000)).runs;
             engine.handle(Time(back + 9010), ended(runs[0].0));
             assert_eq!(wanted(&mut engine, Time(back + 9010)).guarded, [0], "{is_old}");
+        }
+    }
+
+    /// The agent was killed when a step's handler had done its work and had not ended; the server is away since.
+    #[test]
+    fn who_was_on_its_way_when_the_agent_died_is_stopped_when_the_lease_ends() {
+        let member: MemberId = "db@p".parse().unwrap();
+        let [offline, standby, primary] =
+            ["offline", "standby", "primary"].map(|name| StateName::new(name).unwrap());
+        let (transition, step) = (TransitionId(7), StepId(0));
+        let leased = Assignment { leased: BTreeSet::from([primary]), ..assignment(&member) };
+        let confirmed =
+            |state: &StateName| AgentRecord::State { member: member.clone(), state: state.clone() };
+        let begun = AgentRecord::Started { transition, member: member.clone(), step, phase: Phase::Commit };
+        for (is_begun, state, stops) in [(false, &standby, 0), (true, &standby, 1), (true, &offline, 1)] {
+            let mut records = vec![AgentRecord::Assigned { members: vec![leased.clone()] }, confirmed(state)];
+            records.extend(is_begun.then(|| begun.clone()));
+            let mut engine = agent(folded(&records), Time(5000));
+            engine.handle(Time(5000), AgentInput::Tick);
+            let runs = wanted(&mut engine, Time(5000)).runs;
+            let phases: Vec<_> = runs.iter().map(|(_, phase)| *phase).collect();
+            assert_eq!(phases, vec![Phase::Stop; stops], "{state}, {is_begun}");
+        }
+    }
+
+    /// A step may leave other processes than it found, and its transition may go on for long: the guard is told at once.
+    #[test]
+    fn whom_a_step_started_is_named_to_the_guard_before_its_transition_ends() {
+        let member: MemberId = "db@p".parse().unwrap();
+        let primary = StateName::new("primary").unwrap();
+        for named in [false, true] {
+            let leased = Assignment { leased: BTreeSet::from([primary.clone()]), ..assignment(&member) };
+            let mut engine = agent(AgentState::default(), Time(0));
+            engine.handle(Time(0), AgentInput::Connected);
+            let members = vec![leased];
+            let welcome = Order::Welcome { reign: Reign(1), lease_ms: 3000, members };
+            engine.handle(Time(0), AgentInput::Order(welcome));
+            let renewed = Order::Renewed { sent: Time(0), lease_ms: None };
+            engine.handle(Time(1), AgentInput::Order(renewed));
+            let ended = |call, pids| {
+                let findings = Findings { pids, ..Findings::default() };
+                AgentInput::Ended { call, answer: Answer::Yes, reason: None, findings }
+            };
+            let old = Some(BTreeSet::from([7]));
+            let runs = wanted(&mut engine, Time(1)).runs;
+            engine.handle(Time(2), ended(runs[0].0, old));
+            assert_eq!(wanted(&mut engine, Time(2)).guards, [(3000, 1)]);
+            let (transition, step) = (Some(TransitionId(7)), Some(StepId(0)));
+            let own = engine.own_call(&member, Phase::Commit);
+            for phase in [Phase::Prepare, Phase::Commit] {
+                let step = step.filter(|_| phase == Phase::Commit);
+                let call = Call { phase, transition, step, to: Some(primary.clone()), ..own.clone() };
+                engine.handle(Time(3), AgentInput::Order(Order::Call(call)));
+                let runs = wanted(&mut engine, Time(3)).runs;
+                let new = Some(BTreeSet::from([8, 9])).filter(|_| named && phase == Phase::Commit);
+                engine.handle(Time(4), ended(runs[0].0, new));
+            }
+            let said = wanted(&mut engine, Time(4));
+            if named {
+                assert_eq!((said.runs, said.guards), (Vec::new(), vec![(3000, 2)]), "nobody has to be asked");
+                continue;
+            }
+            assert_eq!(said.runs.iter().map(|(_, phase)| *phase).collect::<Vec<_>>(), [Phase::Status]);
+            engine.handle(Time(5), ended(said.runs[0].0, Some(BTreeSet::from([8, 9]))));
+            assert_eq!(wanted(&mut engine, Time(5)).guards, [(3000, 2)]);
         }
     }
 

@@ -1258,15 +1258,19 @@ impl Engine {
     }
 
     /// In which states a member is surely stopped when its host's lease ends.
-    fn note_guarded(&mut self, id: &MemberId, states: BTreeSet<StateName>) {
+    fn note_guarded(&mut self, id: &MemberId, mut states: BTreeSet<StateName>) {
         self.guards.forget(id);
         let Some(known) = self.head.members.get(id).map(|member| &member.guarded) else { return };
-        // That something is not guarded any more counts at once: places are given away on it.
-        let until = self.guards.until(id, self.now.time).filter(|_| states.is_superset(known));
-        match until {
-            Some(due) if states != *known => self.guards.keep(id, due, states),
-            Some(_) => {}
-            None => self.record_guarded(id, states),
+        let lifecycle = self.head.spec.groups.get(&id.group).map(|group| &group.lifecycle);
+        states.retain(|state| lifecycle.is_some_and(|lifecycle| lifecycle.rank(state).is_some()));
+        let Some(due) = self.guards.until(id, self.now.time) else { return self.record_guarded(id, states) };
+        // That something is not guarded any more counts at once: places are given away on it. What is guarded instead
+        // can wait.
+        let kept: BTreeSet<_> = known.intersection(&states).cloned().collect();
+        let is_more = kept != states;
+        self.record_guarded(id, kept);
+        if is_more {
+            self.guards.keep(id, due, states);
         }
     }
 

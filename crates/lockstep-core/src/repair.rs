@@ -153,7 +153,9 @@ impl Engine {
         let here = self.head.members.keys().filter(|id| id.host == *host);
         let here = here.filter(|id| !self.is_surely_lowest(id)).cloned().collect();
         self.take_evidence(here, by);
-        self.recovery.fences.remove(host);
+        // Whoever waits for a handler to make sure of it is told that somebody else has.
+        let waits = self.recovery.fences.remove(host).and_then(|fencing| fencing.reply);
+        waits.into_iter().for_each(|reply| self.reply(reply, Ok(Accepted::Host(self.head.revision))));
         if is_loss {
             self.host_is_gone(host);
         }
@@ -356,12 +358,11 @@ impl Engine {
         let host = host.clone();
         if is_back {
             self.recovery.fences.remove(&host);
+            let answer = Ok(Accepted::Host(self.head.revision));
+            reply.into_iter().for_each(|reply| self.reply(reply, answer.clone()));
         } else {
             self.drop_session(&host);
             self.host_is_stopped(&host, Evidence::Fence { on: on.clone() });
-        }
-        if let Some(reply) = reply {
-            self.reply(reply, Ok(Accepted::Host(self.head.revision)));
         }
     }
 

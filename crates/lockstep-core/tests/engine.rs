@@ -3,7 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "these are tests")]
 
 use lockstep_core::cluster::Cluster;
-use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId, SessionId};
+use lockstep_core::engine::{Accepted, Engine, Event, HostAsk, Input, Output, ReplyId, SessionId};
 use lockstep_core::freeze::{FREEZES_MAX, FreezeEnd};
 use lockstep_core::id::{HostName, Index, Token, TransitionId};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
@@ -570,4 +570,141 @@ fn there_are_so_many_freezes_and_no_more() {
         }
     }
     assert_eq!((count, refused), (FREEZES_MAX, vec![Code::TooLarge]));
+}
+
+/// Two hosts, of which the second one can pull the first one's plug.
+fn with_a_fencer() -> Engine {
+    let mut engine = Engine::new(declared(&["h1", "h2"], SPEC), "server", at(0));
+    comes(&mut engine, at(0), "h1");
+    comes(&mut engine, at(0), "h2");
+    written(&mut engine, at(0));
+    engine
+}
+
+/// A host's agent connects; it has a fence handler.
+fn comes(engine: &mut Engine, now: Now, host: &str) {
+    let host: HostName = host.parse().unwrap();
+    let report = Report::Hello(Hello { fences: true, ..hello(&host) });
+    engine.handle(now, Input::Report { session: session(&host), report });
+}
+
+/// Time passes in which the second host is heard.
+fn passes(engine: &mut Engine, from_ms: u64, to_ms: u64) {
+    for ms in (from_ms..=to_ms).step_by(1000) {
+        let report = Report::Renew { sent: Time(0), open: None, lease_ms: None };
+        engine.handle(at(ms), Input::Report { session: SessionId(2), report });
+        written(engine, at(ms));
+    }
+}
+
+/// The first host's connection is gone at a time, and its lease over 5 s later.
+fn loses_the_first(engine: &mut Engine, at_ms: u64) {
+    engine.handle(at(at_ms), Input::Closed { session: SessionId(1) });
+    passes(engine, at_ms, at_ms + 5000);
+    let host: HostName = "h1".parse().unwrap();
+    assert_eq!(engine.acknowledged().hosts[&host].liveness, Liveness::Lost);
+}
+
+/// An operator wants the first one fenced: what the other one is ordered.
+fn fences_the_first(engine: &mut Engine, now: Now) -> Call {
+    engine.handle(now, Input::Host { reply: ReplyId(9), host: "h1".parse().unwrap(), ask: HostAsk::Fence });
+    let mut calls = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(now, Input::Appended),
+            Output::Confirm => engine.handle(now, Input::Confirmed),
+            Output::Order { session: SessionId(2), order: Order::Call(call) }
+                if call.phase == Phase::Fence =>
+            {
+                calls.push(call);
+            }
+            Output::Order { .. } | Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
+        }
+    }
+    calls.pop().expect("it is to be fenced")
+}
+
+/// The second host says yes to a fence call.
+fn has_fenced(engine: &mut Engine, now: Now, call: Call) -> Vec<Body> {
+    let Input::Report { report, .. } = done(call) else { unreachable!("it is a report") };
+    engine.handle(now, Input::Report { session: SessionId(2), report });
+    written(engine, now)
+}
+
+#[test]
+fn a_host_may_be_forgotten_while_it_is_being_fenced() {
+    let mut engine = with_a_fencer();
+    loses_the_first(&mut engine, 0);
+    let call = fences_the_first(&mut engine, at(5000));
+    let ask = HostAsk::Forget { is_stopped: true };
+    engine.handle(at(5100), Input::Host { reply: ReplyId(10), host: "h1".parse().unwrap(), ask });
+    let mut answers = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(at(5100), Input::Appended),
+            Output::Reply { reply, answer } => {
+                answers.push((reply, answer.map_err(|rejection| rejection.code)))
+            }
+            Output::Confirm | Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+        }
+    }
+    let revision = engine.acknowledged().revision;
+    let expected = [(ReplyId(9), Err(Code::UnknownHost)), (ReplyId(10), Ok(Accepted::Host(revision)))];
+    assert_eq!(answers, expected, "whoever waits for the fencing is told");
+    assert_eq!(has_fenced(&mut engine, at(5200), call), [], "there is no such host any more");
+}
+
+#[test]
+fn whoever_has_a_host_fenced_is_told_when_somebody_else_makes_sure() {
+    let mut engine = with_a_fencer();
+    loses_the_first(&mut engine, 0);
+    fences_the_first(&mut engine, at(5000));
+    let ask = HostAsk::Fenced { principal: "test".to_owned(), reason: "its plug is in my hand".to_owned() };
+    engine.handle(at(5100), Input::Host { reply: ReplyId(10), host: "h1".parse().unwrap(), ask });
+    let mut told = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(at(5100), Input::Appended),
+            Output::Reply { reply, answer } => told.push((reply, answer.is_ok())),
+            Output::Confirm | Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+        }
+    }
+    assert_eq!(told, [(ReplyId(9), true), (ReplyId(10), true)]);
+}
+
+/// The answer to one call is none to a later one: the host has been back in between.
+#[test]
+fn a_fence_handler_that_answers_late_says_nothing_of_a_host_that_came_back_since() {
+    let mut engine = with_a_fencer();
+    loses_the_first(&mut engine, 0);
+    let early = fences_the_first(&mut engine, at(5000));
+    // It takes so long that it is given up; the host has booted meanwhile, and is lost once more.
+    passes(&mut engine, 5000, 66_000);
+    comes(&mut engine, at(66_000), "h1");
+    written(&mut engine, at(66_000));
+    loses_the_first(&mut engine, 67_000);
+    let late = fences_the_first(&mut engine, at(72_000));
+    assert_eq!(has_fenced(&mut engine, at(72_100), early), [], "that was before");
+    let told = has_fenced(&mut engine, at(72_200), late);
+    assert!(matches!(&told[..], [Body::Host { .. }, ..]), "{told:?}");
+}
+
+/// What a member says of its guard, time and again.
+#[test]
+fn a_guard_that_is_said_to_be_here_and_there_fills_no_journal() {
+    let leased = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"},"recover":"lease"}}}"#;
+    let mut engine = Engine::new(declared(&["h1"], leased), "server", at(0));
+    comes(&mut engine, at(0), "h1");
+    written(&mut engine, at(0));
+    let mut records = 0;
+    for ms in 1..=10_000 {
+        let (member, state) = ("a@h1".parse().unwrap(), None);
+        let (score, reason, facts) = (None, None, Default::default());
+        let guarded = [["online", "offline"][ms as usize % 2].parse().unwrap()].into();
+        let report = Report::State { member, state, score, reason, facts, published: None, guarded };
+        engine.handle(at(ms), Input::Report { session: SessionId(1), report });
+        let written = written(&mut engine, at(ms));
+        records += written.iter().filter(|body| matches!(body, Body::Host { .. })).count();
+    }
+    assert!((9..=21).contains(&records), "{records} records of 10,000 reports in 10 s");
 }
