@@ -1138,6 +1138,8 @@ impl Engine {
     fn woke(&mut self, after_ms: u64) {
         for heard in self.last_heard.values_mut() {
             heard.postpone(after_ms);
+            // Most have turned away meanwhile, and need as long to come back as after a restart.
+            heard.again(self.now.time);
         }
         self.hosts_due = self.hosts_due.map(|due| due.plus(after_ms));
         for run in self.runs.values_mut() {

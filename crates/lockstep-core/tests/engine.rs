@@ -708,3 +708,19 @@ fn a_guard_that_is_said_to_be_here_and_there_fills_no_journal() {
     }
     assert!((9..=21).contains(&records), "{records} records of 10,000 reports in 10 s");
 }
+
+/// Agents turn away from a server that stands still, and pause between their tries to come back.
+#[test]
+fn a_server_that_stood_still_gives_its_hosts_a_whole_lease_to_come_back() {
+    let host: HostName = "h1".parse().unwrap();
+    let mut engine = Engine::new(declared(&["h1"], SPEC), "server", at(0));
+    comes(&mut engine, at(0), "h1");
+    written(&mut engine, at(0));
+    engine.handle(at(30_000), Input::Woke { after_ms: 29_000 });
+    engine.handle(at(30_000), Input::Closed { session: SessionId(1) });
+    for (ms, liveness) in [(33_149, Liveness::Suspect), (33_150, Liveness::Lost)] {
+        engine.handle(at(ms), Input::Tick);
+        written(&mut engine, at(ms));
+        assert_eq!(engine.acknowledged().hosts[&host].liveness, liveness, "{ms}");
+    }
+}
