@@ -1280,7 +1280,9 @@ impl AgentEngine {
         }
         let Some(assignment) = self.state.assignment(&job.call.member) else {
             let reason = format!("{} is not a member here", job.call.member);
-            return self.finish(job, Answer::No, Some(reason), Findings::default());
+            // Who is none any more has to be told nothing, and must not hold up what others are told.
+            let answer = if matches!(job.why, Why::Notice(_)) { Answer::Yes } else { Answer::No };
+            return self.finish(job, answer, Some(reason), Findings::default());
         };
         let handler = assignment.handler.clone();
         if handler.as_str() == HANDLER_NONE {

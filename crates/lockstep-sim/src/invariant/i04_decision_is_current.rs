@@ -65,7 +65,7 @@ impl DecisionIsCurrent {
         if *before != Footprint::of(&self.cluster, plan) {
             return Err(format!("what {id} rests on has changed since it was begun"));
         }
-        if !self.cluster.transitions[&id].request.override_freeze {
+        if !self.cluster.transitions[&id].request.passes_freezes() {
             let frozen = |group: &&GroupName| {
                 let mut freezes = self.cluster.freezes.values();
                 freezes.any(|freeze| freeze.groups.is_empty() || freeze.groups.contains(*group))
