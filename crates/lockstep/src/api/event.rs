@@ -526,6 +526,7 @@ mod tests {
             {"revision":30,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"freeze","groups":[],"until":null,"reason":"audit","principal":"ann"}
             {"revision":31,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"thaw","freezes":[22,23],"groups":["db"],"principal":"ann"}
             {"revision":32,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"thaw","freezes":[22],"groups":[],"principal":null}
+            {"revision":33,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"lease","lease_ms":3000}
         "#]].assert_eq(&told);
     }
 }
