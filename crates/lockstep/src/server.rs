@@ -11,7 +11,7 @@ use crate::api::feed::Feed;
 use crate::api::guard::guarded;
 use crate::api::{self, ServerInfo};
 use crate::cli::option::ServerOptions;
-use crate::store::{self, Embedded, Snapshot, Store};
+use crate::store::{self, Candidate, Embedded, Snapshot, Store};
 use axum::Router;
 use axum::routing::get;
 use driver::{COMMANDS_MAX, Driver};
@@ -113,7 +113,8 @@ impl Server {
         };
         let store = Embedded::open(data).await?;
         let name = options.name.as_ref().map_or("server", |name| name.as_str()).to_owned();
-        let reign = store.campaign(&name, REIGN_TTL).await?;
+        let url = format!("http://{}", options.listen);
+        let reign = store.campaign(&Candidate { name: name.clone(), url }, REIGN_TTL).await?;
         let Replayed { cluster, journal_bytes, snapshot_bytes } = replay(&store).await?;
         info!(revision = %cluster.revision, %reign, "journal replayed");
         let clock = Clock::start();

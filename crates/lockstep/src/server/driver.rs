@@ -477,7 +477,7 @@ async fn append<S: Store>(
 mod tests {
     use super::super::handle::Handle;
     use super::*;
-    use crate::store::{Entry, Snapshot};
+    use crate::store::{Candidate, Entry, Leader, Snapshot};
     use lockstep_core::cluster::Cluster;
     use lockstep_core::log;
     use std::sync::atomic::{AtomicU32, Ordering};
@@ -499,8 +499,17 @@ mod tests {
             }
             Ok(Appended::Done(Index(expected.0 + batch.len() as u64)))
         }
-        async fn campaign(&self, _: &str, _: Duration) -> Result<Reign, Error> {
+        async fn campaign(&self, _: &Candidate, _: Duration) -> Result<Reign, Error> {
             unreachable!("whoever starts the driver does that before")
+        }
+        async fn resign(&self, _: Reign) -> Result<Fenced, Error> {
+            unreachable!("nobody asks for it here")
+        }
+        async fn ended(&self, _: Reign) {
+            std::future::pending().await
+        }
+        async fn leader(&self) -> Result<Option<Leader>, Error> {
+            unreachable!("the driver reigns itself")
         }
         async fn head(&self) -> Result<Index, Error> {
             unreachable!("the driver does not ask")

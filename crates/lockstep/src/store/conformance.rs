@@ -1,7 +1,7 @@
 //! What every store keeps to. Each implementation runs all of it on a [`Bench`] of its own:
 //! `conformance::suite!(MyBench::new())` in its tests.
 
-use super::{Appended, Entry, Error, Fenced, READ_BYTES_MAX, Store};
+use super::{Appended, Candidate, Entry, Error, Fenced, Leader, READ_BYTES_MAX, Store};
 use lockstep_core::id::{Index, Reign};
 use lockstep_core::log::PAYLOAD_BYTES_MAX;
 use std::time::Duration;
@@ -15,12 +15,19 @@ pub(crate) trait Bench {
 
     /// A first handle again, after all servers have stopped.
     async fn restart(&mut self) -> Self::Store;
+
+    /// Ends what a reign rests on, as when its server has been silent for too long.
+    async fn depose(&mut self, store: &Self::Store, reign: Reign);
 }
 
 const TTL: Duration = Duration::from_secs(3);
 
+pub(crate) fn candidate(name: &str) -> Candidate {
+    Candidate { name: name.to_owned(), url: format!("http://{name}.example:7340") }
+}
+
 async fn campaign<S: Store>(store: &S) -> Reign {
-    store.campaign("a", TTL).await.unwrap()
+    store.campaign(&candidate("a"), TTL).await.unwrap()
 }
 
 fn batch<const N: usize>(payloads: [&str; N]) -> Vec<Vec<u8>> {
@@ -83,6 +90,7 @@ pub(crate) async fn a_deposed_server_writes_nothing(bench: &mut impl Bench) {
     let first = campaign(&old).await;
     append(&old, first, ["a"]).await;
     assert_eq!(old.confirm(first).await.unwrap(), Fenced::Held);
+    bench.depose(&old, first).await;
     let second = campaign(&new).await;
     assert!(second > first);
     assert_eq!(old.confirm(first).await.unwrap(), Fenced::Deposed);
@@ -278,9 +286,27 @@ pub(crate) async fn a_reign_only_grows(bench: &mut impl Bench) {
         last = reign;
         if round % 2 == 1 {
             store = bench.restart().await;
+        } else {
+            bench.depose(&store, reign).await;
         }
     }
     assert_eq!(store.head().await.unwrap(), Index(4));
+}
+
+pub(crate) async fn who_resigns_makes_room_for_the_next(bench: &mut impl Bench) {
+    let (old, new) = (bench.server().await, bench.server().await);
+    assert_eq!(old.leader().await.unwrap(), None);
+    let first = campaign(&old).await;
+    assert_eq!(new.leader().await.unwrap(), Some(Leader { candidate: candidate("a"), reign: first }));
+    assert_eq!(old.resign(first).await.unwrap(), Fenced::Held);
+    assert_eq!(old.confirm(first).await.unwrap(), Fenced::Deposed);
+    assert_eq!(old.append(first, Index(0), batch(["late"])).await.unwrap(), Appended::Deposed);
+    assert_eq!(old.leader().await.unwrap(), None);
+    let second = new.campaign(&candidate("b"), TTL).await.unwrap();
+    assert!(second > first);
+    assert_eq!(old.resign(first).await.unwrap(), Fenced::Deposed);
+    assert_eq!(new.confirm(second).await.unwrap(), Fenced::Held);
+    assert_eq!(old.leader().await.unwrap(), Some(Leader { candidate: candidate("b"), reign: second }));
 }
 
 /// One test for each promise, on a new bench.
@@ -301,6 +327,7 @@ macro_rules! suite {
             compaction_keeps_what_no_snapshot_covers
             a_restart_forgets_nothing
             a_reign_only_grows
+            who_resigns_makes_room_for_the_next
         }
     };
     ($bench:expr => $($promise:ident)+) => {

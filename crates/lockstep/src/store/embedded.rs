@@ -3,10 +3,11 @@
 //! The lock on the directory decides which process is the active server; reigns tell apart the times of one process
 //! from those before it. While its server is down, nothing is decided: safe, and it waits.
 
-use super::{Appended, Entry, Error, Fenced, FileDisk, Journal, Snapshot, Store};
+use super::{Appended, Candidate, Entry, Error, Fenced, FileDisk, Journal, Leader, Snapshot, Store};
 use lockstep_core::id::{Index, Reign};
 use lockstep_core::log::{Disk, Log};
 use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
 
@@ -14,30 +15,37 @@ use tokio::sync::watch;
 #[derive(Debug)]
 pub struct Embedded<D = FileDisk> {
     journal: Journal<D>,
+    /// Who has campaigned last in this process; the lock keeps every other one out.
+    leader: Arc<Mutex<Option<Leader>>>,
 }
 
 impl<D> Clone for Embedded<D> {
     fn clone(&self) -> Self {
-        Embedded { journal: self.journal.clone() }
+        Embedded { journal: self.journal.clone(), leader: self.leader.clone() }
     }
 }
 
 impl Embedded {
     /// Takes a directory and opens the store in it, or makes an empty one. Errors as of [`Journal::open`].
     pub async fn open(dir: &Path) -> Result<Self, Error> {
-        Ok(Embedded { journal: Journal::open(dir).await? })
+        Ok(Embedded::new(Journal::open(dir).await?))
     }
 }
 
 impl<D: Disk + 'static> Embedded<D> {
     /// The store on a journal that is open already.
     pub fn new(journal: Journal<D>) -> Self {
-        Embedded { journal }
+        Embedded { journal, leader: Arc::default() }
     }
 
     /// Ends the store and returns once its directory is free.
     pub async fn close(self) {
         self.journal.close().await;
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, Option<Leader>> {
+        // Nothing under this lock can panic half-way.
+        self.leader.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Does `work` if `reign` is the present one.
@@ -61,7 +69,7 @@ fn outcome<T>(done: Option<T>) -> Fenced {
 
 impl<D: Disk + 'static> Store for Embedded<D> {
     /// The lock has chosen the server already, so this never waits, and the reign lasts as long as the lock.
-    async fn campaign(&self, _name: &str, _ttl: Duration) -> Result<Reign, Error> {
+    async fn campaign(&self, candidate: &Candidate, _ttl: Duration) -> Result<Reign, Error> {
         let begin = |log: &mut Log<D>| {
             // Above the head too: a backup does not know the reigns after it, but a restore goes on at an index
             // above all that were given out.
@@ -69,7 +77,27 @@ impl<D: Disk + 'static> Store for Embedded<D> {
             log.begin_reign(reign)?;
             Ok(reign)
         };
-        self.journal.run(begin).await
+        let reign = self.journal.run(begin).await?;
+        *self.known() = Some(Leader { candidate: candidate.clone(), reign });
+        Ok(reign)
+    }
+
+    /// Nothing is left of a reign but its number: a higher one makes it void.
+    async fn resign(&self, reign: Reign) -> Result<Fenced, Error> {
+        let next = Reign(reign.0.saturating_add(1));
+        let resigned = self.fenced(reign, move |log| Ok(log.begin_reign(next)?)).await?;
+        if resigned.is_some() {
+            *self.known() = None;
+        }
+        Ok(outcome(resigned))
+    }
+
+    async fn ended(&self, _reign: Reign) {
+        std::future::pending().await
+    }
+
+    async fn leader(&self) -> Result<Option<Leader>, Error> {
+        Ok(self.known().clone())
     }
 
     async fn append(&self, reign: Reign, expected: Index, batch: Vec<Vec<u8>>) -> Result<Appended, Error> {

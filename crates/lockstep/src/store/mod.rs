@@ -54,6 +54,24 @@ pub enum Fenced {
     Deposed,
 }
 
+/// A server that wants to be the active one, as it tells the others of itself.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Candidate {
+    /// Its name among those that share the store.
+    pub name: String,
+    /// Where operators and agents reach it: `http://HOST:PORT`.
+    pub url: String,
+}
+
+/// The server that reigns.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Leader {
+    /// Who it is.
+    pub candidate: Candidate,
+    /// Its reign.
+    pub reign: Reign,
+}
+
 /// Why the store could not do as it was asked. Being deposed is none of these: it is a normal answer.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum Error {
@@ -91,6 +109,15 @@ pub enum Error {
     /// again, and only that shows whether an append that failed like this is there.
     #[error(transparent)]
     Failed(log::Error),
+    /// The store did not answer in time, or could not be reached. What was asked for was not done, except where
+    /// [`Appended::Unknown`] would say so; it may be asked again.
+    #[error("the store could not {doing}: {reason}")]
+    Unavailable {
+        /// What was asked for.
+        doing: &'static str,
+        /// What is known of why.
+        reason: String,
+    },
     /// The store was closed.
     #[error("the store is closed: this process is stopping")]
     Closed,
@@ -120,9 +147,23 @@ impl From<log::Error> for Error {
 /// What a call returned for is safe: it survives the crash of every process and a power cut. A call whose future is
 /// dropped may or may not have happened, as with [`Appended::Unknown`].
 pub trait Store: Clone + Send + Sync + 'static {
-    /// Waits until this server is the active one and begins its reign, higher than every one before. `name` tells
-    /// the others who it is; where the reign rests on a lease, it ends `ttl` after the last sign of life.
-    fn campaign(&self, name: &str, ttl: Duration) -> impl Future<Output = Result<Reign, Error>> + Send;
+    /// Waits until this server is the active one and begins its reign, higher than every one before. Where the reign
+    /// rests on a lease, it ends `ttl` after the last sign of life.
+    fn campaign(
+        &self,
+        candidate: &Candidate,
+        ttl: Duration,
+    ) -> impl Future<Output = Result<Reign, Error>> + Send;
+
+    /// Ends a reign, so that another server may begin one at once.
+    fn resign(&self, reign: Reign) -> impl Future<Output = Result<Fenced, Error>> + Send;
+
+    /// Returns once the reign is over, or may be: its lease was not renewed for as long as it lasts. It never returns
+    /// where a reign rests on no lease. Nothing depends on it: the fence holds whether or not anybody listens.
+    fn ended(&self, reign: Reign) -> impl Future<Output = ()> + Send;
+
+    /// Who reigns now; `None` while nobody does. Never an outdated answer.
+    fn leader(&self) -> impl Future<Output = Result<Option<Leader>, Error>> + Send;
 
     /// Appends one batch of at least one payload, all or nothing, if the reign holds and the head is `expected`.
     /// Its entries take the indices from `expected + 1` on. Limits: [`log::PAYLOAD_BYTES_MAX`],

@@ -1,5 +1,5 @@
 use super::*;
-use crate::store::conformance::{self, Bench};
+use crate::store::conformance::{self, Bench, candidate};
 use lockstep_core::log::{Crash, DiskError, MemDisk, Op};
 use std::fs::File;
 use std::io::{BufRead as _, BufReader};
@@ -34,6 +34,9 @@ impl Bench for DirBench {
         }
         self.server().await
     }
+
+    /// A campaign alone deposes whoever reigned before: the lock has chosen.
+    async fn depose(&mut self, _: &Embedded, _: Reign) {}
 }
 
 mod directory {
@@ -72,13 +75,13 @@ async fn after_closing_every_call_says_so() {
     store.clone().close().await;
     assert!(matches!(store.head().await, Err(Error::Closed)));
     assert!(matches!(watch.next().await, Err(Error::Closed)));
-    assert!(matches!(store.campaign("a", TTL).await, Err(Error::Closed)));
+    assert!(matches!(store.campaign(&candidate("a"), TTL).await, Err(Error::Closed)));
 }
 
 #[tokio::test]
 async fn a_failed_sync_stops_every_later_call() {
     let store = in_memory(MemDisk::new()).await;
-    let reign = store.campaign("a", TTL).await.unwrap();
+    let reign = store.campaign(&candidate("a"), TTL).await.unwrap();
     assert_eq!(store.append(reign, Index(0), payloads(1)).await.unwrap(), Appended::Done(Index(1)));
     let mut watch = store.watch(Index(2));
     let fail = |log: &mut Log<MemDisk>| {
@@ -94,7 +97,7 @@ async fn a_failed_sync_stops_every_later_call() {
     assert!(failed(&appended.unwrap_err()) && failed(&told.unwrap_err()));
     // The disk would do the next one; it is not asked.
     assert!(failed(&store.append(reign, Index(1), payloads(2)).await.unwrap_err()));
-    assert!(failed(&store.campaign("a", TTL).await.unwrap_err()));
+    assert!(failed(&store.campaign(&candidate("a"), TTL).await.unwrap_err()));
     assert!(failed(&store.confirm(reign).await.unwrap_err()));
     assert!(failed(&store.head().await.unwrap_err()));
     assert!(failed(&store.read(Index(1)).await.unwrap_err()));
@@ -107,7 +110,7 @@ async fn a_full_disk_refuses_and_goes_on_once_there_is_room() {
     let mut disk = MemDisk::new();
     disk.set_capacity(Some(3 << 20));
     let store = in_memory(disk).await;
-    let reign = store.campaign("a", TTL).await.unwrap();
+    let reign = store.campaign(&candidate("a"), TTL).await.unwrap();
     let mut head = Index(0);
     let error = loop {
         match store.append(reign, head, vec![vec![b'x'; 100_000]]).await {
@@ -130,7 +133,7 @@ async fn a_full_disk_refuses_and_goes_on_once_there_is_room() {
 #[tokio::test]
 async fn what_was_acknowledged_survives_a_power_cut() {
     let store = in_memory(MemDisk::new()).await;
-    let reign = store.campaign("a", TTL).await.unwrap();
+    let reign = store.campaign(&candidate("a"), TTL).await.unwrap();
     for index in 1..=20 {
         assert_eq!(
             store.append(reign, Index(index - 1), payloads(index)).await.unwrap(),
@@ -141,14 +144,14 @@ async fn what_was_acknowledged_survives_a_power_cut() {
         let again = in_memory(disk).await;
         assert_eq!(again.head().await.unwrap(), Index(index));
         assert_eq!(again.read(Index(index)).await.unwrap()[0].payload, payloads(index)[0]);
-        assert!(again.campaign("a", TTL).await.unwrap() > reign);
+        assert!(again.campaign(&candidate("a"), TTL).await.unwrap() > reign);
     }
 }
 
 #[tokio::test]
 async fn compaction_frees_what_two_snapshots_cover() {
     let store = in_memory(MemDisk::new()).await;
-    let reign = store.campaign("a", TTL).await.unwrap();
+    let reign = store.campaign(&candidate("a"), TTL).await.unwrap();
     for index in 1..=9 {
         store.append(reign, Index(index - 1), payloads(index)).await.unwrap();
     }
@@ -167,7 +170,7 @@ async fn a_restore_continues_above_all_that_was_given_out() {
     let dir = tempfile::tempdir().unwrap();
     let journal = Journal::restore(dir.path(), Index(1_000_000), Reign(3), b"state".to_vec()).await.unwrap();
     let store = Embedded::new(journal);
-    let reign = store.campaign("a", TTL).await.unwrap();
+    let reign = store.campaign(&candidate("a"), TTL).await.unwrap();
     assert!(reign > Reign(1_000_000), "above reigns that began after the backup");
     let appended = store.append(reign, Index(1_000_000), payloads(1)).await.unwrap();
     assert_eq!(appended, Appended::Done(Index(1_000_001)));
@@ -199,7 +202,7 @@ async fn a_torn_end_is_cut_and_a_flipped_bit_refused_with_its_place() {
     use std::os::unix::fs::FileExt as _;
     let dir = tempfile::tempdir().unwrap();
     let store = Embedded::open(dir.path()).await.unwrap();
-    let reign = store.campaign("a", TTL).await.unwrap();
+    let reign = store.campaign(&candidate("a"), TTL).await.unwrap();
     for index in 1..=3 {
         store.append(reign, Index(index - 1), payloads(index)).await.unwrap();
     }
@@ -239,7 +242,7 @@ async fn child_that_fills_its_disk() {
     std::fs::write(dir.join("ballast"), vec![1; BALLAST]).unwrap();
     let data = dir.join("data");
     let store = Embedded::open(&data).await.unwrap();
-    let reign = store.campaign("child", TTL).await.unwrap();
+    let reign = store.campaign(&candidate("child"), TTL).await.unwrap();
     let mut head = Index(0);
     let error = loop {
         match store.append(reign, head, vec![vec![b'x'; 50_000]]).await {
@@ -292,7 +295,7 @@ fn a_full_file_system_refuses_and_goes_on_once_there_is_room() {
 async fn child_that_appends_until_it_is_killed() {
     let Some(dir) = std::env::var_os(CHILD_DIR) else { return };
     let store = Embedded::open(Path::new(&dir)).await.unwrap();
-    let reign = store.campaign("child", TTL).await.unwrap();
+    let reign = store.campaign(&candidate("child"), TTL).await.unwrap();
     let mut head = store.head().await.unwrap();
     loop {
         let answer = store.append(reign, head, payloads(head.0 + 1)).await.unwrap();
