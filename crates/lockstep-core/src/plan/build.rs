@@ -79,7 +79,9 @@ impl Planner<'_> {
             let from = member.actual.as_ref().expect("check_members refuses unknown states");
             let to = wanted.unwrap_or(from);
             let set = if from == to { self.set_of(id, to) } else { Settings::new() };
-            if from == to && set.is_empty() && (wanted.is_none() || member.goal.as_ref() == Some(to)) {
+            // One that was taken down because what it requires has failed comes back by itself, unless it is to stay there.
+            let stays = member.goal.as_ref() == Some(to) && member.returns_to.is_none();
+            if from == to && set.is_empty() && (wanted.is_none() || stays) {
                 continue;
             }
             let path = match paths.entry((&id.group, from, to)) {

@@ -45,8 +45,10 @@ impl Invariant for ReturnsAreJudged {
             | HostChange::Undrained => false,
         };
         if let Some(server) = world.server().filter(|_| is_back) {
-            let here = server.acknowledged().members.keys().filter(|member| member.host == *host);
-            self.returned.extend(here.cloned());
+            // What a transition drives is that transition's to see to.
+            let here = server.acknowledged().members.iter();
+            let here = here.filter(|(id, member)| id.host == *host && member.transition.is_none());
+            self.returned.extend(here.map(|(id, _)| id.clone()));
         }
         Ok(())
     }

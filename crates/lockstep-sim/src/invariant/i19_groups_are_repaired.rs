@@ -30,7 +30,8 @@ impl Invariant for GroupsAreRepaired {
             let mut required = cluster.relations.of(name);
             // What it requires may be nobody's to repair.
             let is_held_down = required.any(|known| {
-                known.from == *name && known.kind == Kind::Requires && !known.to.iter().all(is_required)
+                let is_met = known.scope.is_none() && known.to.iter().all(is_required);
+                known.from == *name && known.kind == Kind::Requires && !is_met
             });
             if is_excused || is_held_down || server.waits().contains_key(name) {
                 continue;
