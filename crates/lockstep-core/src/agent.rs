@@ -956,21 +956,10 @@ impl AgentEngine {
 
     fn own_call(&self, member: &MemberId, phase: Phase) -> Call {
         Call {
-            member: member.clone(),
-            phase,
             role: if phase == Phase::Release { Role::Holder } else { Role::Actor },
-            transition: None,
-            step: None,
-            attempt: 1,
-            token: None,
-            plan: None,
-            subject: Vec::new(),
-            from: None,
-            to: None,
-            decision: None,
             within_ms: OWN_CALL_MS,
-            hold_ms: None,
             context: Some(crate::message::Context::default()),
+            ..Call::bare(member.clone(), phase)
         }
     }
 
@@ -1052,10 +1041,12 @@ impl AgentEngine {
             if is_surely_elsewhere && !is_at_work {
                 continue;
             }
-            if let Some((call, job)) = &queue.running
-                && job.call.phase != Phase::Release
-            {
+            if let Some((call, job)) = &mut queue.running {
                 self.outbox.emit(AgentOutput::Kill(*call));
+                // Clients wait for it, and whoever ordered it hears no answer: it is the agent's own from here on.
+                if job.call.phase == Phase::Release {
+                    job.why = Why::HoldEnd;
+                }
             }
             let within_ms = self.lease.until.since(self.now).max(1);
             let call =
@@ -1083,6 +1074,7 @@ impl AgentEngine {
                 | Report::Renew { .. }
                 | Report::Done(_)
                 | Report::HoldEnded { .. }
+                | Report::Guarded { .. }
                 | Report::Noticed { .. }
                 | Report::Goodbye,
             )
@@ -1126,12 +1118,28 @@ impl AgentEngine {
         if self.guarded == members {
             return;
         }
+        let lost: Vec<_> = self.guarded.difference(&members).cloned().collect();
         let changed: Vec<_> = self.guarded.symmetric_difference(&members).cloned().collect();
         self.guarded = members;
+        lost.iter().for_each(|member| self.report_unguarded(member));
         // It is told with a status of now: what was said last may be of before a step.
         for member in changed {
             if self.state.members.contains_key(&member) {
                 self.ask_status_now(&member);
+            }
+        }
+    }
+
+    /// A place may be given away because of a guard, so the server is told at once that there is none any more: the handler
+    /// that is at work may hang, and no status is asked meanwhile.
+    fn report_unguarded(&mut self, member: &MemberId) {
+        let states = self.guarded_in(member);
+        let queue = self.queues.entry(member.clone()).or_default();
+        let Some(Report::State { guarded, .. }) = &mut queue.reported else { return };
+        if *guarded != states {
+            guarded.clone_from(&states);
+            if self.is_welcome {
+                self.send(Report::Guarded { member: member.clone(), states });
             }
         }
     }
@@ -1234,8 +1242,8 @@ impl AgentEngine {
                 while let Some(place) = queue.later.iter().position(|(at, _)| *at <= now) {
                     let (_, job) = queue.later.remove(place);
                     match job.why {
-                        Why::Notice(_) => queue.waiting.push_front(job),
-                        Why::Ordered | Why::Status | Why::HoldEnd | Why::Cancel | Why::Lapse => {
+                        Why::Notice(_) | Why::HoldEnd => queue.waiting.push_front(job),
+                        Why::Ordered | Why::Status | Why::Cancel | Why::Lapse => {
                             queue.waiting.push_back(job);
                         }
                     }
@@ -1666,6 +1674,7 @@ mod tests {
     #[derive(Debug, PartialEq, Default)]
     struct Wanted {
         runs: Vec<(CallId, Phase)>,
+        kills: Vec<CallId>,
         /// When the guard is to act, and on how many processes.
         guards: Vec<(u64, usize)>,
         /// In how many states members were said to be guarded.
@@ -1682,11 +1691,13 @@ mod tests {
                 AgentOutput::Guard { until, pids } => {
                     wanted.guards.push((until.0, pids.values().map(BTreeSet::len).sum()));
                 }
-                AgentOutput::Send(Report::State { guarded, .. }) => wanted.guarded.push(guarded.len()),
+                AgentOutput::Send(
+                    Report::State { guarded, .. } | Report::Guarded { states: guarded, .. },
+                ) => wanted.guarded.push(guarded.len()),
+                AgentOutput::Kill(call) => wanted.kills.push(call),
                 AgentOutput::Send(_)
                 | AgentOutput::Joined
                 | AgentOutput::Disconnect(_)
-                | AgentOutput::Kill(_)
                 | AgentOutput::Warning(_) => {}
             }
         }
@@ -1817,6 +1828,61 @@ mod tests {
             engine.handle(Time(5), ended(said.runs[0].0, Some(BTreeSet::from([8, 9]))));
             assert_eq!(wanted(&mut engine, Time(5)).guards, [(3000, 2)]);
         }
+    }
+
+    /// A release hangs when the guard ends, and later the lease: the server is told of the one at once, and the member is
+    /// stopped at the other, before its clients are let go.
+    #[test]
+    fn a_release_that_hangs_keeps_neither_news_of_the_guard_nor_the_stop_waiting() {
+        let member: MemberId = "db@p".parse().unwrap();
+        let primary = StateName::new("primary").unwrap();
+        let leased = Assignment { leased: BTreeSet::from([primary.clone()]), ..assignment(&member) };
+        let mut engine = agent(AgentState::default(), Time(0));
+        let phases = |wanted: &Wanted| wanted.runs.iter().map(|(_, phase)| *phase).collect::<Vec<_>>();
+        let ended = |call, answer, is_status: bool| {
+            let state = Some(primary.clone()).filter(|_| is_status);
+            let pids = Some(BTreeSet::from([7])).filter(|_| is_status);
+            let findings = Findings { state, pids, ..Findings::default() };
+            AgentInput::Ended { call, answer, reason: None, findings }
+        };
+        engine.handle(Time(0), AgentInput::Connected);
+        let welcome = Order::Welcome { reign: Reign(1), lease_ms: 3000, members: vec![leased] };
+        engine.handle(Time(0), AgentInput::Order(welcome));
+        engine.handle(Time(1), AgentInput::Order(Order::Renewed { sent: Time(0), lease_ms: None }));
+        let runs = wanted(&mut engine, Time(1)).runs;
+        engine.handle(Time(2), ended(runs[0].0, Answer::Yes, true));
+        let guarded = |members| AgentInput::Guarded { members, early_ms: 0 };
+        engine.handle(Time(3), guarded(BTreeSet::from([member.clone()])));
+        let runs = wanted(&mut engine, Time(3)).runs;
+        engine.handle(Time(4), ended(runs[0].0, Answer::Yes, true));
+        assert_eq!(wanted(&mut engine, Time(4)).guarded, [1]);
+
+        let transition = Some(TransitionId(7));
+        let own = engine.own_call(&member, Phase::Hold);
+        for phase in [Phase::Hold, Phase::Release] {
+            let call = Call { phase, transition, hold_ms: Some(60_000), ..own.clone() };
+            engine.handle(Time(5), AgentInput::Order(Order::Call(call)));
+            let said = wanted(&mut engine, Time(5));
+            assert_eq!(phases(&said), [phase]);
+            if phase == Phase::Hold {
+                engine.handle(Time(6), ended(said.runs[0].0, Answer::Yes, false));
+            }
+        }
+        engine.handle(Time(10), guarded(BTreeSet::new()));
+        assert_eq!(wanted(&mut engine, Time(10)).guarded, [0], "while the release is at work");
+
+        let release = engine.queues[&member].running.as_ref().map(|(call, _)| *call).unwrap();
+        engine.handle(Time(2700), AgentInput::Tick);
+        assert_eq!(wanted(&mut engine, Time(2700)).kills, [release]);
+        engine.handle(Time(2710), ended(release, Answer::No, false));
+        let said = wanted(&mut engine, Time(2710));
+        assert_eq!(phases(&said), [Phase::Stop]);
+        engine.handle(Time(2720), ended(said.runs[0].0, Answer::Yes, false));
+        let said = wanted(&mut engine, Time(2720));
+        assert_eq!(phases(&said), [Phase::Status], "asked for when the guard ended");
+        engine.handle(Time(2730), ended(said.runs[0].0, Answer::Yes, false));
+        engine.handle(Time(4000), AgentInput::Tick);
+        assert_eq!(phases(&wanted(&mut engine, Time(4000))), [Phase::Release]);
     }
 
     /// What is to be run, and what was answered.

@@ -883,6 +883,11 @@ impl Engine {
                     self.note_guarded(&member, guarded);
                 }
             }
+            Report::Guarded { member, states } => {
+                if member.host == host {
+                    self.note_guarded(&member, states);
+                }
+            }
             Report::Noticed { index } => self.notices_taken(&host, index),
             Report::Goodbye => {
                 // Members that run by its lease do not run on: the host is lost when that ends.

@@ -255,6 +255,29 @@ pub struct Call {
     pub context: Option<Context>,
 }
 
+impl Call {
+    /// A call of an actor's handler that belongs to no transition and says nothing else yet.
+    pub fn bare(member: MemberId, phase: Phase) -> Self {
+        Self {
+            member,
+            phase,
+            role: Role::Actor,
+            transition: None,
+            step: None,
+            attempt: 1,
+            token: None,
+            plan: None,
+            subject: Vec::new(),
+            from: None,
+            to: None,
+            decision: None,
+            within_ms: 0,
+            hold_ms: None,
+            context: None,
+        }
+    }
+}
+
 /// A member that an agent looks after.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Assignment {
@@ -499,6 +522,15 @@ pub enum Report {
         /// The states in which it is surely stopped when the lease ends, whatever becomes of the agent.
         #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
         guarded: BTreeSet<StateName>,
+    },
+    /// In which states a member is still surely stopped when the lease ends, whatever becomes of the agent: said at once
+    /// when those become fewer, while what its handler does may take long.
+    Guarded {
+        /// The member.
+        member: MemberId,
+        /// The states.
+        #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+        states: BTreeSet<StateName>,
     },
     /// Notices up to here have been taken.
     Noticed {

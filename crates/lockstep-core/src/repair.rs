@@ -6,7 +6,7 @@
 use crate::cluster::{Mark, Member};
 use crate::engine::{Accepted, Engine, Event, ReplyId};
 use crate::id::{GroupName, HostName, MemberId, StateName, TransitionId};
-use crate::message::{Call, Done, Outcome, Phase, Role};
+use crate::message::{Call, Done, Outcome, Phase};
 use crate::mutant::{self, Mutant};
 use crate::plan;
 use crate::record::{Body, Cause, Evidence, HostChange, Liveness};
@@ -247,9 +247,17 @@ impl Engine {
     /// An operator wants a host fenced; the answer comes when that is done, or cannot be.
     pub(crate) fn fence(&mut self, host: &HostName, reply: ReplyId) -> Result<(), Rejection> {
         self.known_host(host)?;
-        if let Some(Fencing { reply: Some(_), .. }) = self.recovery.fences.get(host) {
-            let message = format!("host {host} is being fenced");
-            return Err(Rejection::new(Code::Busy, message, "wait for the one who asked before"));
+        match self.recovery.fences.get_mut(host) {
+            Some(Fencing { reply: Some(_), .. }) => {
+                let message = format!("host {host} is being fenced");
+                return Err(Rejection::new(Code::Busy, message, "wait for the one who asked before"));
+            }
+            // A repair has called a handler that is at work: it would only be in the way of a second one.
+            Some(Fencing { on: Some(_), is_back: false, reply: waiting, .. }) => {
+                *waiting = Some(reply);
+                return Ok(());
+            }
+            Some(_) | None => {}
         }
         let Some(member) = self.head.members.keys().find(|id| id.host == *host).cloned() else {
             let message = format!("host {host} has no members");
@@ -318,7 +326,7 @@ impl Engine {
             attempt: fencing.attempt,
             within_ms: FENCE_MS,
             context,
-            ..bare_call(&fencing.member, Phase::Fence)
+            ..Call::bare(fencing.member.clone(), Phase::Fence)
         };
         self.recovery.fences.insert(host.clone(), fencing);
         self.order(&on, crate::message::Order::Call(order));
@@ -437,7 +445,7 @@ impl Engine {
             to: Some(group.lifecycle.lowest().clone()),
             within_ms: stop.deadline.since(self.now.time).max(1),
             context: self.context_of(&id.group),
-            ..bare_call(id, Phase::Stop)
+            ..Call::bare(id.clone(), Phase::Stop)
         };
         self.send_call(order);
     }
@@ -650,26 +658,5 @@ impl Engine {
         let repaired = Repaired { count: last.map_or(1, |last| last.count + 1), at, has_failed };
         self.recovery.repaired.insert(name, repaired);
         self.look_again(repaired.pause_until().max(at.plus(1)));
-    }
-}
-
-/// A call of a member's handler outside of any transition.
-fn bare_call(member: &MemberId, phase: Phase) -> Call {
-    Call {
-        member: member.clone(),
-        phase,
-        role: Role::Actor,
-        transition: None,
-        step: None,
-        attempt: 1,
-        token: None,
-        plan: None,
-        subject: Vec::new(),
-        from: None,
-        to: None,
-        decision: None,
-        within_ms: 0,
-        hold_ms: None,
-        context: None,
     }
 }

@@ -999,21 +999,10 @@ impl Engine {
         let observes = |group: &GroupName| relations.of(group).any(|relation| relation.from == *group);
         let members = self.head.assignments(host).into_iter().map(|assignment| assignment.member);
         let calls = members.filter(|member| observes(&member.group)).map(|member| Call {
-            phase: Phase::Notice,
             role: Role::Observer,
-            transition: None,
-            step: None,
-            attempt: 1,
-            token: None,
-            plan: None,
-            subject: Vec::new(),
-            from: None,
-            to: None,
-            decision: None,
             within_ms: self.commit_ms(&member.group),
-            hold_ms: None,
             context: self.context_of(&member.group),
-            member,
+            ..Call::bare(member, Phase::Notice)
         });
         let gap = Gap { index, calls: calls.collect() };
         self.order(host, Order::Gap(gap));

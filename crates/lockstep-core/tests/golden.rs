@@ -90,10 +90,11 @@ fn reports_stay_as_they_are() {
         Report::Done(_) => "done",
         Report::HoldEnded { .. } => "hold-ended",
         Report::State { .. } => "state",
+        Report::Guarded { .. } => "guarded",
         Report::Noticed { .. } => "noticed",
         Report::Goodbye => "goodbye",
     });
-    assert_eq!(names.len(), 7, "every variant has a line: {names:?}");
+    assert_eq!(names.len(), 8, "every variant has a line: {names:?}");
 }
 
 #[test]

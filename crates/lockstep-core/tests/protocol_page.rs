@@ -86,7 +86,7 @@ fn kebab(name: &str) -> String {
 #[test]
 fn the_examples_are_messages() {
     assert_eq!(read_all::<Order>("order"), Order::KINDS.map(str::to_owned).into());
-    let reports = ["done", "goodbye", "hello", "hold-ended", "noticed", "renew", "state"];
+    let reports = ["done", "goodbye", "guarded", "hello", "hold-ended", "noticed", "renew", "state"];
     assert_eq!(read_all::<Report>("report"), reports.map(str::to_owned).into());
 }
 

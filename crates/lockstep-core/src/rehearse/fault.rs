@@ -166,7 +166,8 @@ pub(super) fn faults(trial: &Trial<'_>, choice: &Choice) -> Vec<Fault> {
                 at(beside(host, "hold-ended"), &[FaultKind::ReportLost])
             }
             Some((host, Report::Noticed { .. })) => at(beside(host, "noticed"), &[FaultKind::ReportLost]),
-            Some((_, Report::Hello(_) | Report::Renew { .. } | Report::State { .. } | Report::Goodbye))
+            Some((_, Report::Hello(_) | Report::Renew { .. } | Report::State { .. }))
+            | Some((_, Report::Guarded { .. } | Report::Goodbye))
             | None => Vec::new(),
         },
         Choice::End(name, id) => match trial.running(name, *id) {

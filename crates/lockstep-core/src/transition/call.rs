@@ -32,21 +32,13 @@ impl Engine {
             None => run.moving.clone(),
         };
         Call {
-            member: member.clone(),
-            phase,
             role,
             transition: Some(id),
-            step: None,
-            attempt: 1,
             token: transition.current_token,
-            plan: None,
             subject,
-            from: None,
-            to: None,
             decision: transition.decision,
-            within_ms: 0,
-            hold_ms: None,
             context,
+            ..Call::bare(member.clone(), phase)
         }
     }
 

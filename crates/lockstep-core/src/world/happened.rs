@@ -203,7 +203,11 @@ fn describe_report(name: &str, report: &Report) -> Option<String> {
             format!("{name} says hold of {member} ended {transition}")
         }
         Report::Goodbye => format!("{name} says goodbye"),
-        Report::Hello(_) | Report::Renew { .. } | Report::State { .. } | Report::Noticed { .. } => {
+        Report::Hello(_)
+        | Report::Renew { .. }
+        | Report::State { .. }
+        | Report::Guarded { .. }
+        | Report::Noticed { .. } => {
             return None;
         }
     };

@@ -146,7 +146,7 @@ fn await_states(stage: &mut Stage, groups: &[&str]) -> Judged {
             awaited.is_empty().then_some(())
         }
         Report::Hello(_) | Report::Renew { .. } | Report::Done(_) => None,
-        Report::HoldEnded { .. } | Report::Noticed { .. } | Report::Goodbye => None,
+        Report::HoldEnded { .. } | Report::Guarded { .. } | Report::Noticed { .. } | Report::Goodbye => None,
     })
 }
 
@@ -185,7 +185,11 @@ fn commit(stage: &mut Stage) -> Judged {
         stage.wait(&format!("{moved} reported in {to}"), |report| match report {
             Report::State { member, state: Some(now), .. } => (*member == moved && *now == to).then_some(()),
             Report::State { state: None, .. } | Report::Hello(_) | Report::Renew { .. } => None,
-            Report::Done(_) | Report::HoldEnded { .. } | Report::Noticed { .. } | Report::Goodbye => None,
+            Report::Done(_)
+            | Report::HoldEnded { .. }
+            | Report::Guarded { .. }
+            | Report::Noticed { .. }
+            | Report::Goodbye => None,
         })?;
     }
     Ok(())
@@ -282,7 +286,7 @@ fn await_hold_end(stage: &mut Stage, id: TransitionId) -> Judged {
     stage.wait("hold-ended at the hold's end", |report| match report {
         Report::HoldEnded { transition, member } => (*transition == key.0 && *member == key.1).then_some(()),
         Report::Hello(_) | Report::Renew { .. } | Report::Done(_) => None,
-        Report::State { .. } | Report::Noticed { .. } | Report::Goodbye => None,
+        Report::State { .. } | Report::Guarded { .. } | Report::Noticed { .. } | Report::Goodbye => None,
     })
 }
 
@@ -370,7 +374,7 @@ fn await_noticed(stage: &mut Stage) -> Judged<Index> {
     stage.wait("noticed", |report| match report {
         Report::Noticed { index } => Some(*index),
         Report::Hello(_) | Report::Renew { .. } | Report::Done(_) => None,
-        Report::HoldEnded { .. } | Report::State { .. } | Report::Goodbye => None,
+        Report::HoldEnded { .. } | Report::State { .. } | Report::Guarded { .. } | Report::Goodbye => None,
     })
 }
 
@@ -430,7 +434,7 @@ fn renewals_in_time(stage: &mut Stage, begun: Instant, lease_ms: u64) -> Judged<
         stage.wait("renewals", |report| match report {
             Report::Renew { .. } => Some(()),
             Report::Hello(_) | Report::Done(_) | Report::HoldEnded { .. } => None,
-            Report::State { .. } | Report::Noticed { .. } | Report::Goodbye => None,
+            Report::State { .. } | Report::Guarded { .. } | Report::Noticed { .. } | Report::Goodbye => None,
         })?;
         let at = stage.session()?.renewals[count];
         if at - last > late {
@@ -515,7 +519,11 @@ fn lease_end(stage: &mut Stage) -> Judged {
             (*member == stopped && *now == lowest).then_some(())
         }
         Report::State { state: None, .. } | Report::Hello(_) | Report::Renew { .. } => None,
-        Report::Done(_) | Report::HoldEnded { .. } | Report::Noticed { .. } | Report::Goodbye => None,
+        Report::Done(_)
+        | Report::HoldEnded { .. }
+        | Report::Guarded { .. }
+        | Report::Noticed { .. }
+        | Report::Goodbye => None,
     })?;
     stage.hang_up();
     Ok(())

@@ -418,7 +418,7 @@ impl Stage {
                 Some(done.clone())
             }
             Report::Done(_) | Report::Hello(_) | Report::Renew { .. } | Report::HoldEnded { .. } => None,
-            Report::State { .. } | Report::Noticed { .. } | Report::Goodbye => None,
+            Report::State { .. } | Report::Guarded { .. } | Report::Noticed { .. } | Report::Goodbye => None,
         })?;
         if done.plan != call.plan {
             return failed(format!("{what} with its plan {:?}", call.plan), format!("plan {:?}", done.plan));
@@ -547,7 +547,7 @@ impl Session {
                     self.holds_ended.push((*transition, member.clone()));
                 }
                 Report::Renew { .. } | Report::Hello(_) | Report::Done(_) => {}
-                Report::State { .. } | Report::Noticed { .. } | Report::Goodbye => {}
+                Report::State { .. } | Report::Guarded { .. } | Report::Noticed { .. } | Report::Goodbye => {}
             }
             return Ok(Came::Report(report));
         }

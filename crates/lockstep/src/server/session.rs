@@ -232,7 +232,11 @@ pub(crate) fn read(text: &str) -> Result<Report, String> {
         Report::Done(Done { reason, .. }) | Report::State { reason, .. } => {
             *reason = reason.as_deref().map(printable);
         }
-        Report::Renew { .. } | Report::HoldEnded { .. } | Report::Noticed { .. } | Report::Goodbye => {}
+        Report::Renew { .. }
+        | Report::HoldEnded { .. }
+        | Report::Guarded { .. }
+        | Report::Noticed { .. }
+        | Report::Goodbye => {}
     }
     Ok(report)
 }
