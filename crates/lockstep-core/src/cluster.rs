@@ -437,14 +437,19 @@ impl Cluster {
         }
     }
 
-    /// Where no lease is asked for any more, no guard counts: agents are told to let go of it.
+    /// Where no lease is asked for any more, no guard counts: agents are told to let go of it. Asked for once more, it
+    /// counts when it is said once more.
     fn drop_guards(&mut self) {
-        let asks = |id: &MemberId| {
-            self.spec.groups.get(&id.group).is_some_and(|group| group.recover == Recover::Lease)
-        };
-        let guarded = self.members.iter().filter(|(id, member)| !member.guarded.is_empty() && !asks(id));
-        for id in guarded.map(|(id, _)| id.clone()).collect::<Vec<_>>() {
-            self.member_mut(&id).guarded.clear();
+        let mut kept = BTreeMap::new();
+        for (id, member) in self.members.iter().filter(|(_, member)| !member.guarded.is_empty()) {
+            let group = self.spec.groups.get(&id.group);
+            let leased = group.map(|group| self.leased(&id.group, group)).unwrap_or_default();
+            if !member.guarded.is_subset(&leased) {
+                kept.insert(id.clone(), &member.guarded & &leased);
+            }
+        }
+        for (id, states) in kept {
+            self.member_mut(&id).guarded = states;
         }
     }
 
@@ -669,6 +674,7 @@ impl Cluster {
             let (spec, settings) = (self.spec.clone(), &self.settings);
             let relations = Arc::make_mut(&mut self.relations);
             relations.settings_changed(&spec, changes.keys(), setting_in(settings), since);
+            self.drop_guards();
         }
     }
 

@@ -315,6 +315,8 @@ struct Away {
     reply: Option<ReplyId>,
     /// Nobody waits for longer.
     until: Time,
+    /// How many hosts are told.
+    asked: usize,
     /// The hosts that have not said that they go by it.
     missing: BTreeSet<HostName>,
 }
@@ -1150,6 +1152,7 @@ impl Engine {
         for run in self.runs.values_mut() {
             run.postpone_steps(after_ms);
         }
+        self.recovery.postpone(after_ms);
         self.stirred.extend(self.runs.keys());
     }
 
@@ -1469,10 +1472,11 @@ impl Engine {
         if lease_ms > self.lease_ms() {
             self.propose(Body::Away { lease_ms, principal });
         }
-        let missing = self.sessions.keys().cloned().collect();
+        let missing: BTreeSet<_> = self.sessions.keys().cloned().collect();
         // Every host renews within a third of its lease, and once more after it was told.
         let until = self.now.time.plus(self.lease_ms());
-        self.away = Some(Away { lease_ms, reply: Some(reply), until, missing });
+        let asked = missing.len();
+        self.away = Some(Away { lease_ms, reply: Some(reply), until, asked, missing });
         self.goes_away_without();
     }
 
@@ -1494,7 +1498,7 @@ impl Engine {
         let Some(away) = &mut self.away else { return };
         let missing = away.missing.len();
         if let Some(reply) = away.reply.take() {
-            let told = self.sessions.len().saturating_sub(missing);
+            let told = away.asked - missing;
             self.reply(reply, Ok(Accepted::Away { told, missing }));
         }
     }

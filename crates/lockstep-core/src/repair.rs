@@ -93,6 +93,12 @@ struct Fencing {
 }
 
 impl Recovery {
+    /// Gives what is under way more time.
+    pub(crate) fn postpone(&mut self, ms: u64) {
+        self.stops.values_mut().for_each(|stop| stop.deadline = stop.deadline.plus(ms));
+        self.fences.values_mut().for_each(|fencing| fencing.due = fencing.due.plus(ms));
+    }
+
     fn next_due(&self) -> Option<Time> {
         let stops = self.stops.values().map(Try::wake);
         let fences = self.fences.values().map(|fencing| fencing.due);

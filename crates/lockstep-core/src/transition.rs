@@ -951,9 +951,11 @@ impl Engine {
         plan.with_role(Role::Observer).filter(is_untold).cloned().collect()
     }
 
-    /// Members that had left their groups' labels may be gone for good now.
+    /// Members that had left their groups' labels may be gone for good now, and what is excluded only under a setting
+    /// decides who runs by a lease.
     fn reassign_after(&mut self, run: &Run) {
-        if run.plan.goals.keys().any(|member| !self.head.members.contains_key(member)) {
+        let is_gone = |member: &MemberId| !self.head.members.contains_key(member);
+        if !run.plan.settings.is_empty() || run.plan.goals.keys().any(is_gone) {
             self.assign_all();
         }
     }
