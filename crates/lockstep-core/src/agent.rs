@@ -735,8 +735,15 @@ impl AgentEngine {
             // Whatever came before is part of what a gap tells.
             Order::Gap(Gap { index, calls }) => self.notice(index, Index(0), calls),
             Order::Renewed { sent, lease_ms } => {
-                self.lease_ms = lease_ms.unwrap_or(self.lease_ms);
-                self.lease = Held::renewed(sent.min(self.now), self.lease_ms, self.guard_early_ms);
+                let length_ms = lease_ms.unwrap_or(self.lease_ms);
+                let lease = Held::renewed(sent.min(self.now), length_ms, self.guard_early_ms);
+                // It was long on its way, and says nothing of now. If it brings a shorter lease, the longer one counts for
+                // the server until this agent says otherwise; a first lease that is over already would stop what was
+                // left alone so far.
+                if lease.stops_at() <= self.now {
+                    return;
+                }
+                (self.lease_ms, self.lease) = (length_ms, lease);
                 self.has_lapsed = false;
                 // Where members are is for the server to say again: a stop that comes late would end what was begun since.
                 for queue in self.queues.values_mut() {
@@ -1827,6 +1834,29 @@ mod tests {
             assert_eq!(said.runs.iter().map(|(_, phase)| *phase).collect::<Vec<_>>(), [Phase::Status]);
             engine.handle(Time(5), ended(said.runs[0].0, Some(BTreeSet::from([8, 9]))));
             assert_eq!(wanted(&mut engine, Time(5)).guards, [(3000, 2)]);
+        }
+    }
+
+    /// The answer that brings a shorter lease, or the first one, was so long on its way that this lease is over.
+    #[test]
+    fn a_renewal_that_comes_too_late_ends_no_lease() {
+        let member: MemberId = "db@p".parse().unwrap();
+        let primary = StateName::new("primary").unwrap();
+        let leased = Assignment { leased: BTreeSet::from([primary]), ..assignment(&member) };
+        for is_first in [false, true] {
+            let mut engine = agent(AgentState::default(), Time(0));
+            engine.handle(Time(0), AgentInput::Connected);
+            let welcome = Order::Welcome { reign: Reign(1), lease_ms: 10_000, members: vec![leased.clone()] };
+            engine.handle(Time(0), AgentInput::Order(welcome));
+            let renewed = |sent, lease_ms| AgentInput::Order(Order::Renewed { sent: Time(sent), lease_ms });
+            if !is_first {
+                engine.handle(Time(1), renewed(0, None));
+            }
+            wanted(&mut engine, Time(1));
+            engine.handle(Time(5000), renewed(1000, Some(3000)));
+            let said = wanted(&mut engine, Time(5000));
+            assert!(said.runs.iter().all(|(_, phase)| *phase != Phase::Stop), "{is_first}: {said:?}");
+            assert!(said.guards.iter().all(|(until, _)| *until > 5000), "{is_first}: {said:?}");
         }
     }
 

@@ -83,6 +83,10 @@ impl Invariant for RepairsAreBounded {
             Body::Outcome { transition, .. } => drop(self.repairs.remove(transition)),
             Body::Host { host, change } => {
                 self.in_vain.clear();
+                // One that comes under the name of a forgotten one is another.
+                if *change == HostChange::Forgotten {
+                    self.losses.remove(host);
+                }
                 if let HostChange::Liveness { liveness: Liveness::Lost } = change {
                     let (count, last) = self.losses.get(host).copied().unwrap_or_default();
                     let is_recent = count > 0 && world.now().since(last) < FLAP_MS;
