@@ -305,7 +305,7 @@ impl Event {
 impl What {
     fn of(view: &View, index: Index, body: &Body) -> Self {
         match body {
-            Body::Reign { server } => Self::Reign { server: server.clone() },
+            Body::Reign { server, .. } => Self::Reign { server: server.clone() },
             Body::Spec { spec, principal } => {
                 Self::Spec { cluster: spec.cluster.to_string(), principal: principal.clone() }
             }

@@ -442,7 +442,7 @@ mod tests {
         }
 
         fn reign(&mut self, server: &str) {
-            self.write(Body::Reign { server: server.to_owned() });
+            self.write(Body::Reign { server: server.to_owned(), lease_ms: None });
         }
 
         fn show(&self) {
