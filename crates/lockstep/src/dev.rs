@@ -42,6 +42,7 @@ pub async fn run(options: DevOptions) -> Result<(), Failure> {
         listen: options.listen,
         store: None,
         name: None,
+        advertise: None,
         insecure: false,
     })
     .await

@@ -25,6 +25,9 @@ pub struct ServerOptions {
     /// This server's name among those that share a store
     #[arg(long, value_name = "NAME")]
     pub name: Option<HostName>,
+    /// Where operators and agents reach this server, if not where it listens; the other servers send them there
+    #[arg(long, value_name = "URL", requires = "store", value_parser = server_url)]
+    pub advertise: Option<String>,
     /// Plain and without credentials, also where others can reach it
     #[arg(long)]
     pub insecure: bool,
