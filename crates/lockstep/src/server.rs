@@ -223,6 +223,7 @@ mod tests {
             data: Some(data.path().to_owned()),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             store: None,
+            etcd: crate::cli::option::EtcdOptions::default(),
             name: None,
             advertise: None,
             insecure: false,
