@@ -15,11 +15,12 @@ use crate::api::gate::{Gate, gated};
 use crate::api::guard::guarded;
 use crate::api::{self, ServerInfo};
 use crate::cli::option::ServerOptions;
-use crate::store::{self, Candidate, Embedded, Store};
+use crate::store::{self, Candidate, Embedded, Etcd, Store};
 use axum::Router;
 use axum::routing::get;
 use driver::COMMANDS_MAX;
 pub(crate) use follow::Replayed;
+use follow::until_reached;
 use handle::{Handle, View};
 use lockstep_core::id::Index;
 use lockstep_core::snapshot::Unreadable;
@@ -75,12 +76,6 @@ pub enum ServerError {
         /// Where it listens.
         listen: SocketAddr,
     },
-    /// A store that this build does not have.
-    #[error("this build has no store for {url}; leave --store out to keep the journal in --data")]
-    NoSuchStore {
-        /// What was asked for.
-        url: String,
-    },
     /// The listening socket.
     #[error("cannot listen on {listen}")]
     Listen {
@@ -113,7 +108,10 @@ impl Server {
             return Err(ServerError::Plain { listen: options.listen });
         }
         match (&options.store, &options.data) {
-            (Some(url), _) => Err(ServerError::NoSuchStore { url: url.clone() }),
+            (Some(url), _) => {
+                let store = until_reached("open", || Etcd::open(url, &options.etcd)).await?;
+                Self::on(store, options, true).await
+            }
             (None, Some(data)) => Self::on(Embedded::open(data).await?, options, false).await,
             (None, None) => unreachable!("the command line asks for one of the two"),
         }

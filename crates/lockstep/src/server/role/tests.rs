@@ -1,6 +1,6 @@
 use super::super::Server;
 use super::double::{Link, Shared};
-use crate::cli::option::ServerOptions;
+use crate::cli::option::{EtcdOptions, ServerOptions};
 use crate::server::handle::{Handle, Role};
 use axum::body::Body as HttpBody;
 use axum::http::{Method, Request, StatusCode, header};
@@ -23,6 +23,7 @@ async fn start(store: &Shared, name: &str) -> Server {
         data: None,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         store: Some("double".to_owned()),
+        etcd: EtcdOptions::default(),
         name: Some(name.parse().unwrap()),
         advertise: Some(format!("http://{name}:1")),
         insecure: false,
@@ -377,6 +378,7 @@ async fn a_server_on_a_disk_of_its_own_has_nobody_to_step_down_to() {
         data: Some(data.path().to_owned()),
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         store: None,
+        etcd: EtcdOptions::default(),
         name: None,
         advertise: None,
         insecure: false,
