@@ -124,7 +124,7 @@ impl Engine {
                 let _ = reply.send(Ok(index));
             }
             // What would follow is the driver's.
-            Command::Stop { reply } => _ = reply.send(Ok(())),
+            Command::StepDown { reply } | Command::Stop { reply } => _ = reply.send(Ok(())),
             Command::Apply { spec, principal, reply } => {
                 let index = self.add(RecordBody::Spec { spec: Arc::new(spec), principal });
                 self.publish();
@@ -157,7 +157,7 @@ struct Bench {
 }
 
 fn info() -> ServerInfo {
-    ServerInfo { name: "s1".to_owned(), version: "0.0.0" }
+    ServerInfo { name: "s1".to_owned(), url: String::new(), is_shared: false, version: "0.0.0" }
 }
 
 impl Bench {

@@ -4,7 +4,6 @@ use crate::store::{Appended, Candidate, Entry, Error, Fenced, Leader, Snapshot, 
 use lockstep_core::id::{Index, Reign};
 use lockstep_core::record::{Body, Record};
 use lockstep_core::time::WallTime;
-use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 
