@@ -20,8 +20,16 @@ cargo xtask COMMAND
   soak [RUNS]      every case of each scenario with real software, 10 times unless RUNS says otherwise
 ";
 
+/// What is built beside the default: the store in etcd.
+const FEATURES: [&str; 2] = ["--features", "lockstep/etcd"];
+
+/// What building that takes: a file of each Debian package, and the package.
+const BUILD_PACKAGES: [(&str, &str); 2] =
+    [("protoc", "protobuf-compiler"), ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev")];
+
 /// What the tests run beside Rust: a program of each Debian package, and the package.
-const PACKAGES: [(&str, &str); 6] = [
+const PACKAGES: [(&str, &str); 7] = [
+    ("etcd", "etcd-server"),
     ("python3", "python3"),
     ("redis-server", "redis-server"),
     ("haproxy", "haproxy"),
@@ -94,10 +102,10 @@ fn main() -> ExitCode {
 
 fn verify() -> Done {
     cargo(&["fmt", "--all", "--check"])?;
-    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    lint()?;
     run(
         "cargo",
-        &["doc", "--workspace", "--no-deps", "--locked", "--quiet"],
+        &with_features(&["doc", "--workspace", "--no-deps", "--locked", "--quiet"], &[]),
         &[("RUSTDOCFLAGS", "-D warnings")],
     )?;
     if !is_there("cargo-deny") {
@@ -109,16 +117,29 @@ fn verify() -> Done {
 
 fn fix() -> Done {
     cargo(&["fmt", "--all"])?;
-    cargo(&["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"])
+    let clippy = ["clippy", "--workspace", "--all-targets", "--fix", "--allow-dirty", "--allow-staged"];
+    cargo(&with_features(&clippy, &[]))
+}
+
+fn lint() -> Done {
+    let clippy = ["clippy", "--workspace", "--all-targets", "--locked"];
+    cargo(&with_features(&clippy, &["--", "-D", "warnings"]))
+}
+
+/// A command of cargo's with all that is built, and arguments after that.
+fn with_features<'a>(command: &[&'a str], after: &[&'a str]) -> Vec<&'a str> {
+    [command, &FEATURES, after].concat()
 }
 
 /// All tests, in one build. The runner comes last, so that its closing line is the last one.
 fn test(args: &[String]) -> Done {
-    install(&PACKAGES)?;
+    install(&[&BUILD_PACKAGES[..], &PACKAGES].concat())?;
     cargo(&["fmt", "--all", "--check"])?;
-    cargo(&["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"])?;
+    lint()?;
+    // A build without the features is promised too.
+    cargo(&["check", "--locked", "--package", "lockstep"])?;
     // What the runner will run, so that there is one build; the program itself is part of it.
-    cargo(&["test", "--workspace", "--locked", "--no-run"])?;
+    cargo(&with_features(&["test", "--workspace", "--locked", "--no-run"], &[]))?;
     run("python3", &["-m", "unittest", "discover", "--quiet", "handlers/tests"], &[])?;
     for (scenario, cases) in SCENARIOS {
         run(scenario, &[cases, &["--runs", "1", "--lockstep", "target/debug/lockstep"][..]].concat(), &[])?;
@@ -130,12 +151,13 @@ fn test(args: &[String]) -> Done {
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     if is_there("cargo-nextest") {
-        return cargo(
-            &[&["nextest", "run", "--workspace", "--locked", "--no-fail-fast"], &args[..]].concat(),
-        );
+        return cargo(&with_features(
+            &["nextest", "run", "--workspace", "--locked", "--no-fail-fast"],
+            &args,
+        ));
     }
     eprintln!("xtask: cargo-nextest is not installed: using cargo's own runner");
-    cargo(&[&["test", "--workspace", "--locked", "--no-fail-fast"], &args[..]].concat())
+    cargo(&with_features(&["test", "--workspace", "--locked", "--no-fail-fast"], &args))
 }
 
 fn bench(args: &[String]) -> Done {
@@ -170,14 +192,15 @@ fn mutants(seeds: &str) -> Done {
 
 /// Faults on real processes, in a sandbox of its own. The builds that are tried are the ones that the tests use.
 fn chaos(args: &[&str]) -> Done {
-    install(&CHAOS_PACKAGES)?;
-    cargo(&["build", "--locked", "--package", "lockstep", "--package", "lockstep-chaos"])?;
+    install(&[&BUILD_PACKAGES[..], &CHAOS_PACKAGES].concat())?;
+    let build = ["build", "--locked", "--package", "lockstep", "--package", "lockstep-chaos"];
+    cargo(&with_features(&build, &[]))?;
     run("target/debug/lockstep-chaos", args, &[])
 }
 
 fn soak(runs: &str) -> Done {
-    install(&PACKAGES)?;
-    cargo(&["build", "--release", "--locked", "--package", "lockstep"])?;
+    install(&[&BUILD_PACKAGES[..], &PACKAGES].concat())?;
+    cargo(&with_features(&["build", "--release", "--locked", "--package", "lockstep"], &[]))?;
     for (scenario, _) in SCENARIOS {
         run(scenario, &["--all", "--runs", runs, "--lockstep", "target/release/lockstep"], &[])?;
     }

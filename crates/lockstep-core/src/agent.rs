@@ -517,7 +517,7 @@ pub struct AgentEngine {
     is_welcome: bool,
     lease_ms: u64,
     renew_at: Time,
-    /// When the server was last heard.
+    /// When the server last greeted or answered a renewal.
     heard_at: Time,
     queues: BTreeMap<MemberId, Queue>,
     next_call: u64,
@@ -620,7 +620,10 @@ impl AgentEngine {
             // It came on a connection that is given up.
             AgentInput::Order(_) if !self.is_connected => {}
             AgentInput::Order(order) => {
-                self.heard_at = now;
+                // Whatever else a server says, without its store it can neither record nor renew anything.
+                if matches!(order, Order::Welcome { .. } | Order::Renewed { .. }) {
+                    self.heard_at = now;
+                }
                 self.order(order);
             }
             AgentInput::Guarded { members, early_ms } => {
@@ -2051,6 +2054,24 @@ mod tests {
         assert_eq!(first, [(Time(100), Some(20_000))], "the server may not count on the shorter one yet");
         assert_eq!(renewals(&mut engine, Time(101), renewed(Time(100))), []);
         assert_eq!(renewals(&mut engine, Time(1100), AgentInput::Tick), [(Time(1100), Some(3000))]);
+    }
+
+    /// A server that has lost its store still talks, and another one is about to take over from it.
+    #[test]
+    fn a_server_that_renews_no_lease_is_left_whatever_else_it_says() {
+        let mut engine = agent(AgentState::default(), Time(0));
+        let order = |order| AgentInput::Order(order);
+        let welcome = Order::Welcome { reign: Reign(1), lease_ms: 6000, members: members() };
+        for input in [AgentInput::Connected, order(welcome)] {
+            renewals(&mut engine, Time(0), input);
+        }
+        renewals(&mut engine, Time(1), order(Order::Renewed { sent: Time(0), lease_ms: None }));
+        for ms in 2..4001 {
+            renewals(&mut engine, Time(ms), order(Order::Assign { members: members() }));
+            assert!(engine.is_connected(), "at {ms}");
+        }
+        engine.handle(Time(4001), AgentInput::Tick);
+        assert!(!engine.is_connected(), "two thirds of the lease are over");
     }
 
     #[test]

@@ -39,6 +39,9 @@ pub struct Cluster {
     pub revision: Index,
     /// The reign of the active server: the index of the record that its take-over appended.
     pub reign: Reign,
+    /// The lease of hosts where the spec has none, in milliseconds, as that record says; none: 3000.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub lease_default_ms: Option<u64>,
     /// The declared cluster, checked. Not stored: it is what `spec_file` comes to.
     #[serde(skip)]
     pub spec: Arc<Spec>,
@@ -482,6 +485,11 @@ impl Cluster {
         })
     }
 
+    /// The lease that hosts are told of, in milliseconds, unless the server is about to go away.
+    pub fn lease_ms(&self) -> u64 {
+        self.spec.lease_ms.or(self.lease_default_ms).unwrap_or(LEASE_MS_DEFAULT)
+    }
+
     /// Takes one record in. Records come in order and were valid when they were appended.
     pub fn apply(&mut self, index: Index, record: &Record) {
         assert!(index > self.revision, "record {index} does not follow {}", self.revision);
@@ -489,16 +497,17 @@ impl Cluster {
         let since = Since { revision: index, at: record.at };
         match &record.body {
             Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
-            Body::Reign { .. } => {
+            Body::Reign { lease_ms, .. } => {
                 self.reign = Reign(index.0);
-                let longest_ms = self.leases_ms.into_iter().fold(self.spec.lease_ms, u64::max);
-                self.leases_ms = [longest_ms, 0, 0, 0];
+                // Hosts go by what was in force until now.
+                let longest_ms = self.leases_ms.into_iter().fold(self.lease_ms(), u64::max);
+                self.lease_default_ms = *lease_ms;
+                self.leases_ms = [longest_ms.max(self.lease_ms()), 0, 0, 0];
             }
             Body::Spec { spec, .. } => {
+                let before_ms = self.lease_ms();
                 self.spec = Arc::new(spec.check().expect("a spec is checked before it is recorded"));
-                // Before there was one, hosts were told of the lease that is in force without one.
-                let before_ms = if self.spec_file.is_none() { LEASE_MS_DEFAULT } else { 0 };
-                self.leases_ms[0] = self.leases_ms[0].max(self.spec.lease_ms).max(before_ms);
+                self.leases_ms[0] = self.leases_ms[0].max(before_ms).max(self.lease_ms());
                 self.spec_file = Some(spec.clone());
                 self.settings = self.settings_under(&self.spec);
                 self.select_members(None);

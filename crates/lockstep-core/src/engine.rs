@@ -22,7 +22,7 @@ use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, Ste
 use crate::relation::{self, Published};
 use crate::repair::Recovery;
 use crate::request::{Code, Rejection, Request, check_same_cluster};
-use crate::spec::{LEASE_MS_DEFAULT, Recover, SpecError, SpecFile};
+use crate::spec::{Recover, SpecError, SpecFile};
 use crate::time::{Now, Time};
 use crate::transition::Run;
 use crate::vote::Vote;
@@ -386,6 +386,11 @@ impl Engine {
     /// An engine over a replayed journal. It appends the record that begins its reign, aborts what was begun
     /// and not decided, and carries on with what was decided.
     pub fn new(cluster: Cluster, server: &str, now: Now) -> Self {
+        Self::with_lease(cluster, server, None, now)
+    }
+
+    /// The same, where hosts have this lease unless the spec says otherwise, in milliseconds.
+    pub fn with_lease(cluster: Cluster, server: &str, lease_ms: Option<u64>, now: Now) -> Self {
         let mut engine = Self {
             acked: Arc::new(cluster.clone()),
             head: cluster,
@@ -419,12 +424,12 @@ impl Engine {
             away: None,
             has_begun: false,
         };
+        engine.propose(Body::Reign { server: server.to_owned(), lease_ms });
         for host in engine.head.hosts.keys() {
             // A host that the reign before has told of a longer lease renews it that seldom.
             let lease_ms = engine.head.leases_ms.into_iter().fold(engine.lease_ms(), u64::max);
             engine.last_heard.insert(host.clone(), Heard::new(now.time, lease_ms));
         }
-        engine.propose(Body::Reign { server: server.to_owned() });
         engine.end_freezes();
         engine.resume();
         // The server before may have ended between the two records.
@@ -1134,9 +1139,9 @@ impl Engine {
         }
     }
 
-    /// The lease in force; before a spec is applied, what one without a lease would say.
+    /// The lease in force.
     pub(crate) fn lease_ms(&self) -> u64 {
-        let declared = if self.head.spec_file.is_none() { LEASE_MS_DEFAULT } else { self.head.spec.lease_ms };
+        let declared = self.head.lease_ms();
         self.away.as_ref().map_or(declared, |away| away.lease_ms.max(declared))
     }
 

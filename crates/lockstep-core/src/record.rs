@@ -32,6 +32,10 @@ pub enum Body {
     Reign {
         /// The server's name.
         server: String,
+        /// The lease of hosts where the spec has none, in milliseconds; none: 3000. Whoever takes over on a shared
+        /// store says more: hosts have to outlast that.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lease_ms: Option<u64>,
     },
     /// The declared cluster.
     Spec {

@@ -18,7 +18,7 @@ use crate::message::{Outcome, Phase};
 use crate::plan::{self, Plan, Scores};
 use crate::record::Cause;
 use crate::request::{Code, Rejection, Request};
-use crate::spec::{DURATION_MAX_MS, HANDLER_NONE, LEASE_MS_DEFAULT, Recover};
+use crate::spec::{DURATION_MAX_MS, HANDLER_NONE, Recover};
 use crate::vote::Answer;
 use crate::world::{Script, World};
 use std::collections::{BTreeMap, BTreeSet};
@@ -248,7 +248,7 @@ impl<'a> Stage<'a> {
                 Arc::make_mut(member).transition = None;
             }
         }
-        let lease_ms = if cluster.spec_file.is_none() { LEASE_MS_DEFAULT } else { cluster.spec.lease_ms };
+        let lease_ms = cluster.lease_ms();
         let commit_ms = |group: &GroupName| cluster.spec.groups[group].deadlines.commit;
         let steps_ms: u64 = plan.steps.iter().map(|step| 2 * commit_ms(&step.member.group)).sum();
         let stops_ms: u64 = plan.goals.keys().map(|member| commit_ms(&member.group)).sum();
@@ -258,7 +258,7 @@ impl<'a> Stage<'a> {
         // Nobody renews a lease: of a hundred hosts over a minute that would be most of the work. A host that is
         // lost is given up when the real lease would have run out.
         let spec = Arc::make_mut(&mut cluster.spec);
-        spec.lease_ms = bound_ms * 10;
+        spec.lease_ms = Some(bound_ms * 10);
         // What a fault leaves is shown, not what is repaired of it afterwards.
         spec.groups.values_mut().for_each(|group| group.recover = Recover::Off);
         let (mut states, mut counts) = (BTreeMap::new(), BTreeMap::new());

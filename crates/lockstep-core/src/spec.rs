@@ -16,8 +16,11 @@ pub const GROUPS_MAX: usize = 10_000;
 pub const RELATIONS_MAX: usize = 100_000;
 /// The longest text of a label, a setting or the cluster's name, in bytes.
 pub const TEXT_LEN_MAX: usize = 255;
-/// The lease of hosts unless the spec says otherwise, in milliseconds.
+/// The lease of hosts unless the spec or the record of a reign says otherwise, in milliseconds.
 pub const LEASE_MS_DEFAULT: u64 = 3000;
+/// How long a lease may be, in milliseconds. Too low: hosts are lost when a network hiccups. Too high: nobody notices that
+/// one is.
+const LEASE_MS: std::ops::RangeInclusive<u64> = 300..=600_000;
 /// No deadline or hold is longer than a day: one that is was mistyped.
 pub const DURATION_MAX_MS: u64 = 24 * 60 * 60 * 1000;
 
@@ -27,7 +30,7 @@ pub const DURATION_MAX_MS: u64 = 24 * 60 * 60 * 1000;
 pub struct SpecFile {
     /// The cluster's name.
     pub cluster: String,
-    /// The lease of every host, in milliseconds; 3000 by default.
+    /// The lease of every host, in milliseconds; that of the reign by default: 3000, or 6000 on a shared store.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lease_ms: Option<u64>,
     /// The groups by name.
@@ -368,8 +371,8 @@ pub struct LifecycleFile {
 pub struct Spec {
     /// The cluster's name; empty until the first spec is applied.
     pub cluster: String,
-    /// The lease of every host, in milliseconds.
-    pub lease_ms: u64,
+    /// The lease of every host, in milliseconds; none: [`crate::cluster::Cluster::lease_ms`] knows which.
+    pub lease_ms: Option<u64>,
     /// The groups that have members.
     pub groups: BTreeMap<GroupName, Group>,
     /// The groups of groups, each with all the groups of members in it, however deep.
@@ -470,8 +473,7 @@ impl SpecFile {
         if self.cluster.is_empty() {
             return Err(invalid(&["cluster"], "the cluster has no name", "give it one, such as \"shop\""));
         }
-        let lease_ms = self.lease_ms.unwrap_or(LEASE_MS_DEFAULT);
-        if !(300..=600_000).contains(&lease_ms) {
+        if let Some(lease_ms) = self.lease_ms.filter(|lease_ms| !LEASE_MS.contains(lease_ms)) {
             let help = "a lease is between 300 ms and 10 minutes; 3000 is a good start";
             return Err(invalid(&["lease_ms"], format!("a lease of {lease_ms} ms"), help));
         }
@@ -492,8 +494,13 @@ impl SpecFile {
             groups.insert(name.clone(), file.check(name, &lifecycles)?);
         }
         let composites = self.composites()?;
-        let mut spec =
-            Spec { cluster: self.cluster.clone(), lease_ms, groups, composites, declared: Vec::new() };
+        let mut spec = Spec {
+            cluster: self.cluster.clone(),
+            lease_ms: self.lease_ms,
+            groups,
+            composites,
+            declared: Vec::new(),
+        };
         spec.declared = relation::declared(&self.relations, &spec)?;
         relation::check(&spec)?;
         Ok(spec)

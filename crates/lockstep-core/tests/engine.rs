@@ -724,3 +724,45 @@ fn a_server_that_stood_still_gives_its_hosts_a_whole_lease_to_come_back() {
         assert_eq!(engine.acknowledged().hosts[&host].liveness, liveness, "{ms}");
     }
 }
+
+/// On a shared store, hosts outlast a take-over: their lease is a longer one, and each server that takes over gives them
+/// all of it to come.
+#[test]
+fn hosts_have_a_whole_lease_to_come_to_a_server_that_takes_over() {
+    let host: HostName = "h1".parse().unwrap();
+    let liveness = |engine: &Engine| engine.acknowledged().hosts[&host].liveness;
+    let mut cluster = declared(&["h1"], SPEC);
+    for start in [0, 100_000] {
+        let mut engine = Engine::with_lease(cluster, "server", Some(6000), at(start));
+        // Another server may have answered renewals until the reign is recorded.
+        written(&mut engine, at(start + 2000));
+        assert_eq!(engine.acknowledged().lease_ms(), 6000);
+        for (ms, expected) in [(8299, Liveness::Alive), (8300, Liveness::Lost)] {
+            engine.handle(at(start + ms), Input::Tick);
+            written(&mut engine, at(start + ms));
+            assert_eq!(liveness(&engine), expected, "{ms}");
+        }
+        comes(&mut engine, at(start + 9000), "h1");
+        written(&mut engine, at(start + 9000));
+        assert_eq!(liveness(&engine), Liveness::Alive);
+        cluster = (**engine.acknowledged()).clone();
+    }
+    // A server on a disk of its own, to which it is restored: hosts may still go by the longer one.
+    let mut engine = Engine::new(cluster, "server", at(200_000));
+    written(&mut engine, at(200_000));
+    assert_eq!(engine.acknowledged().lease_ms(), 3000);
+    for (ms, expected) in [(206_299, Liveness::Alive), (206_300, Liveness::Lost)] {
+        engine.handle(at(ms), Input::Tick);
+        written(&mut engine, at(ms));
+        assert_eq!(liveness(&engine), expected, "{ms}");
+    }
+}
+
+/// What is declared counts, whatever the store.
+#[test]
+fn a_declared_lease_goes_before_that_of_the_store() {
+    let spec = r#"{"cluster":"c","lease_ms":1000,"groups":{"a":{"select":{"role":"a"}}}}"#;
+    let mut engine = Engine::with_lease(declared(&["h1"], spec), "server", Some(6000), at(0));
+    written(&mut engine, at(0));
+    assert_eq!(engine.acknowledged().lease_ms(), 1000);
+}

@@ -13,6 +13,7 @@ use crate::handler;
 use crate::store::{self, Journal};
 use guard::{Guard, Taken};
 use leftover::Leftovers;
+use link::Servers;
 use lockstep_core::agent::{
     AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, Identity, Remembered,
 };
@@ -117,7 +118,8 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
     };
     let engine = AgentEngine::new(identity, rules, state, now(), remembered);
     let (inputs, heard) = mpsc::channel(INPUTS_MAX);
-    tokio::spawn(link::keep(options.server.clone(), inputs.clone()));
+    let servers = Servers { urls: options.server.clone(), is_local: !options.insecure };
+    tokio::spawn(link::keep(servers, inputs.clone()));
     let handlers = Arc::new(config.handlers);
     Driver {
         engine,

@@ -6,13 +6,14 @@
 pub mod body;
 pub mod event;
 pub mod feed;
+pub mod gate;
 pub mod guard;
 pub mod object;
 mod openapi;
 pub mod problem;
 pub mod rehearsal;
 
-use crate::server::handle::{Handle, View};
+use crate::server::handle::{Handle, Role, View};
 use axum::Router;
 use axum::body::Bytes;
 use axum::extract::rejection::PathRejection;
@@ -26,6 +27,7 @@ use body::{
 };
 use event::Event;
 use feed::Feed;
+use gate::Fresh;
 use lockstep_core::backup;
 use lockstep_core::cluster;
 use lockstep_core::engine::HostAsk;
@@ -34,7 +36,8 @@ use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
 use lockstep_core::request::{Code, Rejection};
 use object::{
-    Applied, Away, Freeze, Group, Health, Host, List, Member, Plan, Relations, Transition, Version,
+    Applied, Away, Freeze, Group, Health, Host, List, Member, Plan, Relations, Server, ServerName,
+    Transition, Version,
 };
 use openapi::Routes;
 use problem::{HttpCode, Problem};
@@ -65,6 +68,10 @@ const PRINCIPAL: &str = "local";
 pub struct ServerInfo {
     /// The server's name.
     pub name: String,
+    /// Where operators and agents reach it.
+    pub url: String,
+    /// Whether it shares its store with others.
+    pub is_shared: bool,
     /// The program's version.
     pub version: &'static str,
 }
@@ -103,7 +110,7 @@ fn routes() -> Routes {
     let every = "All of them, at one revision.";
     Routes::new()
         .get("/v1/hosts", async |State(shared): Shares| list(&shared, Host::all), "Hosts", |says| {
-            says.answers::<List<Host>>(OK, every)
+            says.query::<Fresh>().answers::<List<Host>>(OK, every)
         })
         .post("/v1/hosts/{name}/undrain", undrain, "Let a drained host take members again", |says| {
             says.takes::<EmptyBody>(false).answers::<Host>(OK, "It does.").refuses(&[REJECTED, BUSY, AWAY])
@@ -122,10 +129,10 @@ fn routes() -> Routes {
                 .refuses(&[REJECTED, BUSY, AWAY])
         })
         .get("/v1/groups", async |State(shared): Shares| list(&shared, Group::all), "Groups", |says| {
-            says.answers::<List<Group>>(OK, every)
+            says.query::<Fresh>().answers::<List<Group>>(OK, every)
         })
         .get("/v1/members", async |State(shared): Shares| list(&shared, Member::all), "Members", |says| {
-            says.answers::<List<Member>>(OK, every)
+            says.query::<Fresh>().answers::<List<Member>>(OK, every)
         })
         .post("/v1/members/{member}/resolve", resolve, "Say where a member is that cannot tell", |says| {
             says.takes::<ResolveBody>(true)
@@ -136,7 +143,7 @@ fn routes() -> Routes {
             "/v1/relations",
             async |State(shared): Shares| json(OK, &Relations::of(&shared.handle.view().cluster)),
             "Relations between groups",
-            |says| says.answers::<Relations>(OK, every),
+            |says| says.query::<Fresh>().answers::<Relations>(OK, every),
         )
         .get(
             "/v1/transitions",
@@ -144,7 +151,7 @@ fn routes() -> Routes {
             "Transitions",
             |says| {
                 let text = "All that are kept, oldest first, without plan, votes and steps.";
-                says.answers::<List<Transition>>(OK, text)
+                says.query::<Fresh>().answers::<List<Transition>>(OK, text)
             },
         )
         .post("/v1/transitions", run, "Plan, record and run a transition", |says| {
@@ -171,7 +178,7 @@ fn routes() -> Routes {
             says.takes::<PlanBody>(true).answers::<Rehearsal>(OK, "Every case.").refuses(&[REJECTED, BUSY, AWAY])
         })
         .get("/v1/freezes", async |State(shared): Shares| list(&shared, Freeze::all), "Freezes", |says| {
-            says.answers::<List<Freeze>>(OK, every)
+            says.query::<Fresh>().answers::<List<Freeze>>(OK, every)
         })
         .post("/v1/freezes", freeze, "Keep planned transitions from moving groups, or anything", |says| {
             says.takes::<FreezeBody>(true)
@@ -184,7 +191,7 @@ fn routes() -> Routes {
                 .refuses(&[REJECTED, BUSY, AWAY])
         })
         .get("/v1/spec", spec, "The declared cluster", |says| {
-            says.answers_any(OK, "As it was declared.", serde_json::json!({ "application/json": spec_schema() }))
+            says.query::<Fresh>().answers_any(OK, "As it was declared.", serde_json::json!({ "application/json": spec_schema() }))
                 .refuses(&[MISSING])
         })
         .put("/v1/spec", apply, "Declare the cluster", |says| {
@@ -198,11 +205,19 @@ fn routes() -> Routes {
         })
         .get("/v1/backup", whole, "A backup of the whole cluster", |says| {
             let schema = serde_json::json!({ "schema": { "type": "string" } });
-            says.answers_any(OK, "A backup file.", serde_json::json!({ "application/octet-stream": schema }))
+            says.query::<Fresh>().answers_any(OK, "A backup file.", serde_json::json!({ "application/octet-stream": schema }))
         })
         .post("/v1/server/away", away, "Tell the hosts of a longer lease before the server goes away", |says| {
             says.takes::<AwayBody>(true)
                 .answers::<Away>(OK, "How many hosts go by it.")
+                .refuses(&[REJECTED, BUSY, AWAY])
+        })
+        .get("/v1/server", server, "What this server is, and which one is active", |says| {
+            says.answers::<Server>(OK, "As far as it knows.")
+        })
+        .post("/v1/server/step-down", step_down, "Let another server take over", |says| {
+            says.takes::<EmptyBody>(false)
+                .answers::<Health>(OK, "It reigns no more, and lets the others go first.")
                 .refuses(&[REJECTED, BUSY, AWAY])
         })
         .post("/v1/server/stop", stop, "Stop the server", |says| {
@@ -373,6 +388,10 @@ struct Wait {
     after: Option<u64>,
     /// Nothing short of this is news.
     until: Option<Until>,
+    /// Whether all that was acknowledged by any server before this was asked has to be in the answer.
+    #[serde(default)]
+    #[expect(dead_code, reason = "the gate reads it")]
+    consistent: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Deserialize, JsonSchema)]
@@ -516,6 +535,28 @@ async fn away(State(shared): Shares, request: HttpRequest) -> Result<Response, P
     Ok(json(StatusCode::OK, &Away { lease_ms, told: told as u64, missing: missing as u64 }))
 }
 
+/// What each server says of itself.
+async fn server(State(shared): Shares) -> Response {
+    let View { role, cluster, .. } = shared.handle.view();
+    let ServerInfo { name, url, is_shared, .. } = shared.info;
+    let itself = ServerName { name: name.clone(), url: url.clone() };
+    let (role, active) = match role {
+        Role::Starting => ("starting", None),
+        Role::Standby { active } => {
+            ("standby", active.map(|active| ServerName { name: active.name, url: active.url }))
+        }
+        Role::Active => ("active", Some(itself)),
+    };
+    let (role, revision) = (role.to_owned(), cluster.revision.0);
+    json(StatusCode::OK, &Server { name, url, role, revision, shared: is_shared, active })
+}
+
+async fn step_down(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
+    body::read_empty(request).await?;
+    shared.handle.step_down().await?;
+    Ok(health("stepped-down"))
+}
+
 async fn stop(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
     body::read_empty(request).await?;
     shared.handle.stop().await?;
@@ -577,19 +618,24 @@ async fn whole(State(shared): Shares) -> Response {
     (StatusCode::OK, headers, bytes).into_response()
 }
 
-/// Ready once this server's reign is recorded, and while the engine runs.
+/// Ready once this server answers readers, and the active one once its reign is recorded; while it runs.
 async fn ready(State(shared): Shares) -> Result<Response, Problem> {
     let watch = shared.handle.watch();
-    let reigns = watch.borrow().cluster.reign.0 > 0;
-    if reigns && watch.has_changed().is_ok() {
-        return Ok(health("ready"));
+    let role = match (shared.handle.role(), watch.borrow().cluster.reign.0 > 0) {
+        (Role::Standby { .. }, _) => Some("standby"),
+        (Role::Active, true) => Some("active"),
+        (Role::Active, false) | (Role::Starting, _) => None,
+    };
+    if let Some(role) = role.filter(|_| watch.has_changed().is_ok()) {
+        let (status, role) = ("ready".to_owned(), Some(role.to_owned()));
+        return Ok(json(StatusCode::OK, &Health { status, role }));
     }
     let message = "the server is not ready: its reign has not begun, or is over";
     Err(Rejection::new(Code::NotActive, message, "try again later").into())
 }
 
 fn health(status: &str) -> Response {
-    json(StatusCode::OK, &Health { status: status.to_owned() })
+    json(StatusCode::OK, &Health { status: status.to_owned(), role: None })
 }
 
 async fn described(State(shared): Shares) -> Response {
@@ -630,7 +676,7 @@ async fn events(State(shared): Shares, uri: Uri, headers: HeaderMap) -> Result<R
 }
 
 async fn version(State(shared): Shares) -> Response {
-    let ServerInfo { name, version } = &shared.info;
+    let ServerInfo { name, version, .. } = &shared.info;
     json(
         StatusCode::OK,
         &Version { version: (*version).to_owned(), server: name.clone(), protocol: PROTOCOL },
@@ -648,7 +694,8 @@ mod tests {
         let (commands, _asked) = mpsc::channel(1);
         let (_publish, view) = watch::channel(View::default());
         let handle = Handle::new(commands, view);
-        let info = ServerInfo { name: "s1".to_owned(), version: "0.0.0" };
+        let info =
+            ServerInfo { name: "s1".to_owned(), url: String::new(), is_shared: false, version: "0.0.0" };
         let feed = Feed::reading(|_| unreachable!("nobody asks for events"), handle.watch());
         let rehearsals = Arc::new(Semaphore::new(REHEARSALS_MAX));
         let taken = rehearsals.clone().try_acquire_many_owned(REHEARSALS_MAX as u32).unwrap();

@@ -219,7 +219,7 @@ impl From<FileError> for Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
-            ClientError::Away(why) => Self::helped(
+            ClientError::Away(why) | ClientError::NotActive(why) => Self::helped(
                 format!("no server answers: {why}"),
                 "name one with --addr or LOCKSTEP_ADDR, such as http://127.0.0.1:7420; several with commas",
             ),

@@ -5,7 +5,7 @@
 
 use crate::agent;
 use crate::cli::Failure;
-use crate::cli::option::{AgentOptions, DevOptions, ServerOptions};
+use crate::cli::option::{AgentOptions, DevOptions, EtcdOptions, ServerOptions};
 use crate::server::Server;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::id::HostName;
@@ -41,7 +41,9 @@ pub async fn run(options: DevOptions) -> Result<(), Failure> {
         data: Some(dir.join("server")),
         listen: options.listen,
         store: None,
+        etcd: EtcdOptions::default(),
         name: None,
+        advertise: None,
         insecure: false,
     })
     .await

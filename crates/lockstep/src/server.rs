@@ -1,40 +1,39 @@
-//! The server: one task owns the engine (`driver`); sessions with agents (`session`) and the public API
-//! ([`crate::api`]) send it inputs and carry out its outputs, over connections that `serve` bounds.
+//! The server: a task that stands by or reigns (`role`). While it stands by it follows the journal (`follow`); while it
+//! reigns it owns the engine (`driver`), and sessions with agents (`session`) and the public API ([`crate::api`]) send it
+//! inputs and carry out its outputs, over connections that `serve` bounds. Readers are served in either role.
 
 mod driver;
+mod follow;
 pub mod handle;
+pub(crate) mod role;
 mod saver;
 mod serve;
 mod session;
 
 use crate::api::feed::Feed;
+use crate::api::gate::{Gate, gated};
 use crate::api::guard::guarded;
 use crate::api::{self, ServerInfo};
 use crate::cli::option::ServerOptions;
-use crate::store::{self, Candidate, Embedded, Snapshot, Store};
+use crate::store::{self, Candidate, Embedded, Etcd, Store};
 use axum::Router;
 use axum::routing::get;
-use driver::{COMMANDS_MAX, Driver};
+use driver::COMMANDS_MAX;
+pub(crate) use follow::Replayed;
+use follow::until_reached;
 use handle::{Handle, View};
-use lockstep_core::cluster::Cluster;
-use lockstep_core::engine::Engine;
 use lockstep_core::id::Index;
-use lockstep_core::record::Record;
-use lockstep_core::snapshot::{self, Unreadable};
+use lockstep_core::snapshot::Unreadable;
 use lockstep_core::time::{Now, Time, WallTime};
-use saver::Saver;
+use role::Roles;
 use serve::{Limits, Room};
 use session::Sessions;
 pub(crate) use session::read as read_report;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
-use tracing::info;
-
-/// How long the store keeps a reign alive without a sign of life; the embedded one needs none.
-const REIGN_TTL: Duration = Duration::from_secs(3);
 
 /// Why a server could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -69,11 +68,13 @@ pub enum ServerError {
         /// The address.
         listen: SocketAddr,
     },
-    /// A store that this build does not have.
-    #[error("this build has no store for {url}; leave --store out to keep the journal in --data")]
-    NoSuchStore {
-        /// What was asked for.
-        url: String,
+    /// An address that others would be sent to, and that is none.
+    #[error(
+        "the other servers send operators and agents to this one, and {listen} is no address to send them to; add --advertise http://HOST:PORT"
+    )]
+    Nowhere {
+        /// Where it listens.
+        listen: SocketAddr,
     },
     /// The listening socket.
     #[error("cannot listen on {listen}")]
@@ -85,7 +86,7 @@ pub enum ServerError {
     },
 }
 
-/// A server that is bound and whose engine runs.
+/// A server that is bound.
 pub struct Server {
     /// Where it listens.
     pub address: SocketAddr,
@@ -94,11 +95,11 @@ pub struct Server {
     listener: TcpListener,
     router: Router,
     limits: Limits,
-    driver: tokio::task::JoinHandle<Result<(), ServerError>>,
+    roles: tokio::task::JoinHandle<Result<(), ServerError>>,
 }
 
 impl Server {
-    /// Opens the journal, replays it and binds.
+    /// Opens the journal and binds. On a store of its own it is the active server by then.
     ///
     /// # Errors
     /// If the journal cannot be used or the address not be bound.
@@ -106,36 +107,54 @@ impl Server {
         if !options.listen.ip().is_loopback() && !options.insecure {
             return Err(ServerError::Plain { listen: options.listen });
         }
-        let data = match (&options.store, &options.data) {
-            (Some(url), _) => return Err(ServerError::NoSuchStore { url: url.clone() }),
-            (None, Some(data)) => data,
+        match (&options.store, &options.data) {
+            (Some(url), _) => {
+                let store = until_reached("open", || Etcd::open(url, &options.etcd)).await?;
+                Self::on(store, options, true).await
+            }
+            (None, Some(data)) => Self::on(Embedded::open(data).await?, options, false).await,
             (None, None) => unreachable!("the command line asks for one of the two"),
-        };
-        let store = Embedded::open(data).await?;
-        let name = options.name.as_ref().map_or("server", |name| name.as_str()).to_owned();
-        let url = format!("http://{}", options.listen);
-        let reign = store.campaign(&Candidate { name: name.clone(), url }, REIGN_TTL).await?;
-        let Replayed { cluster, journal_bytes, snapshot_bytes } = replay(&store).await?;
-        info!(revision = %cluster.revision, %reign, "journal replayed");
-        let clock = Clock::start();
-        let engine = Engine::new(cluster, &name, clock.now());
+        }
+    }
 
-        let failed = |source| ServerError::Listen { listen: options.listen, source };
-        let listener = serve::listen(options.listen).map_err(failed)?;
-        let address = listener.local_addr().map_err(failed)?;
+    /// On a store that is open, and that other servers may use if it is shared.
+    async fn on<S: Store>(store: S, options: &ServerOptions, is_shared: bool) -> Result<Self, ServerError> {
         let (commands, asked) = mpsc::channel(COMMANDS_MAX);
         let (publish, view) = watch::channel(View::default());
         let handle = Handle::new(commands, view);
         let limits = Limits::of_process();
         let (sessions, said) = Sessions::new(limits.sessions);
-        let feed = Feed::new(store.clone(), handle.watch());
-        let saver = Saver::new(store.clone(), reign, journal_bytes, snapshot_bytes);
-        let driver = Driver::new(engine, store, reign, saver, clock, sessions.clone(), publish);
-        let driver = tokio::spawn(driver.drive(asked, said));
-        let info = ServerInfo { name, version: env!("CARGO_PKG_VERSION") };
+        let name = options.name.as_ref().map_or("server", |name| name.as_str()).to_owned();
+        let mut roles = Roles {
+            store: store.clone(),
+            candidate: Candidate { name: name.clone(), url: String::new() },
+            is_shared,
+            clock: Clock::start(),
+            sessions: sessions.clone(),
+            publish,
+            asked,
+            said,
+            replayed: Replayed::default(),
+        };
+        // On a store of its own nobody waits for it, and what is wrong with that ends it before it says that it listens.
+        let begun = if is_shared { None } else { Some(roles.begin().await?) };
+
+        let failed = |source| ServerError::Listen { listen: options.listen, source };
+        let listener = serve::listen(options.listen).map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        if is_shared && address.ip().is_unspecified() && options.advertise.is_none() {
+            return Err(ServerError::Nowhere { listen: address });
+        }
+        let url = options.advertise.clone().unwrap_or_else(|| format!("http://{address}"));
+        roles.candidate.url.clone_from(&url);
+        let info = ServerInfo { name, url, is_shared, version: env!("CARGO_PKG_VERSION") };
+        let gate = Gate::new(handle.clone(), store.clone());
+        let feed = Feed::new(store, handle.watch());
         let agents = Router::new().route("/v1/agent", get(session::accept)).with_state(sessions);
-        let router = guarded(api::router(handle.clone(), feed, info).merge(agents), address);
-        Ok(Self { address, handle, listener, router, limits, driver })
+        let router = gated(api::router(handle.clone(), feed, info).merge(agents), gate);
+        let router = guarded(router, address);
+        let roles = tokio::spawn(roles.run(begun));
+        Ok(Self { address, handle, listener, router, limits, roles })
     }
 
     /// Serves until it is told to stop, or the journal fails.
@@ -143,11 +162,11 @@ impl Server {
     /// # Errors
     /// The fault that stopped it. Nothing was acknowledged that is not durable.
     pub async fn serve(self) -> Result<(), ServerError> {
-        let Self { listener, router, limits, driver, .. } = self;
+        let Self { listener, router, limits, roles, .. } = self;
         let room = Room::new(limits);
         tokio::select! {
             () = serve::serve(listener, router, &room) => unreachable!("it accepts for ever"),
-            stopped = driver => {
+            stopped = roles => {
                 stopped.expect("a bug in the engine ends the process; its reign ends with it")?;
                 room.emptied().await;
                 Ok(())
@@ -165,44 +184,6 @@ pub async fn run(options: ServerOptions) -> Result<(), ServerError> {
     // Whoever started it may read no more of it; it serves all the same.
     let _ = writeln!(io::stdout(), "listening on http://{}", server.address);
     server.serve().await
-}
-
-/// What a store says.
-#[derive(Debug, Default)]
-pub(crate) struct Replayed {
-    /// The cluster.
-    pub(crate) cluster: Cluster,
-    /// How large its snapshot was; 0 when there is none.
-    snapshot_bytes: u64,
-    /// How many bytes of records followed it.
-    journal_bytes: u64,
-}
-
-/// Reads the snapshot, and the records after it.
-///
-/// # Errors
-/// If the store fails, or holds what this version cannot read.
-pub(crate) async fn replay<S: Store>(store: &S) -> Result<Replayed, ServerError> {
-    let mut replayed = Replayed::default();
-    if let Some(Snapshot { index, bytes, .. }) = store.load_snapshot().await? {
-        let cluster = snapshot::decode(&bytes).map_err(|source| ServerError::Snapshot { index, source })?;
-        assert_eq!(cluster.revision, index, "a snapshot is saved under its own revision");
-        replayed = Replayed { cluster, snapshot_bytes: bytes.len() as u64, journal_bytes: 0 };
-    }
-    let cluster = &mut replayed.cluster;
-    loop {
-        let entries = store.read(Index(cluster.revision.0 + 1)).await?;
-        if entries.is_empty() {
-            return Ok(replayed);
-        }
-        for entry in entries {
-            replayed.journal_bytes += entry.payload.len() as u64;
-            let index = entry.index;
-            let record: Record = serde_json::from_slice(&entry.payload)
-                .map_err(|source| ServerError::Record { index, source })?;
-            cluster.apply(index, &record);
-        }
-    }
 }
 
 /// The clocks that core is told the time by.
@@ -240,7 +221,9 @@ mod tests {
             data: Some(data.path().to_owned()),
             listen: SocketAddr::from(([127, 0, 0, 1], 0)),
             store: None,
+            etcd: crate::cli::option::EtcdOptions::default(),
             name: None,
+            advertise: None,
             insecure: false,
         };
         (Server::start(&options).await.unwrap(), data)

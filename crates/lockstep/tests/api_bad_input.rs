@@ -124,7 +124,7 @@ impl Engine {
                 let _ = reply.send(Ok(index));
             }
             // What would follow is the driver's.
-            Command::Stop { reply } => _ = reply.send(Ok(())),
+            Command::StepDown { reply } | Command::Stop { reply } => _ = reply.send(Ok(())),
             Command::Apply { spec, principal, reply } => {
                 let index = self.add(RecordBody::Spec { spec: Arc::new(spec), principal });
                 self.publish();
@@ -157,7 +157,7 @@ struct Bench {
 }
 
 fn info() -> ServerInfo {
-    ServerInfo { name: "s1".to_owned(), version: "0.0.0" }
+    ServerInfo { name: "s1".to_owned(), url: String::new(), is_shared: false, version: "0.0.0" }
 }
 
 impl Bench {
@@ -166,7 +166,7 @@ impl Bench {
         let entries = Arc::default();
         let feed = feed(Arc::clone(&entries), seen.clone());
         let mut engine = Engine { cluster: Cluster::default(), entries, view };
-        engine.add(RecordBody::Reign { server: "s1".to_owned() });
+        engine.add(RecordBody::Reign { server: "s1".to_owned(), lease_ms: None });
         let spec: SpecFile = serde_json::from_value(json!({
             "cluster": "c", "groups": {"db": {"select": {"role": "db"}, "settings": {"live": "blue"}}}
         }))

@@ -179,7 +179,8 @@ async fn compacted() -> SocketAddr {
     let mut cluster = cluster::Cluster::default();
     let mut entries = Vec::new();
     for index in (1..=4).map(Index) {
-        let record = Record { at: WallTime(0), body: Body::Reign { server: format!("s{index}") } };
+        let record =
+            Record { at: WallTime(0), body: Body::Reign { server: format!("s{index}"), lease_ms: None } };
         cluster.apply(index, &record);
         let payload = serde_json::to_vec(&record).unwrap();
         entries.push(Entry { index, reign: Reign(index.0), payload });
@@ -192,7 +193,7 @@ async fn compacted() -> SocketAddr {
     };
     let (publish, view) = watch::channel(View { cluster: Arc::new(cluster), ..View::default() });
     let (commands, _) = mpsc::channel(1);
-    let info = ServerInfo { name: "s4".to_owned(), version: "0.0.0" };
+    let info = ServerInfo { name: "s4".to_owned(), url: String::new(), is_shared: false, version: "0.0.0" };
     let router = router(Handle::new(commands, view.clone()), Feed::reading(read, view), info);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();

@@ -216,7 +216,7 @@ fn describe_report(name: &str, report: &Report) -> Option<String> {
 
 fn describe(index: Index, record: &Record) -> String {
     let text = match &record.body {
-        Body::Reign { server } => format!("reign {server}"),
+        Body::Reign { server, .. } => format!("reign {server}"),
         Body::Spec { .. } => "spec".to_owned(),
         Body::Host { host, change: HostChange::Joined { .. } } => format!("host {host} joined"),
         Body::Host { host, change: HostChange::Liveness { liveness } } => format!("host {host} {liveness}"),

@@ -30,7 +30,7 @@ impl Invariant for ReignsGrow {
             self.tokens.insert(Token(index.0), *transition);
         }
         if let Happened::Recorded { index, record } = what
-            && let Body::Reign { server } = &record.body
+            && let Body::Reign { server, .. } = &record.body
         {
             self.reigns.insert(server.clone(), Reign(index.0));
         }

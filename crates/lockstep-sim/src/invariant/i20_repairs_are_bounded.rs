@@ -41,7 +41,7 @@ impl RepairsAreBounded {
             let Some(group) = cluster.spec.groups.get(&member.group) else { continue };
             let rises = group.lifecycle.rank(&step.to) > group.lifecycle.rank(&step.from);
             let (count, last) = self.losses.get(&member.host).copied().unwrap_or_default();
-            let stands_ms = cluster.spec.lease_ms.saturating_mul((1 << count.saturating_sub(1).min(16)) - 1);
+            let stands_ms = cluster.lease_ms().saturating_mul((1 << count.saturating_sub(1).min(16)) - 1);
             if rises && asked.since(last) + SLACK_MS < stands_ms.min(PAUSE_MS_MAX) {
                 let (host, ms) = (&member.host, asked.since(last));
                 return Err(format!("{id} moves {member}, and {host} was lost {count} times, {ms} ms ago"));

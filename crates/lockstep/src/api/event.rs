@@ -305,7 +305,7 @@ impl Event {
 impl What {
     fn of(view: &View, index: Index, body: &Body) -> Self {
         match body {
-            Body::Reign { server } => Self::Reign { server: server.clone() },
+            Body::Reign { server, .. } => Self::Reign { server: server.clone() },
             Body::Spec { spec, principal } => {
                 Self::Spec { cluster: spec.cluster.to_string(), principal: principal.clone() }
             }
@@ -527,6 +527,7 @@ mod tests {
             {"revision":31,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"thaw","freezes":[22,23],"groups":["db"],"principal":"ann"}
             {"revision":32,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"thaw","freezes":[22],"groups":[],"principal":null}
             {"revision":33,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"lease","lease_ms":3000}
+            {"revision":34,"at":"2023-11-14T22:13:20.000Z","provisional":false,"kind":"reign","server":"server-1"}
         "#]].assert_eq(&told);
     }
 }

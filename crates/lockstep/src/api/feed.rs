@@ -6,7 +6,7 @@
 
 use super::event::Event;
 use super::problem::{HttpCode, Problem};
-use crate::server::handle::View;
+use crate::server::handle::{Role, View};
 use crate::store::{self, Entry, Store};
 use axum::response::sse;
 use futures_util::Stream;
@@ -135,6 +135,11 @@ impl Feed {
         let since = since.map_or(head, Index);
         let has_come = |view: &View| view.cluster.revision >= since;
         let Ok(Ok(_)) = timeout(BEHIND_MAX, view.wait_for(has_come)).await else {
+            if matches!(self.shared.view.borrow().role, Role::Standby { .. }) {
+                let message = format!("this server stands by, and has not read as far as revision {since}");
+                let help = "ask another server, or this one again in a moment";
+                return Err(Rejection::new(Code::NotActive, message, help).into());
+            }
             let detail = format!("since is {since}, and nothing after revision {head} has happened");
             let help = "ask since a revision that this cluster has given out";
             return Err(Problem::http(HttpCode::BadRequest, detail, help));
@@ -442,7 +447,7 @@ mod tests {
         }
 
         fn reign(&mut self, server: &str) {
-            self.write(Body::Reign { server: server.to_owned() });
+            self.write(Body::Reign { server: server.to_owned(), lease_ms: None });
         }
 
         fn show(&self) {

@@ -942,8 +942,37 @@ pub struct Away {
 /// How it is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct Health {
-    /// `alive`, `ready` or `stopping`.
+    /// `alive`, `ready`, `stopping` or `stepped-down`.
     pub status: String,
+    /// With `ready`: `active` or `standby`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub role: Option<String>,
+}
+
+/// What a server is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Server {
+    /// Its name.
+    pub name: String,
+    /// Where operators and agents reach it.
+    pub url: String,
+    /// `active`, `standby`, or `starting` while it has not read the journal.
+    pub role: String,
+    /// How far it has read.
+    pub revision: u64,
+    /// Whether other servers may share its store.
+    pub shared: bool,
+    /// The active server, as far as this one knows; null while there is none.
+    pub active: Option<ServerName>,
+}
+
+/// A server, and where it is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct ServerName {
+    /// Its name.
+    pub name: String,
+    /// Where operators and agents reach it.
+    pub url: String,
 }
 
 /// What runs.

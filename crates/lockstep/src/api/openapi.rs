@@ -88,7 +88,13 @@ impl Routes {
         };
         // Whatever is asked, it may be asked by the wrong page or under the wrong name.
         let operation = operation.refuses(&[StatusCode::FORBIDDEN, StatusCode::MISDIRECTED_REQUEST]);
-        let described = describe(operation).described();
+        let mut operation = describe(operation);
+        let is_read = method == "get" && path != "/v1/agent";
+        if !is_read && path != "/v1/server/stop" {
+            let text = "This server stands by; `Location` is the same of the active one.";
+            operation = operation.answers_any(StatusCode::TEMPORARY_REDIRECT, text, json!({}));
+        }
+        let described = operation.described();
         let before = self.paths.entry(path).or_default().insert(method.to_owned(), described);
         assert!(before.is_none(), "{method} {path} is described once");
         self

@@ -84,7 +84,8 @@ fn declared(before: Option<&SpecFile>, after: &SpecFile, spec: &Spec) -> Vec<Str
     let groups_before = before.map_or(&none, |file| &file.groups);
     if let Some(before) = before {
         if before.lease_ms != after.lease_ms {
-            lines.push(format!("~ lease_ms: {:?} -> {:?}", before.lease_ms, after.lease_ms));
+            let shown = |lease_ms: Option<u64>| lease_ms.map_or("default".to_owned(), |ms| ms.to_string());
+            lines.push(format!("~ lease_ms: {} -> {}", shown(before.lease_ms), shown(after.lease_ms)));
         }
         if before.lifecycles != after.lifecycles {
             lines.push("~ lifecycles".to_owned());

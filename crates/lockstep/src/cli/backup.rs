@@ -3,7 +3,7 @@
 use super::client::Client;
 use super::output::{Form, note};
 use super::{Exit, Failure};
-use crate::server::{self, ServerError};
+use crate::server::{Replayed, ServerError};
 use crate::store::{Embedded, Journal};
 use clap::Args;
 use lockstep_core::backup;
@@ -78,7 +78,9 @@ pub fn offline(args: &BackupArgs, form: Form) -> Result<Exit, Failure> {
     }
     let cluster = blocking(async {
         let store = Embedded::open(&data).await.map_err(ServerError::from)?;
-        let cluster = server::replay(&store).await?.cluster;
+        let mut replayed = Replayed::default();
+        replayed.catch_up(&store).await?;
+        let cluster = replayed.cluster;
         store.close().await;
         Ok(cluster)
     })?;

@@ -1,19 +1,28 @@
-//! The command line's way to the servers: several addresses, the first that answers.
+//! The command line's way to the servers: several addresses, the first that answers. One that stands by sends what
+//! changes anything to the active one; while another takes over, all are asked again for a while.
 //!
 //! Every request may be sent again: reads change nothing, and writes are idempotent (a run by its request id).
 
 use super::Failure;
 use crate::api::problem::Problem;
+use lockstep_core::request::Code;
 use reqwest::{Method, StatusCode, header};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::cell::Cell;
 use std::time::Duration;
+use tokio::time::{Instant, sleep};
 
 /// How long a connection may take. A server that is a continent away needs less.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
 /// How long an answer may take, over what a long poll asks to wait.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
+
+/// How long servers are asked again while none of them is the active one. One takes over within a few seconds. Too low:
+/// commands fail meanwhile. Too high: they hang when nobody is going to.
+const TAKE_OVER_MAX: Duration = Duration::from_secs(10);
+/// The pause before they are.
+const TAKE_OVER_PAUSE: Duration = Duration::from_millis(100);
 
 /// How much longer a whole cluster may take.
 const DOWNLOAD_MAX: Duration = Duration::from_secs(300);
@@ -32,6 +41,8 @@ pub struct Client {
 pub enum ClientError {
     /// No server could be reached, or none could say.
     Away(String),
+    /// A server is there and is not the active one. Whoever has asked all of them for long enough hears that they are away.
+    NotActive(String),
     /// A server refused.
     Refused(Box<Problem>),
 }
@@ -81,6 +92,16 @@ impl Client {
         self.send(Method::POST, path, Some(body), None, Duration::ZERO).await
     }
 
+    /// Writes, and asks each server once only.
+    pub async fn post_once<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<Answer<T>, ClientError> {
+        let body = Some(serde_json::to_vec(body).expect("what we send is plain data"));
+        self.ask(Method::POST, path, body, None, Duration::ZERO, Duration::ZERO, answer).await
+    }
+
     /// Writes what takes so much longer to answer.
     pub async fn post_patiently<T: DeserializeOwned>(
         &self,
@@ -102,22 +123,25 @@ impl Client {
 
     /// Opens a stream.
     pub async fn stream(&self, path: &str) -> Result<Incoming, ClientError> {
-        let mut away = String::new();
-        for place in 0..self.addresses.len() {
-            let place = (self.last.get() + place) % self.addresses.len();
-            let address = &self.addresses[place];
-            let request = self.http.get(format!("{address}{path}"));
-            match tokio::time::timeout(ANSWER_MAX, open(request)).await {
-                Ok(Ok(incoming)) => {
-                    self.last.set(place);
-                    return Ok(incoming);
-                }
-                Ok(Err(ClientError::Away(why))) => away = format!("{address}: {why}"),
-                Ok(Err(refused @ ClientError::Refused(_))) => return Err(refused),
-                Err(_) => away = format!("{address}: it does not answer"),
-            }
-        }
-        Err(ClientError::Away(away))
+        let open = async |address: &str| {
+            let opening = open(self.http.get(format!("{address}{path}")));
+            let is_silent = |_| ClientError::Away("it does not answer".to_owned());
+            tokio::time::timeout(ANSWER_MAX, opening).await.map_err(is_silent)?
+        };
+        self.try_all(TAKE_OVER_MAX, open).await
+    }
+
+    /// Reads what each server says of itself, from all of them, by the addresses that were given.
+    pub async fn get_of_each<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        wait: Duration,
+    ) -> Vec<(&str, Result<T, ClientError>)> {
+        let each = self.addresses.iter().map(async |address| {
+            let request = self.http.get(format!("{address}{path}")).timeout(wait);
+            (address.as_str(), answer(request).await.map(|answer| answer.body))
+        });
+        futures_util::future::join_all(each).await
     }
 
     async fn send<T: DeserializeOwned>(
@@ -129,7 +153,7 @@ impl Client {
         wait: Duration,
     ) -> Result<Answer<T>, ClientError> {
         let body = body.map(|body| serde_json::to_vec(body).expect("what we send is plain data"));
-        self.ask(method, path, body, tag, wait, answer).await
+        self.ask(method, path, body, tag, wait, TAKE_OVER_MAX, answer).await
     }
 
     /// Reads what is no object.
@@ -138,10 +162,10 @@ impl Client {
             let (status, _, bytes) = received(request).await?;
             if status.is_success() { Ok(bytes) } else { Err(refusal(status, &bytes)) }
         };
-        self.ask(Method::GET, path, None, None, DOWNLOAD_MAX, read).await
+        self.ask(Method::GET, path, None, None, DOWNLOAD_MAX, TAKE_OVER_MAX, read).await
     }
 
-    /// Asks the servers one after the other until one answers.
+    #[expect(clippy::too_many_arguments, reason = "all that makes up a request")]
     async fn ask<T>(
         &self,
         method: Method,
@@ -149,12 +173,10 @@ impl Client {
         body: Option<Vec<u8>>,
         tag: Option<&str>,
         wait: Duration,
+        patience: Duration,
         answer: impl AsyncFn(reqwest::RequestBuilder) -> Result<T, ClientError>,
     ) -> Result<T, ClientError> {
-        let mut away = String::new();
-        for place in 0..self.addresses.len() {
-            let place = (self.last.get() + place) % self.addresses.len();
-            let address = &self.addresses[place];
+        let ask = async |address: &str| {
             let mut request = self.http.request(method.clone(), format!("{address}{path}"));
             request = request.timeout(ANSWER_MAX + wait);
             if let Some(tag) = tag {
@@ -163,16 +185,43 @@ impl Client {
             if let Some(body) = &body {
                 request = request.header(header::CONTENT_TYPE, "application/json").body(body.clone());
             }
-            match answer(request).await {
-                Ok(answer) => {
-                    self.last.set(place);
-                    return Ok(answer);
+            answer(request).await
+        };
+        self.try_all(patience, ask).await
+    }
+
+    /// Asks the servers one after the other until one answers, and for so long again while another may take over: one is
+    /// there that is not the active one, or there are several.
+    async fn try_all<T>(
+        &self,
+        patience: Duration,
+        ask: impl AsyncFn(&str) -> Result<T, ClientError>,
+    ) -> Result<T, ClientError> {
+        let end = Instant::now() + patience;
+        loop {
+            let mut away = String::new();
+            let mut may_take_over = self.addresses.len() > 1;
+            for place in 0..self.addresses.len() {
+                let place = (self.last.get() + place) % self.addresses.len();
+                let address = &self.addresses[place];
+                match ask(address).await {
+                    Ok(answer) => {
+                        self.last.set(place);
+                        return Ok(answer);
+                    }
+                    Err(ClientError::Away(why)) => away = format!("{address}: {why}"),
+                    Err(ClientError::NotActive(why)) => {
+                        may_take_over = true;
+                        away = format!("{address}: {why}");
+                    }
+                    Err(refused @ ClientError::Refused(_)) => return Err(refused),
                 }
-                Err(ClientError::Away(why)) => away = format!("{address}: {why}"),
-                Err(refused @ ClientError::Refused(_)) => return Err(refused),
             }
+            if !may_take_over || Instant::now() + TAKE_OVER_PAUSE >= end {
+                return Err(ClientError::Away(away));
+            }
+            sleep(TAKE_OVER_PAUSE).await;
         }
-        Err(ClientError::Away(away))
     }
 }
 
@@ -200,7 +249,8 @@ async fn answer<T: DeserializeOwned>(request: reqwest::RequestBuilder) -> Result
 
 fn refusal(status: StatusCode, bytes: &[u8]) -> ClientError {
     match serde_json::from_slice::<Problem>(bytes) {
-        // Another server may be the active one.
+        // Another server may be the active one, or become it.
+        Ok(problem) if problem.code == Code::NotActive.as_str() => ClientError::NotActive(problem.detail),
         Ok(problem) if problem.status == 503 => ClientError::Away(problem.detail),
         Ok(problem) => ClientError::Refused(Box::new(problem)),
         Err(_) => ClientError::Away(format!("it answers {status}: is it a lockstep server?")),

@@ -22,12 +22,40 @@ pub struct ServerOptions {
     /// Keep the journal in etcd: etcd://HOST:PORT[,HOST:PORT...]
     #[arg(long, value_name = "URL", requires = "name")]
     pub store: Option<String>,
+    /// How etcd is reached
+    #[command(flatten)]
+    pub etcd: EtcdOptions,
     /// This server's name among those that share a store
     #[arg(long, value_name = "NAME")]
     pub name: Option<HostName>,
+    /// Where operators and agents reach this server, if not where it listens; the other servers send them there
+    #[arg(long, value_name = "URL", requires = "store", value_parser = server_url)]
+    pub advertise: Option<String>,
     /// Plain and without credentials, also where others can reach it
     #[arg(long)]
     pub insecure: bool,
+}
+
+/// How etcd is reached. Its password comes from a file, or from `LOCKSTEP_ETCD_PASSWORD`: arguments can be read by all
+/// users of a machine.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Args)]
+#[command(next_help_heading = "etcd")]
+pub struct EtcdOptions {
+    /// Certificate that those of etcd are signed with, as PEM; for etcds://
+    #[arg(long, value_name = "FILE")]
+    pub etcd_ca: Option<PathBuf>,
+    /// Certificate that is shown to etcd, as PEM
+    #[arg(long, value_name = "FILE", requires = "etcd_key")]
+    pub etcd_cert: Option<PathBuf>,
+    /// Its key, as PEM
+    #[arg(long, value_name = "FILE", requires = "etcd_cert")]
+    pub etcd_key: Option<PathBuf>,
+    /// User of etcd
+    #[arg(long, value_name = "NAME")]
+    pub etcd_user: Option<String>,
+    /// File with that user's password; without it the variable LOCKSTEP_ETCD_PASSWORD
+    #[arg(long, value_name = "FILE", requires = "etcd_user")]
+    pub etcd_password_file: Option<PathBuf>,
 }
 
 /// `lockstep agent`.

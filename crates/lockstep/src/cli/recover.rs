@@ -1,21 +1,27 @@
 //! `lockstep fence`, `lockstep resolve` and `lockstep server stop`: what people do when hosts, members or the server
 //! itself are away.
 
-use super::client::{Answer, Client};
+use super::client::{Answer, Client, ClientError};
 use super::option::{ServerOptions, duration, shown};
-use super::output::{Form, note};
+use super::output::{Form, clean, note};
 use super::{Exit, Failure};
 use crate::api::FENCE_WAIT_MAX;
 use crate::api::body::{AwayBody, FenceBody, ResolveBody};
-use crate::api::object::{Away, Health, Host, Member};
+use crate::api::object::{Away, Health, Host, Member, Server, ServerName};
 use clap::{Args, Subcommand};
 use lockstep_core::id::{HostName, MemberId, StateName};
-use lockstep_core::request::{Code, Rejection};
 use std::time::Duration;
+use tokio::time::{sleep, timeout};
 
 /// How much longer than the server the command line waits for its answer to a longer lease: a lease, of an hour at most
 /// but of seconds mostly.
 const AWAY_WAIT_MAX: Duration = Duration::from_secs(60);
+
+/// How long it is waited for another server to take over from one that has stepped down. It takes a moment, if there is
+/// one.
+const STEP_DOWN_MAX: Duration = Duration::from_secs(2);
+/// How often that is looked for.
+const LOOK_PAUSE: Duration = Duration::from_millis(20);
 
 /// `lockstep server`.
 #[derive(Debug, Args)]
@@ -36,7 +42,7 @@ pub enum ServerVerb {
         #[arg(long, value_name = "TIME", value_parser = duration)]
         away: Option<Duration>,
     },
-    /// Let another server take over
+    /// Let another server take over from the active one
     StepDown,
 }
 
@@ -112,11 +118,35 @@ pub async fn server(client: &Client, verb: ServerVerb, form: Form) -> Result<Exi
             Ok(Exit::Done)
         }
         ServerVerb::StepDown => {
-            let message = "the journal is on the server's own disk: there is nobody to step down to";
-            let help = "stop it, and start it again in time: lockstep server stop --away 60s";
-            Err(Rejection::new(Code::NotAllowed, message, help).into())
+            let before: Server = client.get("/v1/server").await?;
+            let before = before.active.map(|active| active.name);
+            let _: Answer<Health> = client.post("/v1/server/step-down", &serde_json::json!({})).await?;
+            let now = another(client, before.as_deref()).await;
+            form.print(&now, || match &now {
+                Some(now) => format!("{} is the active server now\n", clean(&now.name)),
+                None => "it is not the active server any more\n".to_owned(),
+            })?;
+            if now.is_none() {
+                note("no other server has taken over yet: this one does in a moment, if none does");
+            }
+            Ok(Exit::Done)
         }
     }
+}
+
+/// The active server, as soon as it is another one.
+async fn another(client: &Client, before: Option<&str>) -> Option<ServerName> {
+    let find = async {
+        loop {
+            let known: Result<Server, ClientError> = client.get("/v1/server").await;
+            let active = known.ok().and_then(|known| known.active);
+            if let Some(active) = active.filter(|active| Some(active.name.as_str()) != before) {
+                return active;
+            }
+            sleep(LOOK_PAUSE).await;
+        }
+    };
+    timeout(STEP_DOWN_MAX, find).await.ok()
 }
 
 /// Tells the hosts of a longer lease. The server is not stopped while one of them may not know it.

@@ -174,7 +174,7 @@ async fn ask(
     let patience = wait.unwrap_or(FIRST_ANSWER_MAX).min(FIRST_ANSWER_MAX);
     let mut told = false;
     loop {
-        match client.post("/v1/transitions", body).await {
+        match client.post_once("/v1/transitions", body).await {
             Ok(answer) => return Ok(answer),
             Err(ClientError::Away(why)) if start.elapsed() + PAUSE < patience => {
                 if !told {
@@ -227,7 +227,9 @@ async fn watch(
                 last = Box::new(answer.body);
             }
             // A standby server that has just taken over may not have read that far.
-            Ok(Err(ClientError::Away(_))) => tokio::time::sleep(PAUSE.min(left)).await,
+            Ok(Err(ClientError::Away(_) | ClientError::NotActive(_))) => {
+                tokio::time::sleep(PAUSE.min(left)).await
+            }
             Ok(Err(ClientError::Refused(problem))) if problem.status == StatusCode::NOT_FOUND.as_u16() => {
                 tokio::time::sleep(PAUSE.min(left)).await;
             }

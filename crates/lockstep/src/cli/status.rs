@@ -8,15 +8,18 @@ use super::offline::exported;
 use super::output::{Form, clean, note, table};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Freeze, Group, Host, List, Member, Transition};
+use crate::api::object::{Freeze, Group, Host, List, Member, Server, Transition};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
 
 /// Members of a group that are shown one by one; more are counted by state.
 const NAMED_MAX: usize = 8;
 /// Findings that are shown; more are counted, `-o json` has all.
 const FINDINGS_SHOWN_MAX: usize = 20;
 
+/// How long each server may take to say what it is. Those that do not answer are no reason to wait.
+const SERVERS_MAX: Duration = Duration::from_secs(1);
 /// How often the lists are read to be of one revision.
 const EXPORT_TRIES_MAX: usize = 20;
 
@@ -29,6 +32,17 @@ struct Status {
     open: Vec<Transition>,
     freezes: Vec<Freeze>,
     wrong: Vec<Finding>,
+    /// The servers whose addresses were given, where they share a store.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    servers: Vec<Known>,
+}
+
+/// A server, as far as it is known.
+#[derive(Debug, Serialize)]
+struct Known {
+    address: String,
+    /// What it says of itself; none: it does not answer.
+    says: Option<Server>,
 }
 
 impl AtRevision for Status {
@@ -77,7 +91,29 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
     // What has happened between the first list and the last is read again.
     let revision = hosts.revision;
     let (hosts, groups, members, freezes) = (hosts.items, groups.items, members.items, freezes.items);
-    Ok(Status { revision, hosts, groups, members, open, freezes, wrong })
+    let servers = servers(client).await;
+    Ok(Status { revision, hosts, groups, members, open, freezes, wrong, servers })
+}
+
+/// What the servers say of themselves; nobody where one has its store to itself.
+async fn servers(client: &Client) -> Vec<Known> {
+    let each = client.get_of_each::<Server>("/v1/server", SERVERS_MAX).await;
+    let known =
+        each.into_iter().map(|(address, says)| Known { address: address.to_owned(), says: says.ok() });
+    let known: Vec<_> = known.collect();
+    let is_shared = known.iter().any(|known| known.says.as_ref().is_some_and(|says| says.shared));
+    if is_shared { known } else { Vec::new() }
+}
+
+fn server(known: &Known) -> String {
+    match &known.says {
+        Some(Server { name, role, revision, active, .. }) => {
+            let active = active.as_ref().filter(|active| active.name != *name);
+            let active = active.map(|active| format!(" of {}", clean(&active.name))).unwrap_or_default();
+            format!("{} {}{active} at revision {revision}", clean(name), clean(role))
+        }
+        None => format!("{} does not answer", clean(&known.address)),
+    }
 }
 
 fn screen(status: &Status) -> String {
@@ -91,6 +127,10 @@ fn screen(status: &Status) -> String {
     if !drained.is_empty() {
         // Somebody has meant it, and may have forgotten it.
         text.push_str(&format!("drained: {} (lockstep undrain HOST)\n", drained.join(", ")));
+    }
+    if !status.servers.is_empty() {
+        let servers: Vec<_> = status.servers.iter().map(server).collect();
+        text.push_str(&format!("servers: {}\n", servers.join(", ")));
     }
     if status.groups.is_empty() {
         text.push_str("\nno groups: declare them with lockstep apply -f cluster.toml\n");

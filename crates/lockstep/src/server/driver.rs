@@ -1,7 +1,10 @@
 //! The one task that owns the engine: a loop over one channel each for operators and agents, one write in flight,
 //! and one alarm clock. It performs outputs and chooses nothing.
 
+use super::follow::until_reached;
+use super::handle::Role;
 use super::handle::{Command, Reported, View};
+use super::role::not_active;
 use super::saver::Saver;
 use super::session::{Said, Sessions};
 use super::{Clock, ServerError};
@@ -42,16 +45,28 @@ const STOPPED_MS: u64 = 500;
 /// The pause before the store is asked what became of a write that it did not answer.
 const UNKNOWN_PAUSE: Duration = Duration::from_millis(100);
 
-type Append = Pin<Box<dyn Future<Output = Result<(), ServerError>> + Send>>;
+type Append = Pin<Box<dyn Future<Output = Result<Fenced, ServerError>> + Send>>;
 type Confirm = Pin<Box<dyn Future<Output = Result<Fenced, Error>> + Send>>;
+
+/// Why a reign is over.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// An operator wants the server to stop.
+    Stopped,
+    /// An operator wants another server to take over.
+    SteppedDown,
+    /// Another server has taken over, or may have.
+    Deposed,
+}
 
 /// What the loop has waited for.
 enum Heard {
-    Appended(Result<(), ServerError>),
+    Appended(Result<Fenced, ServerError>),
     Confirmed(Result<Fenced, Error>),
     Said(Said),
     Command(Command),
     Tick,
+    Ended,
 }
 
 /// Where an operator's answer goes.
@@ -72,8 +87,10 @@ pub(super) struct Driver<S> {
     next_reply: u64,
     append: Option<Append>,
     confirm: Option<Confirm>,
-    /// Who has asked for the end.
-    stop: Option<oneshot::Sender<Result<(), Rejection>>>,
+    /// Who has asked for the end, and what comes then.
+    leave: Option<(oneshot::Sender<Result<(), Rejection>>, Ended)>,
+    /// Whether others may take over.
+    is_shared: bool,
     /// How many bytes the batch in flight has.
     append_bytes: u64,
     saver: Saver<S>,
@@ -94,6 +111,7 @@ enum News {
 }
 
 impl<S: Store> Driver<S> {
+    #[expect(clippy::too_many_arguments, reason = "all that it owns, once")]
     pub(super) fn new(
         engine: Engine,
         store: S,
@@ -102,6 +120,7 @@ impl<S: Store> Driver<S> {
         clock: Clock,
         sessions: Sessions,
         publish: watch::Sender<View>,
+        is_shared: bool,
     ) -> Self {
         Self {
             engine,
@@ -115,10 +134,11 @@ impl<S: Store> Driver<S> {
             next_reply: 0,
             append: None,
             confirm: None,
-            stop: None,
+            leave: None,
+            is_shared,
             appended: News::None,
             publish,
-            view: View::default(),
+            view: View { role: Role::Active, ..View::default() },
             published: Time::default(),
             news: News::Awaited,
         }
@@ -126,20 +146,36 @@ impl<S: Store> Driver<S> {
 
     pub(super) async fn drive(
         mut self,
-        mut asked: mpsc::Receiver<Command>,
-        mut said: mpsc::Receiver<Said>,
-    ) -> Result<(), ServerError> {
-        loop {
+        asked: &mut mpsc::Receiver<Command>,
+        said: &mut mpsc::Receiver<Said>,
+    ) -> Result<Ended, ServerError> {
+        let store = self.store.clone();
+        let mut ended = std::pin::pin!(store.ended(self.reign));
+        let end = loop {
             self.perform();
             self.publish();
-            if let Some(asker) = self.stop.take() {
-                return self.end(asker).await;
+            if let Some((asker, how)) = self.leave.take() {
+                // Not for longer than the reign: a store that does not answer must not keep it from ending.
+                let end = tokio::select! {
+                    left = self.leave(how) => left?,
+                    () = &mut ended => Ok(Ended::Deposed),
+                };
+                // Whoever asked may have gone.
+                let _ = asker.send(end.as_ref().map(|_| ()).map_err(Rejection::clone));
+                match end {
+                    Ok(end) => break end,
+                    Err(_) => continue,
+                }
             }
             let now = self.clock.now().time;
             let tick = self.engine.next_deadline().map(|at| at.since(now));
             let publish = (self.news != News::None).then(|| self.published.plus(PUBLISH_MS).since(now));
             let pause = pause_ms(tick.into_iter().chain(publish));
             let heard = tokio::select! {
+                // A server that was stopped hears first that it is deposed, and then nothing any more.
+                biased;
+                () = &mut ended => Heard::Ended,
+                heard = async { tokio::select! {
                 done = async { self.append.as_mut().expect("guarded").await }, if self.append.is_some() => {
                     Heard::Appended(done)
                 }
@@ -149,6 +185,7 @@ impl<S: Store> Driver<S> {
                 Some(first) = said.recv() => Heard::Said(first),
                 Some(command) = asked.recv() => Heard::Command(command),
                 () = sleep(Duration::from_millis(pause)) => Heard::Tick,
+                } } => heard,
             };
             let late_ms = self.clock.now().time.since(now.plus(pause));
             if late_ms > STOPPED_MS {
@@ -158,7 +195,10 @@ impl<S: Store> Driver<S> {
             match heard {
                 Heard::Appended(done) => {
                     self.append = None;
-                    done?;
+                    match done? {
+                        Fenced::Held => {}
+                        Fenced::Deposed => break Ended::Deposed,
+                    }
                     self.engine.handle(self.clock.now(), Input::Appended);
                     self.saver.grown(self.append_bytes, self.engine.acknowledged());
                     self.news = self.news.max(self.appended);
@@ -171,7 +211,7 @@ impl<S: Store> Driver<S> {
                     self.confirm = None;
                     match done? {
                         Fenced::Held => self.engine.handle(self.clock.now(), Input::Confirmed),
-                        Fenced::Deposed => return Err(ServerError::Deposed),
+                        Fenced::Deposed => break Ended::Deposed,
                     }
                 }
                 Heard::Said(first) => {
@@ -192,23 +232,46 @@ impl<S: Store> Driver<S> {
                 }
                 Heard::Command(command) => self.command(command),
                 Heard::Tick => self.engine.handle(self.clock.now(), Input::Tick),
+                Heard::Ended => break Ended::Deposed,
             }
-        }
+        };
+        // Another server may carry out what they asked for: it is recorded, or not.
+        self.replies.into_values().for_each(|waiting| waiting.refuse(not_active()));
+        Ok(end)
     }
 
-    /// Ends in order: who waits for what is being written is told that it is. Nobody else was promised anything.
-    async fn end(mut self, asker: oneshot::Sender<Result<(), Rejection>>) -> Result<(), ServerError> {
-        info!("stopping, as an operator wants");
-        if let Some(append) = self.append.take() {
-            append.await?;
+    /// Ends in order: who waits for what is being written is told that it is. Nobody else was promised anything. Or says
+    /// why that cannot be.
+    async fn leave(&mut self, how: Ended) -> Result<Result<Ended, Rejection>, ServerError> {
+        info!(?how, "an operator wants the reign to end");
+        if let Some(append) = &mut self.append {
+            let appended = append.await;
+            self.append = None;
+            if appended? == Fenced::Deposed {
+                return Ok(Ok(Ended::Deposed));
+            }
             self.engine.handle(self.clock.now(), Input::Appended);
             self.perform();
             self.news = News::Awaited;
             self.publish();
         }
-        // Whoever asked may have gone.
-        let _ = asker.send(Ok(()));
-        Ok(())
+        if !self.is_shared {
+            return Ok(Ok(how));
+        }
+        match self.store.resign(self.reign).await {
+            Ok(Fenced::Held) => Ok(Ok(how)),
+            Ok(Fenced::Deposed) => Ok(Ok(if how == Ended::Stopped { how } else { Ended::Deposed })),
+            // It ends by itself.
+            Err(error) if how == Ended::Stopped => {
+                warn!(%error, "the reign ends only when its time is over");
+                Ok(Ok(how))
+            }
+            Err(error @ Error::Unavailable { .. }) => {
+                let help = "try again when the store answers";
+                Ok(Err(Rejection::new(Code::StoreUnavailable, error.to_string(), help)))
+            }
+            Err(error) => Err(error.into()),
+        }
     }
 
     fn hear(&mut self, said: Said) -> Input {
@@ -262,8 +325,19 @@ impl<S: Store> Driver<S> {
                 self.replies.insert(reply, Waiting::Revision(waiting));
                 Input::Thaw { reply, groups, principal }
             }
+            Command::StepDown { reply } if !self.is_shared => {
+                let message = "the journal is on the server's own disk: there is nobody to step down to";
+                let help = "stop it, and start it again in time: lockstep server stop --away 60s";
+                // Whoever asked may have gone.
+                let _ = reply.send(Err(Rejection::new(Code::NotAllowed, message, help)));
+                return;
+            }
+            Command::StepDown { reply } => {
+                self.leave = Some((reply, Ended::SteppedDown));
+                return;
+            }
             Command::Stop { reply } => {
-                self.stop = Some(reply);
+                self.leave = Some((reply, Ended::Stopped));
                 return;
             }
             Command::Apply { spec, principal, reply: waiting } => {
@@ -280,7 +354,7 @@ impl<S: Store> Driver<S> {
                 Output::Append { first, records } => self.append(first, &records),
                 Output::Confirm => {
                     let (store, reign) = (self.store.clone(), self.reign);
-                    self.confirm = Some(Box::pin(async move { store.confirm(reign).await }));
+                    self.confirm = Some(Box::pin(async move { confirm(&store, reign).await }));
                 }
                 Output::Order { session, order } => self.sessions.send(session, &order),
                 Output::Close { session } => self.sessions.close(session),
@@ -302,10 +376,12 @@ impl<S: Store> Driver<S> {
             let mut first = first;
             for batch in portions(batch) {
                 let count = batch.len() as u64;
-                append(&store, reign, first, batch).await?;
+                if append(&store, reign, first, batch).await? == Fenced::Deposed {
+                    return Ok(Fenced::Deposed);
+                }
                 first = Index(first.0 + count);
             }
-            Ok(())
+            Ok(Fenced::Held)
         }));
     }
 
@@ -394,6 +470,19 @@ impl<S: Store> Driver<S> {
     }
 }
 
+impl Waiting {
+    /// Answers that nobody knows what becomes of it here.
+    fn refuse(self, why: Rejection) {
+        // Whoever asked may have gone.
+        match self {
+            Self::Run(sender) => _ = sender.send(Err(why)),
+            Self::Abort(sender) => _ = sender.send(Err(why)),
+            Self::Revision(sender) => _ = sender.send(Err(why)),
+            Self::Away(sender) => _ = sender.send(Err(why)),
+        }
+    }
+}
+
 /// Whether somebody is likely to wait for a record to be shown.
 fn awaited(body: &Body) -> News {
     match body {
@@ -438,6 +527,11 @@ fn portions(records: Vec<Vec<u8>>) -> Vec<Vec<Vec<u8>>> {
     portions
 }
 
+/// Whether the reign holds, as soon as the store can be reached.
+async fn confirm<S: Store>(store: &S, reign: Reign) -> Result<Fenced, Error> {
+    until_reached("confirm", || store.confirm(reign)).await
+}
+
 /// Appends one batch, until it is safe or the reign has ended. A write that was not answered is looked for before
 /// it is tried again: nothing else may take its place.
 async fn append<S: Store>(
@@ -445,20 +539,19 @@ async fn append<S: Store>(
     reign: Reign,
     first: Index,
     batch: Vec<Vec<u8>>,
-) -> Result<(), ServerError> {
+) -> Result<Fenced, ServerError> {
     let expected = Index(first.0 - 1);
     let last = Index(expected.0 + batch.len() as u64);
     let mut tries = 0;
     loop {
-        match store.append(reign, expected, batch.clone()).await {
-            Ok(Appended::Done(_)) => return Ok(()),
-            Ok(Appended::Deposed) => return Err(ServerError::Deposed),
+        let appended = until_reached("append", || store.append(reign, expected, batch.clone())).await;
+        match appended {
+            Ok(Appended::Done(_)) => return Ok(Fenced::Held),
+            Ok(Appended::Deposed) => return Ok(Fenced::Deposed),
             // Only this server writes under this reign: the head is there because an unanswered try of this
             // batch got through. Any other head is another reign's.
-            Ok(Appended::Conflict(head)) if head == last && store.confirm(reign).await? == Fenced::Held => {
-                return Ok(());
-            }
-            Ok(Appended::Conflict(_)) => return Err(ServerError::Deposed),
+            Ok(Appended::Conflict(head)) if head == last => return Ok(confirm(store, reign).await?),
+            Ok(Appended::Conflict(_)) => return Ok(Fenced::Deposed),
             Ok(Appended::Unknown) => {
                 warn!("the store did not answer a write; asking what became of it");
                 sleep(UNKNOWN_PAUSE).await;
@@ -534,15 +627,16 @@ mod tests {
         }
     }
 
-    fn driven(store: Full) -> (Handle, JoinHandle<Result<(), ServerError>>) {
+    fn driven(store: Full) -> (Handle, JoinHandle<Result<Ended, ServerError>>) {
         let clock = Clock::start();
         let engine = Engine::new(Cluster::default(), "server", clock.now());
-        let (commands, asked) = mpsc::channel(COMMANDS_MAX);
+        let (commands, mut asked) = mpsc::channel(COMMANDS_MAX);
         let (publish, view) = watch::channel(View::default());
-        let (sessions, said) = Sessions::new(1);
+        let (sessions, mut said) = Sessions::new(1);
         let saver = Saver::new(store.clone(), Reign(1), 0, 0);
-        let driver = Driver::new(engine, store, Reign(1), saver, clock, sessions, publish);
-        (Handle::new(commands, view), tokio::spawn(driver.drive(asked, said)))
+        let driver = Driver::new(engine, store, Reign(1), saver, clock, sessions, publish, false);
+        let drive = async move { driver.drive(&mut asked, &mut said).await };
+        (Handle::new(commands, view), tokio::spawn(drive))
     }
 
     fn spec() -> lockstep_core::spec::SpecFile {

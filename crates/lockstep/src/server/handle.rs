@@ -1,5 +1,6 @@
 //! How the HTTP side talks to the one task that owns the engine: commands in, a snapshot out.
 
+use crate::store::Candidate;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::HostAsk;
 use lockstep_core::freeze::FreezeEnd;
@@ -16,9 +17,27 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// The most commands that wait for the engine; more are answered `busy`.
 pub const COMMANDS_MAX: usize = 10_000;
 
-/// What readers see: acknowledged records only, and beside them what is provisional.
+/// What a server is to the cluster at the moment.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub enum Role {
+    /// Nobody can be answered: it has not read the journal yet.
+    #[default]
+    Starting,
+    /// It follows the journal and answers readers.
+    Standby {
+        /// Who decides, as far as is known.
+        active: Option<Candidate>,
+    },
+    /// It decides.
+    Active,
+}
+
+/// What readers see: acknowledged records only, and beside them what is provisional. That is known to the active server
+/// alone.
 #[derive(Debug, Clone, Default)]
 pub struct View {
+    /// What this server is.
+    pub role: Role,
     /// The cluster up to its revision.
     pub cluster: Arc<Cluster>,
     /// Votes cast in transitions that are not decided yet.
@@ -121,6 +140,11 @@ pub enum Command {
         /// The answer: the revision from which on it is so.
         reply: oneshot::Sender<Result<Index, Rejection>>,
     },
+    /// Let another server take over. What is being written is finished.
+    StepDown {
+        /// Answered when nothing more is done.
+        reply: oneshot::Sender<Result<(), Rejection>>,
+    },
     /// Stop. What is being written is finished.
     Stop {
         /// Answered when nothing more is done.
@@ -135,6 +159,26 @@ pub enum Command {
         /// The answer: the revision at which it is in force.
         reply: oneshot::Sender<Result<Index, Rejection>>,
     },
+}
+
+impl Command {
+    /// Answers that it is not done.
+    pub fn refuse(self, why: Rejection) {
+        // Whoever asked may have gone.
+        match self {
+            Self::Plan { reply, .. } => _ = reply.send(Err(why)),
+            Self::Run { reply, .. } => _ = reply.send(Err(why)),
+            Self::Abort { reply, .. } | Self::StepDown { reply } | Self::Stop { reply } => {
+                _ = reply.send(Err(why));
+            }
+            Self::Away { reply, .. } => _ = reply.send(Err(why)),
+            Self::Host { reply, .. }
+            | Self::Resolve { reply, .. }
+            | Self::Freeze { reply, .. }
+            | Self::Thaw { reply, .. }
+            | Self::Apply { reply, .. } => _ = reply.send(Err(why)),
+        }
+    }
 }
 
 /// A way to the engine; cheap to clone.
@@ -153,6 +197,11 @@ impl Handle {
     /// The newest snapshot.
     pub fn view(&self) -> View {
         self.view.borrow().clone()
+    }
+
+    /// What this server is.
+    pub fn role(&self) -> Role {
+        self.view.borrow().role.clone()
     }
 
     /// A receiver that is woken with every new snapshot.
@@ -210,6 +259,11 @@ impl Handle {
     /// Tells the hosts of a longer lease; answers how many go by it, and how many may not.
     pub async fn away(&self, lease_ms: u64, principal: String) -> Result<(usize, usize), Rejection> {
         self.ask(|reply| Command::Away { lease_ms, principal, reply }).await
+    }
+
+    /// Lets another server take over; answers when nothing more is done here.
+    pub async fn step_down(&self) -> Result<(), Rejection> {
+        self.ask(|reply| Command::StepDown { reply }).await
     }
 
     /// Stops the server; answers when nothing more is done.

@@ -98,6 +98,11 @@ impl Sessions {
         self.map().remove(&session);
     }
 
+    /// Closes all of them.
+    pub(super) fn close_all(&self) {
+        self.map().clear();
+    }
+
     fn map(&self) -> std::sync::MutexGuard<'_, HashMap<SessionId, Open>> {
         // Nothing under this lock can panic half-way.
         self.open.lock().unwrap_or_else(PoisonError::into_inner)

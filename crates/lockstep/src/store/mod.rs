@@ -1,7 +1,7 @@
 //! The store: a fenced, append-only journal with snapshots.
 //!
-//! All state is a fold over its entries. [`Store`] has one implementation on a directory ([`Embedded`]) and room for
-//! one on a replicated service; both pass `conformance`. It orders and keeps opaque bytes; it never interprets them,
+//! All state is a fold over its entries. [`Store`] has one implementation on a directory ([`Embedded`]) and one on a
+//! replicated service ([`Etcd`]); both pass `conformance`. It orders and keeps opaque bytes; it never interprets them,
 //! and it never retries by itself. Group commit is above it: one batch in flight, what arrives meanwhile goes into
 //! the next one.
 //!
@@ -9,6 +9,8 @@
 
 mod disk;
 mod embedded;
+#[cfg_attr(not(feature = "etcd"), path = "etcd/absent.rs")]
+mod etcd;
 mod journal;
 
 #[cfg(test)]
@@ -16,6 +18,7 @@ mod conformance;
 
 pub use disk::FileDisk;
 pub use embedded::Embedded;
+pub use etcd::Etcd;
 pub use journal::Journal;
 pub use lockstep_core::log::{Entry, Snapshot};
 
@@ -117,6 +120,24 @@ pub enum Error {
         doing: &'static str,
         /// What is known of why.
         reason: String,
+    },
+    /// The store cannot be used like this: an address, credentials or a right that is missing. Nothing was done.
+    #[error("{place} cannot be used: {reason}; {help}")]
+    Unusable {
+        /// Which store.
+        place: String,
+        /// What is in the way.
+        reason: String,
+        /// What to do about it.
+        help: &'static str,
+    },
+    /// A replicated store holds what nobody wrote, or lacks what was written. It is not served.
+    #[error("{place}: {what}; nothing was changed: bring back what was there, or restore from a backup")]
+    Damaged {
+        /// Where.
+        place: String,
+        /// What shows it.
+        what: String,
     },
     /// The store was closed.
     #[error("the store is closed: this process is stopping")]

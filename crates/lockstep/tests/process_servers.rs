@@ -1,0 +1,451 @@
+//! Several servers on one etcd: real processes, killed, stopped and asked to step down.
+
+#![cfg(feature = "etcd")]
+#![allow(clippy::unwrap_used, reason = "a test fails by it")]
+
+mod common;
+
+use common::{Process, calls, host, http, listening, lockstep, wait_for};
+use rustix::process::Signal;
+use serde_json::{Value, json};
+use std::collections::BTreeMap;
+use std::fs;
+use std::io::{BufRead, BufReader, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+use tempfile::TempDir;
+
+const SPEC: &str = "cluster = \"shop\"\n[groups.db]\nselect = { role = \"db\" }\nhandler = \"sh\"\n\
+    deadlines_ms = { check = 40000, prepare = 40000, commit = 60000 }\n";
+
+/// How long servers may take to take over from one that was killed, on a machine with work to do.
+const TAKE_OVER: Duration = Duration::from_secs(15);
+
+/// One member of etcd, ended with this.
+struct Etcd {
+    child: Child,
+    port: u16,
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+impl Etcd {
+    /// Another process may take a port between its choice and its use: then it ends, and another one is chosen.
+    fn start(dir: &Path, more: &[&str]) -> Self {
+        let mut started = None;
+        wait_for("etcd", || {
+            let etcd = started.get_or_insert_with(|| Self::try_start(dir, more));
+            if etcd.child.try_wait().unwrap().is_some() {
+                started = None;
+                return false;
+            }
+            let address = SocketAddr::from(([127, 0, 0, 1], etcd.port));
+            http(address, "GET", "/health", None).is_some_and(|(_, body)| body["health"] == "true")
+        });
+        started.unwrap()
+    }
+
+    fn try_start(dir: &Path, more: &[&str]) -> Self {
+        let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+        let [port, peer] = listeners.map(|listener| listener.local_addr().unwrap().port());
+        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+        let data = dir.join(format!("etcd-{port}"));
+        let log = fs::File::create(dir.join(format!("etcd-{port}.log"))).unwrap();
+        let cluster = format!("default={peer}");
+        let child = Command::new("etcd")
+            .arg("--data-dir")
+            .arg(data)
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &cluster])
+            .args(more)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone().unwrap())
+            .stderr(log)
+            .spawn()
+            .expect("the tests need the Debian package etcd-server");
+        Self { child, port }
+    }
+}
+
+/// Servers `s1` to `s3` on one etcd, and agents that know all of them.
+struct Servers {
+    dir: PathBuf,
+    servers: BTreeMap<String, (Process, SocketAddr)>,
+    agents: BTreeMap<String, Process>,
+    etcd: Etcd,
+    temporary: Option<TempDir>,
+}
+
+impl Drop for Servers {
+    fn drop(&mut self) {
+        // Handlers that outlive a killed agent end by this.
+        let _ = fs::write(self.dir.join("ended"), "");
+        if std::thread::panicking()
+            && let Some(temporary) = self.temporary.take()
+        {
+            eprintln!("logs and data are kept in {}", temporary.keep().display());
+        }
+    }
+}
+
+const FAST: [&str; 2] = ["--election-timeout=500", "--heartbeat-interval=50"];
+
+impl Servers {
+    fn start(etcd: &[&str]) -> Self {
+        let temporary = host();
+        let dir = temporary.path().to_owned();
+        let etcd = Etcd::start(&dir, etcd);
+        let (servers, agents) = Default::default();
+        let mut started = Self { dir, servers, agents, etcd, temporary: Some(temporary) };
+        ["s1", "s2", "s3"].iter().for_each(|name| started.start_server(name, "127.0.0.1:0"));
+        started.active();
+        wait_for("every server to know who is active", || {
+            let known = started.servers.values().map(|(_, address)| says(*address));
+            known.into_iter().all(|says| says.is_some_and(|says| !says["active"].is_null()))
+        });
+        started
+    }
+
+    fn start_server(&mut self, name: &str, listen: &str) {
+        let store = format!("etcd://127.0.0.1:{}/lockstep", self.etcd.port);
+        let args = ["server", "--store", &store, "--name", name, "--listen", listen];
+        let mut server = Process::start(&self.dir, name, &args);
+        let times = server.said().matches("listening on http://").count();
+        let address = listening(&mut server, times.max(1));
+        self.servers.insert(name.to_owned(), (server, address));
+    }
+
+    /// As a supervisor would.
+    fn restart_server(&mut self, name: &str) {
+        let (mut server, address) = self.servers.remove(name).unwrap();
+        server.kill();
+        self.start_server(name, &address.to_string());
+    }
+
+    fn addresses(&self) -> Vec<String> {
+        self.servers.values().map(|(_, address)| format!("http://{address}")).collect()
+    }
+
+    /// Two databases that are online, on hosts a and b.
+    fn with_agents(mut self) -> Self {
+        fs::write(self.dir.join("cluster.toml"), SPEC).unwrap();
+        let (exit, _, said) = self.lockstep(&["apply", "-f", "cluster.toml"]);
+        assert_eq!(exit, 0, "{said}");
+        let servers = self.addresses().join(",");
+        for name in ["a", "b"] {
+            fs::write(self.dir.join(format!("db@{name}.state")), "online\n").unwrap();
+            let data = format!("data-{name}");
+            let args = ["agent", "--server", &servers, "--name", name, "--label", "role=db", "--data", &data];
+            let agent = Process::start(&self.dir, name, &[&args[..], &["--config", "agent.toml"]].concat());
+            self.agents.insert(name.to_owned(), agent);
+        }
+        wait_for("both members to be online", || {
+            self.items("/v1/members").iter().filter(|member| member["actual"] == "online").count() == 2
+        });
+        self
+    }
+
+    fn lockstep(&self, args: &[&str]) -> (i32, String, String) {
+        lockstep(&self.dir, None, &[args, &["--addr", &self.addresses().join(",")]].concat())
+    }
+
+    /// Starts the command line, and goes on.
+    fn lockstep_beside(&self, args: &[&str]) -> JoinHandle<(i32, String, String)> {
+        let (dir, addresses) = (self.dir.clone(), self.addresses().join(","));
+        let args: Vec<String> = args.iter().map(|arg| (*arg).to_owned()).collect();
+        std::thread::spawn(move || {
+            let args: Vec<&str> = args.iter().map(String::as_str).collect();
+            lockstep(&dir, None, &[&args[..], &["--addr", &addresses]].concat())
+        })
+    }
+
+    /// The name of the active server, as soon as there is one.
+    #[track_caller]
+    fn active(&self) -> String {
+        let mut active = None;
+        wait_for("an active server", || {
+            active = self.servers.iter().find(|(_, (_, address))| is_ready(*address, "active"));
+            active.is_some()
+        });
+        active.unwrap().0.clone()
+    }
+
+    fn address(&self, name: &str) -> SocketAddr {
+        self.servers[name].1
+    }
+
+    /// One that stands by.
+    fn standby(&self) -> String {
+        let active = self.active();
+        self.servers.keys().find(|name| **name != active).unwrap().clone()
+    }
+
+    /// What any of the servers answers to a `GET`.
+    fn get(&self, path: &str) -> Option<Value> {
+        let mut answers = self.servers.values().filter_map(|(_, address)| http(*address, "GET", path, None));
+        answers.find(|(status, _)| *status == 200).map(|(_, body)| body)
+    }
+
+    fn items(&self, path: &str) -> Vec<Value> {
+        let list = self.get(&format!("{path}?consistent=true")).unwrap_or_default();
+        list["items"].as_array().cloned().unwrap_or_default()
+    }
+
+    /// The transition that a request asked for.
+    #[track_caller]
+    fn asked(&self, request_id: &str, is_so: impl Fn(&Value) -> bool) -> Value {
+        let mut found = None;
+        wait_for(&format!("the transition of {request_id}"), || {
+            let all = self.items("/v1/transitions");
+            found = all.into_iter().find(|one| one["request_id"] == request_id).filter(|one| is_so(one));
+            found.is_some()
+        });
+        found.unwrap()
+    }
+
+    fn block(&self, member: &str, phase: &str) {
+        fs::write(self.dir.join(format!("{member}.{phase}.wait")), "").unwrap();
+    }
+
+    #[track_caller]
+    fn wait_blocked(&self, member: &str, phase: &str) {
+        let waits = self.dir.join(format!("{member}.{phase}.waits"));
+        wait_for(&format!("{member} to wait in {phase}"), || waits.exists());
+    }
+
+    fn unblock(&self, member: &str, phase: &str) {
+        fs::remove_file(self.dir.join(format!("{member}.{phase}.wait"))).unwrap();
+    }
+
+    fn kill(&mut self, name: &str) {
+        self.servers.get_mut(name).unwrap().0.kill();
+    }
+}
+
+/// What a server says of itself.
+fn says(address: SocketAddr) -> Option<Value> {
+    http(address, "GET", "/v1/server", None).map(|(_, body)| body)
+}
+
+fn is_ready(address: SocketAddr, role: &str) -> bool {
+    // One that is stopped takes connections and says nothing.
+    let Ok(mut stream) = TcpStream::connect_timeout(&address, Duration::from_secs(1)) else { return false };
+    stream.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let asked = write!(stream, "GET /readyz HTTP/1.0\r\nhost: {address}\r\n\r\n");
+    let answer = BufReader::new(stream).lines().map_while(Result::ok).last().unwrap_or_default();
+    asked.is_ok() && answer.contains(&format!("\"role\":\"{role}\""))
+}
+
+fn body(targets: &[&str], request_id: &str) -> Value {
+    json!({ "targets": targets, "request_id": request_id })
+}
+
+#[test]
+fn a_decision_is_carried_out_by_the_next_server_and_run_waits_through_it() {
+    let mut servers = Servers::start(&FAST).with_agents();
+    let first = servers.active();
+    servers.block("db@a", "commit");
+    let run = servers.lockstep_beside(&["run", "db=offline", "--request-id", "once", "-o", "json"]);
+    servers.wait_blocked("db@a", "commit");
+    let decided = servers.asked("once", |one| one["decision"] == "commit");
+    servers.kill(&first);
+    servers.unblock("db@a", "commit");
+    let (exit, said, errors) = run.join().unwrap();
+    assert_eq!(exit, 0, "{said} {errors}");
+    let done: Value = serde_json::from_str(&said).unwrap();
+    assert_eq!((&done["id"], &done["outcome"]), (&decided["id"], &json!("committed")));
+    for member in ["db@a", "db@b"] {
+        assert_eq!(calls(&servers.dir, member, "begin commit").len(), 1, "{member}: each step once");
+        assert_eq!(calls(&servers.dir, member, "begin undo"), [""; 0]);
+    }
+    // The same request means the same transition, to every server.
+    let second = servers.active();
+    assert_ne!(first, second);
+    let again = body(&["db=offline"], "once");
+    let (status, answer) = http(servers.address(&second), "POST", "/v1/transitions", Some(&again)).unwrap();
+    assert_eq!((status, &answer["id"]), (202, &decided["id"]));
+    servers.restart_server(&first);
+    let (exit, said, errors) = servers.lockstep(&["run", "db=offline", "--request-id", "once", "-o", "json"]);
+    let again: Value = serde_json::from_str(&said).unwrap_or_default();
+    assert_eq!((exit, &again["id"]), (0, &decided["id"]), "{said} {errors}");
+}
+
+#[test]
+fn what_is_asked_for_while_nobody_is_active_is_done_by_who_takes_over() {
+    let mut servers = Servers::start(&FAST).with_agents();
+    let first = servers.active();
+    servers.kill(&first);
+    let began = Instant::now();
+    let (exit, said, errors) = servers.lockstep(&["run", "db=offline"]);
+    assert_eq!(exit, 0, "{said} {errors}");
+    assert!(began.elapsed() < TAKE_OVER, "{:?}", began.elapsed());
+    // So is what is not asked for again by itself.
+    servers.restart_server(&first);
+    let second = servers.active();
+    servers.kill(&second);
+    let (exit, said, errors) = servers.lockstep(&["freeze", "--for", "1h", "--reason", "audit"]);
+    assert_eq!(exit, 0, "{said} {errors}");
+    let hosts = servers.items("/v1/hosts");
+    assert!(hosts.iter().all(|host| host["liveness"] != "lost"), "{hosts:?}");
+}
+
+#[test]
+fn stepping_down_under_load_loses_nothing_and_hands_over_at_once() {
+    let servers = Servers::start(&FAST).with_agents();
+    let load: Vec<_> = (0..20)
+        .map(|number| {
+            let id = format!("load-{number}");
+            let target = if number % 2 == 0 { "db=offline" } else { "db=online" };
+            servers.lockstep_beside(&["run", target, "--request-id", &id, "--no-wait"])
+        })
+        .collect();
+    let mut took = Vec::new();
+    for _ in 0..3 {
+        let before = servers.active();
+        let began = Instant::now();
+        let (exit, said, errors) = servers.lockstep(&["server", "step-down", "-o", "json"]);
+        assert_eq!(exit, 0, "{said} {errors}");
+        took.push(began.elapsed());
+        let now: Value = serde_json::from_str(&said).unwrap();
+        assert_ne!(now["name"], before, "{said} {errors}");
+        assert!(servers.servers[&before].0.said().contains("stepped down"));
+    }
+    for run in load {
+        let (exit, said, errors) = run.join().unwrap();
+        assert_eq!(exit, 0, "{said} {errors}");
+    }
+    let asked = servers.items("/v1/transitions");
+    let ids: Vec<_> = asked.iter().filter_map(|one| one["request_id"].as_str()).collect();
+    let load = ids.iter().filter(|id| id.starts_with("load-")).count();
+    assert!((1..=20).contains(&load), "each at most once: {ids:?}");
+    assert!(took.iter().all(|took| *took < Duration::from_secs(10)), "{took:?}");
+}
+
+#[test]
+fn a_stopped_server_wakes_up_deposed_writes_nothing_and_sends_on() {
+    let mut servers = Servers::start(&FAST).with_agents();
+    let first = servers.active();
+    let address = servers.address(&first);
+    servers.servers[&first].0.signal(Signal::STOP);
+    // Something waits for it when it wakes up.
+    let late = std::thread::spawn(move || {
+        http(address, "POST", "/v1/transitions", Some(&body(&["db=offline"], "late"))).unwrap()
+    });
+    let second = servers.active();
+    assert_ne!(first, second);
+    let (exit, _, said) = servers.lockstep_by(&second, &["run", "db=offline", "--request-id", "other"]);
+    assert_eq!(exit, 0, "{said}");
+    let reigns = |servers: &Servers| events(servers.address(&second), 0, false, |_| false);
+    let before = reigns(&servers);
+    servers.servers[&first].0.signal(Signal::CONT);
+    let (status, answer) = late.join().unwrap();
+    assert!(status == 503 || status == 307, "{status} {answer}");
+    wait_for("it to stand by", || is_ready(address, "standby"));
+    wait_for("it to know who is active", || {
+        says(address).is_some_and(|says| says["active"]["name"] == second.as_str())
+    });
+    let (status, _) = http(address, "POST", "/v1/transitions", Some(&body(&["db=online"], "sent"))).unwrap();
+    assert_eq!(status, 307);
+    let after = reigns(&servers);
+    let is_foreign = |event: &Value| event["kind"] == "request" && event["request_id"] == "late";
+    assert!(!after.iter().any(is_foreign), "{after:?}");
+    let reign = |event: &&Value| event["kind"] == "reign";
+    assert_eq!(after.iter().filter(reign).count(), before.iter().filter(reign).count());
+    let (_, spec) = http(address, "GET", "/v1/members?consistent=true", None).unwrap();
+    assert!(spec["items"].as_array().unwrap().iter().all(|member| member["actual"] == "offline"), "{spec}");
+    assert!(servers.servers.get_mut(&first).unwrap().0.is_running());
+}
+
+impl Servers {
+    fn lockstep_by(&self, name: &str, args: &[&str]) -> (i32, String, String) {
+        lockstep(&self.dir, Some(self.address(name)), args)
+    }
+}
+
+/// Reads events until one is what is waited for, or the stream ends.
+fn events(
+    address: SocketAddr,
+    since: u64,
+    follow: bool,
+    mut is_last: impl FnMut(&Value) -> bool,
+) -> Vec<Value> {
+    let mut stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(common::STUCK)).unwrap();
+    let path = format!("/v1/events?since={since}&follow={follow}");
+    write!(stream, "GET {path} HTTP/1.0\r\nhost: {address}\r\n\r\n").unwrap();
+    let mut events = Vec::new();
+    for line in BufReader::new(stream).lines().map_while(Result::ok) {
+        let Some(data) = line.strip_prefix("data: ") else { continue };
+        let event: Value = serde_json::from_str(data).unwrap();
+        if event["provisional"] == true {
+            continue;
+        }
+        let is_over = is_last(&event);
+        events.push(event);
+        if is_over {
+            break;
+        }
+    }
+    events
+}
+
+fn revisions(events: &[Value]) -> Vec<u64> {
+    events.iter().map(|event| event["revision"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn readers_are_answered_by_a_standby_and_events_go_on_at_another_server() {
+    let mut servers = Servers::start(&FAST).with_agents();
+    let (first, reader) = (servers.active(), servers.standby());
+    // What the active server has acknowledged, a consistent read at a standby shows.
+    for round in 0..20 {
+        let target = if round % 2 == 0 { "db=offline" } else { "db=online" };
+        let asked = body(&[target], &format!("r{round}"));
+        let (status, answer) =
+            http(servers.address(&first), "POST", "/v1/transitions", Some(&asked)).unwrap();
+        assert_eq!(status, 202, "{answer}");
+        let path = format!("/v1/transitions/{}?consistent=true", answer["id"].as_str().unwrap());
+        let (status, shown) = http(servers.address(&reader), "GET", &path, None).unwrap();
+        assert_eq!((status, &shown["request_id"]), (200, &asked["request_id"]), "{shown}");
+        servers.asked(&format!("r{round}"), |one| !one["outcome"].is_null());
+    }
+    let (exit, said, errors) = servers.lockstep_by(&reader, &["status"]);
+    assert!(
+        exit == 0 && said.contains(&format!("{reader} standby of {first} at revision")),
+        "{said} {errors}"
+    );
+    // A stream is followed at a standby, and then, from where it was, at another server, through a take-over.
+    let at_reader = events(servers.address(&reader), 0, true, |event| event["kind"] == "outcome");
+    let last = revisions(&at_reader).last().copied().unwrap();
+    let addresses = servers.addresses().join(",");
+    let args = ["events", "--since", "0", "--follow", "-o", "json", "--addr", &addresses];
+    let follower = Process::start(&servers.dir, "follower", &args);
+    let followed = || {
+        let said = follower.said();
+        let events = said.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        events.filter(|event| event["provisional"] == false).collect::<Vec<_>>()
+    };
+    wait_for("the follower to follow", || revisions(&followed()).last() >= Some(&last));
+    servers.kill(&first);
+    let second = servers.active();
+    let (exit, _, said) = servers.lockstep(&["run", "db=offline", "--request-id", "after"]);
+    assert_eq!(exit, 0, "{said}");
+    let after = servers.asked("after", |one| !one["outcome"].is_null())["id"].clone();
+    let is_end = |event: &Value| event["kind"] == "outcome" && event["transition"] == after;
+    let rest = events(servers.address(&second), last, true, is_end);
+    let all: Vec<u64> = revisions(&at_reader).into_iter().chain(revisions(&rest)).collect();
+    assert_eq!(all, (1..=all.len() as u64).collect::<Vec<_>>(), "without gap or repeat");
+    wait_for("the follower to come to the end", || followed().iter().any(|event| is_end(event)));
+    let followed: Vec<u64> = revisions(&followed());
+    assert_eq!(followed[..all.len()], all, "the command line moves by itself");
+}
