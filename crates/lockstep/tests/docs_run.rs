@@ -27,9 +27,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Pages that tell of things which no page can show by running them.
-const WITHOUT_COMMANDS: [&str; 8] = [
+const WITHOUT_COMMANDS: [&str; 9] = [
     "api.md",
     "backup.md",
+    "deploy.md",
     "guarantee.md",
     "handlers.md",
     "protocol.md",
