@@ -44,6 +44,12 @@ impl Held {
     pub(super) fn lease(&self) -> i64 {
         self.lease.id
     }
+
+    /// As a server that was stopped: it renews nothing and hears nothing.
+    #[cfg(test)]
+    pub(super) fn fall_silent(&self) {
+        self.keeper.abort();
+    }
 }
 
 impl Drop for Held {
