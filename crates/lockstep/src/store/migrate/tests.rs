@@ -23,10 +23,15 @@ async fn write(store: &impl Store) -> Reign {
     last
 }
 
+/// What follows the snapshot.
 async fn entries(store: &impl Store) -> Vec<Entry> {
+    entries_from(store, Index(11)).await
+}
+
+async fn entries_from(store: &impl Store, from: Index) -> Vec<Entry> {
     let mut all: Vec<Entry> = Vec::new();
     loop {
-        let next = all.last().map_or(Index(11), |entry| Index(entry.index.0 + 1));
+        let next = all.last().map_or(from, |entry| Index(entry.index.0 + 1));
         match store.read(next).await.unwrap() {
             page if page.is_empty() => return all,
             page => all.extend(page),
@@ -86,6 +91,29 @@ async fn a_journal_goes_to_etcd_and_back() {
     let next = store.campaign(&candidate("c"), TTL).await.unwrap();
     assert!(next > home.reign);
     assert_eq!(store.append(next, Index(25), vec![b"on".to_vec()]).await.unwrap(), Appended::Done(Index(26)));
+    store.close().await;
+}
+
+#[tokio::test]
+async fn reigns_go_on_above_the_last_one_also_where_that_is_above_the_head() {
+    let members = Members::start(1, &[]).await;
+    let dir = tempfile::tempdir().unwrap();
+    let [first, back] = ["first", "back"].map(|name| dir.path().join(name));
+    let source = Embedded::open(&first).await.unwrap();
+    let mut reign = Reign(0);
+    for _ in 0..100 {
+        reign = source.campaign(&candidate("a"), TTL).await.unwrap();
+    }
+    source.append(reign, Index(0), vec![b"one".to_vec()]).await.unwrap();
+    source.close().await;
+    let (options, there) = (EtcdOptions::default(), members.address("reigns"));
+    let copied = migrate(&first.display().to_string(), &there, &options).await.unwrap();
+    assert_eq!((copied.reign, copied.head, copied.snapshot), (reign, Index(1), None));
+    let copied = migrate(&there, &back.display().to_string(), &options).await.unwrap();
+    assert_eq!(copied.reign, Reign(reign.0 + 1), "the one of the migration");
+    let store = Embedded::open(&back).await.unwrap();
+    assert!(store.campaign(&candidate("a"), TTL).await.unwrap() > copied.reign);
+    assert_eq!(entries_from(&store, Index(1)).await[0].reign, reign);
     store.close().await;
 }
 
