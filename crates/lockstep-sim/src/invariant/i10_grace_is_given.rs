@@ -11,13 +11,15 @@ use lockstep_core::world::{Happened, World};
 pub(crate) struct GraceIsGiven {
     /// When the record that began the present reign was durable, while a lease has not passed since.
     began: Option<Time>,
-    /// The lease in force, in milliseconds; none: the one by default.
+    /// The lease that the spec says, in milliseconds.
     lease_ms: Option<u64>,
+    /// Without that, the one that the reign has brought.
+    default_ms: Option<u64>,
 }
 
 impl GraceIsGiven {
     fn lease_ms(&self) -> u64 {
-        self.lease_ms.unwrap_or(LEASE_MS_DEFAULT)
+        self.lease_ms.or(self.default_ms).unwrap_or(LEASE_MS_DEFAULT)
     }
 }
 
@@ -26,7 +28,8 @@ impl Invariant for GraceIsGiven {
 
     fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
         let Happened::Recorded { record, .. } = what else { return Ok(()) };
-        if let Body::Reign { .. } = &record.body {
+        if let Body::Reign { lease_ms, .. } = &record.body {
+            self.default_ms = *lease_ms;
             self.began = Some(world.now());
         }
         if let Body::Spec { spec, .. } = &record.body {

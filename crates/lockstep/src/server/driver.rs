@@ -546,7 +546,7 @@ async fn append<S: Store>(
     let mut after = expected;
     let mut tries = 0;
     loop {
-let said = match until_reached("append", || store.append(reign, after, batch.clone())).await {
+        let said = match until_reached("append", || store.append(reign, after, batch.clone())).await {
             Ok(said) => said,
             Err(fault @ Error::NoRoom(_)) if tries < NO_ROOM_TRIES_MAX => {
                 error!(%fault, "no room for the journal: nothing is acknowledged until there is");
