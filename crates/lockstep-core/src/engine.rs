@@ -428,7 +428,9 @@ impl Engine {
         for host in engine.head.hosts.keys() {
             // A host that the reign before has told of a longer lease renews it that seldom.
             let lease_ms = engine.head.leases_ms.into_iter().fold(engine.lease_ms(), u64::max);
-            engine.last_heard.insert(host.clone(), Heard::new(now.time, lease_ms));
+            let is_graceless = mutant::is(Mutant::GraceForgotten);
+            let since = if is_graceless { Time(now.time.0.saturating_sub(2 * lease_ms)) } else { now.time };
+            engine.last_heard.insert(host.clone(), Heard::new(since, lease_ms));
         }
         engine.end_freezes();
         engine.resume();
@@ -494,7 +496,7 @@ impl Engine {
             Input::Appended => {
                 let count = self.outbox.acknowledge();
                 let acked = Arc::make_mut(&mut self.acked);
-                if !std::mem::replace(&mut self.has_begun, true) {
+                if !std::mem::replace(&mut self.has_begun, true) && !mutant::is(Mutant::GraceForgotten) {
                     // Another server may have answered renewals until then.
                     let now = self.now.time;
                     self.last_heard.values_mut().for_each(|heard| heard.again(now));

@@ -4,6 +4,7 @@
 //! crate performs what this crate decides, and [`world`] plays it, so that tests can doubt it.
 
 pub mod agent;
+pub mod append;
 pub mod backup;
 pub mod cluster;
 pub mod engine;

@@ -109,6 +109,24 @@ mutants! {
     DoubtTakesSettings = "doubt-takes-settings",
     /// Planned transitions move what is frozen.
     FreezeIgnored = "freeze-ignored",
+    /// A write that was not answered counts as durable.
+    UnknownIsDone = "unknown-is-done",
+    /// A write that was not answered is tried again behind whatever has been written since.
+    UnknownMovesOn = "unknown-moves-on",
+    /// A shared store takes writes of servers whose reign is over.
+    AppendUnfenced = "append-unfenced",
+    /// A shared store confirms reigns that are over.
+    ConfirmUnfenced = "confirm-unfenced",
+    /// A shared store gives the next server the reign of the one before.
+    GrantReused = "grant-reused",
+    /// A shared store lets no other server reign when the one that does is gone.
+    LeaseUnending = "lease-unending",
+    /// A server that stands by shows what is still on its way to the store.
+    StandbyShowsUnwritten = "standby-shows-unwritten",
+    /// A server that stands by begins anew when the store does not answer it.
+    StandbyGoesBack = "standby-goes-back",
+    /// A server that takes over gives hosts no time to come to it.
+    GraceForgotten = "grace-forgotten",
 }
 
 impl fmt::Display for Mutant {

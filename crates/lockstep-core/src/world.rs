@@ -7,11 +7,16 @@
 
 mod clock;
 mod happened;
+mod service;
 mod shared;
+mod standby;
 
 pub use clock::Clock;
 pub use happened::{Happened, journal_lines};
+use service::Service;
+pub use service::{Ask, AskId, Asked, Machine, StoreEvent, StoreWay};
 use shared::{Journal, Shared};
+use standby::{Standby, Tenure};
 
 use crate::agent::{
     AgentEngine, AgentInput, AgentOutput, AgentRecord, AgentState, CallId, HandlerRules, Identity, Remembered,
@@ -59,6 +64,10 @@ pub enum Choice {
     AgentAppend(Name),
     /// An agent connects to the active server.
     Connect(Name),
+    /// An agent connects to a server that says that it is the active one, where several share a journal service.
+    Dial(Name, ServerId),
+    /// A question comes to the journal service that servers share, or its answer to the server.
+    Store(AskId),
     /// The next order on a connection reaches its agent; after the last one, the connection's end does.
     ToAgent(SessionId),
     /// The next report on a connection reaches its server; after the last one, the connection's end does.
@@ -127,6 +136,8 @@ struct Server {
     clock: Clock,
     /// Since when it does not run, when it was stopped.
     paused_at: Option<Time>,
+    /// Its reign, where servers share a journal service.
+    tenure: Option<Tenure>,
 }
 
 /// An agent, what survives it, and the software on its host.
@@ -208,6 +219,13 @@ pub struct World {
     servers: BTreeMap<ServerId, Shared<Server>>,
     /// The one whose writes the store takes.
     active: Option<ServerId>,
+    /// What servers share, if they do: who reigns, and the journal.
+    service: Option<Shared<Service>>,
+    standbys: BTreeMap<ServerId, Shared<Standby>>,
+    /// What servers wait for an answer to, and gets none.
+    lost: BTreeMap<AskId, Asked>,
+    /// Whom operators ask, where that is not the active server.
+    asked: Option<ServerId>,
     server_starts: u64,
     appends: u64,
     links: BTreeMap<SessionId, Link>,
@@ -258,6 +276,13 @@ impl World {
     /// The active server, while it runs.
     pub fn server(&self) -> Option<&Engine> {
         self.active.map(|id| &self.servers[&id].engine)
+    }
+
+    /// What those who judge go by: what the active server's readers see, and, where servers share a journal service, what
+    /// is durable there, whoever reigns.
+    pub fn cluster(&self) -> Option<&Cluster> {
+        let shared = self.service.as_ref().map(|service| &service.durable);
+        shared.or_else(|| Some(self.server()?.acknowledged()))
     }
 
     /// The servers that run, the active one and those that do not know yet that they no longer are.
@@ -416,7 +441,8 @@ impl World {
         let clock = Clock::default();
         let engine = Engine::new(cluster, &format!("server-{}", self.server_starts), self.now_of(clock));
         let id = ServerId(self.server_starts);
-        let server = Server { engine, in_flight: None, has_landed: false, clock, paused_at: None };
+        let (in_flight, has_landed, paused_at, tenure) = (None, false, None, None);
+        let server = Server { engine, in_flight, has_landed, clock, paused_at, tenure };
         self.servers.insert(id, Shared::new(server));
         self.active = Some(id);
         let now = self.time;
@@ -434,6 +460,7 @@ impl World {
 
     fn end_server(&mut self, id: ServerId) {
         self.servers.remove(&id);
+        self.abandon_asks(id);
         self.active = self.active.filter(|active| *active != id);
         for link in self.links.values_mut().filter(|link| link.server == id) {
             link.server_end = End::Gone;
@@ -454,6 +481,9 @@ impl World {
     fn record(&mut self, records: impl IntoIterator<Item = Record>) {
         for record in records {
             let index = Index(self.base.revision.0 + self.journal.len() as u64 + 1);
+            if let Some(service) = &mut self.service {
+                service.durable.apply(index, &record);
+            }
             self.happened.push(Happened::Recorded { index, record: record.clone() });
             self.journal.push(record);
         }
@@ -468,6 +498,9 @@ impl World {
 
     /// Lets a server's process go on.
     pub fn resume_server(&mut self, id: ServerId) {
+        if let Some(standby) = self.standbys.get_mut(&id) {
+            standby.paused_at = None;
+        }
         let Some(server) = self.servers.get_mut(&id) else { return };
         if let Some(at) = server.paused_at.take() {
             let after_ms = self.time.since(at);
@@ -522,7 +555,8 @@ impl World {
     fn input(&mut self, input: impl FnOnce(ReplyId) -> Input) -> ReplyId {
         self.replies += 1;
         let reply = ReplyId(self.replies);
-        let id = self.active.expect("the script asks a server that runs");
+        let asked = self.asked.filter(|id| self.servers.contains_key(id));
+        let id = asked.or(self.active).expect("the script asks a server that runs");
         self.tell_server(id, input(reply));
         reply
     }
@@ -1017,6 +1051,7 @@ impl World {
 
     fn tick(&mut self) {
         let now = self.time;
+        self.tick_store();
         let running = self.servers.iter().filter(|(_, server)| server.paused_at.is_none());
         let is_due = |next: Option<Time>, clock: Clock| next.is_some_and(|next| next <= clock.read(now));
         let due = running.filter(|(_, server)| is_due(server.engine.next_deadline(), server.clock));
@@ -1056,12 +1091,17 @@ impl World {
             .chain(processes)
             .chain(handlers)
             .chain(guards)
+            .chain(self.store_due())
             .map(|due| Time(due.0.max(self.time.0 + 1)))
             .min()
     }
 
     fn would_connect(&self, process: &Process) -> bool {
-        let is_up = self.active.is_some_and(|id| self.servers[&id].paused_at.is_none());
+        let is_up = |server: &Server| server.paused_at.is_none();
+        let is_up = match &self.service {
+            Some(_) => self.servers.values().any(|server| is_up(server)),
+            None => self.active.is_some_and(|id| is_up(&self.servers[&id])),
+        };
         is_up && process.engine.is_some() && process.session.is_none() && process.cut.is_empty()
     }
 
@@ -1083,7 +1123,7 @@ impl World {
         };
         let outputs = servers().filter(|(_, server)| server.engine.has_output());
         let agent_outputs = agents().filter(|(_, _, engine)| engine.has_output());
-        let appends = servers().filter(|(_, server)| server.in_flight.is_some());
+        let appends = servers().filter(|(_, server)| server.in_flight.is_some() && server.tenure.is_none());
         let agent_appends = agents().filter(|(_, process, _)| process.in_flight.is_some());
         let connects =
             agents().filter(|(_, process, _)| process.connect_at <= self.time && self.would_connect(process));
@@ -1097,9 +1137,19 @@ impl World {
             .chain(agent_outputs.map(|(name, ..)| Choice::Agent(name.clone())))
             .chain(appends.map(|(id, _)| Choice::Append(*id)))
             .chain(agent_appends.map(|(name, ..)| Choice::AgentAppend(name.clone())))
-            .chain(connects.map(|(name, ..)| Choice::Connect(name.clone())))
+            .chain(connects.flat_map(|(name, ..)| self.dialled(name)))
+            .chain(self.store_choices())
             .chain(self.links.iter().flat_map(|(session, link)| self.carried(*session, link)))
             .chain(ends)
+    }
+
+    /// Which servers an agent may connect to.
+    fn dialled(&self, name: &Name) -> Vec<Choice> {
+        if self.service.is_none() {
+            return vec![Choice::Connect(name.clone())];
+        }
+        let running = self.servers.iter().filter(|(_, server)| server.paused_at.is_none());
+        running.map(|(id, _)| Choice::Dial(name.clone(), *id)).collect()
     }
 
     fn carried(&self, session: SessionId, link: &Link) -> impl Iterator<Item = Choice> + use<> {
@@ -1126,7 +1176,12 @@ impl World {
             Choice::Agent(name) => self.poll_agent(name),
             Choice::Append(id) => self.append(*id),
             Choice::AgentAppend(name) => self.append_agent(name),
-            Choice::Connect(name) => self.connect(name),
+            Choice::Connect(name) => {
+                let server = self.active.expect("agents connect to a server that runs");
+                self.connect(name, server);
+            }
+            Choice::Dial(name, server) => self.connect(name, *server),
+            Choice::Store(ask) => self.carry_store(*ask),
             Choice::ToAgent(session) => self.carry_to_agent(*session),
             Choice::ToServer(session) => self.carry_to_server(*session),
             Choice::End(name, call) => self.end_handler(name, *call),
@@ -1136,10 +1191,15 @@ impl World {
     fn poll_server(&mut self, id: ServerId) {
         let server = self.servers.get_mut(&id).expect("it was named as one that runs");
         match server.engine.poll_output().expect("it was named as one with an output") {
-            Output::Append { records, .. } => {
+            Output::Append { first, records } => {
                 assert!(server.in_flight.replace(records).is_none(), "one batch in flight at a time");
+                let is_shared = server.tenure.is_some();
                 self.appends += 1;
+                if is_shared {
+                    self.write_shared(id, Index(first.0 - 1));
+                }
             }
+            Output::Confirm if server.tenure.is_some() => self.confirm_shared(id),
             // The store knows at once; whoever is deposed gets no answer.
             Output::Confirm if self.active == Some(id) => self.tell_server(id, Input::Confirmed),
             Output::Confirm => {}
@@ -1232,10 +1292,9 @@ impl World {
         self.tell_agent(name, AgentInput::Appended);
     }
 
-    fn connect(&mut self, name: &Name) {
+    fn connect(&mut self, name: &Name, server: ServerId) {
         self.sessions += 1;
         let session = SessionId(self.sessions);
-        let server = self.active.expect("agents connect to a server that runs");
         let (to_server, to_agent) = (VecDeque::new(), VecDeque::new());
         let (agent_is_there, server_end) = (true, End::Open);
         let agent = name.clone();
@@ -1318,7 +1377,7 @@ impl World {
     }
 
     fn stop_software(&mut self, member: &MemberId) {
-        let groups = self.server().map(|server| &server.acknowledged().spec.groups);
+        let groups = self.cluster().map(|cluster| &cluster.spec.groups);
         let lowest = groups.and_then(|groups| Some(groups.get(&member.group)?.lifecycle.lowest().clone()));
         match lowest {
             Some(lowest) => drop(self.software.insert(member.clone(), lowest)),
@@ -1345,7 +1404,7 @@ impl World {
     /// What pretend software says of itself; new software is in the lowest state.
     fn status(&self, member: &MemberId) -> Option<StateName> {
         let lowest = || {
-            let groups = &self.server()?.acknowledged().spec.groups;
+            let groups = &self.cluster()?.spec.groups;
             Some(groups.get(&member.group)?.lifecycle.lowest().clone())
         };
         self.software.get(member).cloned().or_else(lowest)
@@ -1353,7 +1412,7 @@ impl World {
 
     /// Software that is not in its lowest state has a process.
     fn pids_of(&self, member: &MemberId) -> Option<BTreeSet<u32>> {
-        let groups = &self.server()?.acknowledged().spec.groups;
+        let groups = &self.cluster()?.spec.groups;
         let lowest = groups.get(&member.group)?.lifecycle.lowest();
         let runs = self.software.get(member).is_some_and(|state| state != lowest);
         Some(if runs { BTreeSet::from([1]) } else { BTreeSet::new() })

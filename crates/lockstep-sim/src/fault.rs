@@ -4,7 +4,7 @@ use crate::invariant::Violation;
 use crate::sim::{COPY, Later, Sim, Slow};
 use lockstep_core::engine::SessionId;
 use lockstep_core::log::{Crash, Op};
-use lockstep_core::world::{Name, Way, World};
+use lockstep_core::world::{AskId, Asked, Choice, Machine, Name, ServerId, StoreWay, Way, World};
 
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -97,10 +97,47 @@ faults! {
     Decay = "decay",
     /// Members are fitter to be chosen than before, or less.
     Scores = "scores",
+    /// A question to the journal service, or its answer, is lost.
+    StoreLoses = "store-loses",
+    /// One is late: longer than its server waits for it, perhaps longer than its reign.
+    StoreLate = "store-late",
+    /// All that passes between one machine and the journal service is slow.
+    StoreSlow = "store-slow",
+    /// One machine does not reach the journal service, or is not reached by it; its hosts reach it.
+    StoreCut = "store-cut",
+    /// The journal service has no majority.
+    StoreAway = "store-away",
+    /// The clock by which the journal service reckons leases runs too fast or too slowly.
+    StoreDrift = "store-drift",
+    /// The active server ends its reign.
+    StepDown = "step-down",
+}
+
+impl Fault {
+    /// Whether there is such a fault: of servers that share a journal service, or of one that has a disk.
+    fn is_of(self, is_shared: bool) -> bool {
+        match self {
+            Self::ServerDeposed | Self::ServerDiskFails | Self::ServerDiskFull => !is_shared,
+            Self::StoreLoses | Self::StoreLate | Self::StoreSlow | Self::StoreCut => is_shared,
+            Self::StoreAway | Self::StoreDrift | Self::StepDown => is_shared,
+            Self::ServerKill | Self::ServerPause | Self::ServerSlow | Self::AgentKill | Self::AgentAway => {
+                true
+            }
+            Self::AgentPause | Self::GuardEnds | Self::FenceFails | Self::HostPowerCut | Self::PowerOff => {
+                true
+            }
+            Self::HostPause | Self::AgentDiskFails | Self::AgentDiskFull | Self::AgentSlow => true,
+            Self::OldImage | Self::Copy | Self::Cut | Self::CutOneWay | Self::Partition | Self::Flap => true,
+            Self::Break | Self::HangUp | Self::Delay | Self::Lose | Self::Duplicate | Self::Reorder => true,
+            Self::Drift | Self::WallClock | Self::Decay | Self::Scores => true,
+        }
+    }
 }
 
 /// How many kinds of faults there are, the troubles of handlers left aside.
-pub(crate) const KINDS: usize = Fault::ALL.len();
+pub(crate) fn kinds(is_shared: bool) -> usize {
+    Fault::ALL.iter().filter(|fault| fault.is_of(is_shared)).count()
+}
 
 /// What a seed may do, and how often.
 #[derive(Debug, Clone)]
@@ -112,9 +149,10 @@ pub(crate) struct Faults {
 
 impl Faults {
     /// Some kinds and not others: what hides behind a frequent fault shows when that one is absent.
-    pub(crate) fn random(rng: &mut ChaCha8Rng) -> Self {
+    pub(crate) fn random(is_shared: bool, rng: &mut ChaCha8Rng) -> Self {
         let share = *[2, 4, 8].choose(rng).expect("there are some");
-        let mut kinds: Vec<_> = Fault::ALL.iter().copied().filter(|_| rng.random_ratio(share, 10)).collect();
+        let all = Fault::ALL.iter().copied().filter(|fault| fault.is_of(is_shared));
+        let mut kinds: Vec<_> = all.filter(|_| rng.random_ratio(share, 10)).collect();
         // Connections do not do that by themselves, so most seeds go without.
         if !rng.random_ratio(1, 8) {
             kinds.retain(|kind| !matches!(kind, Fault::Lose | Fault::Duplicate | Fault::Reorder));
@@ -130,11 +168,29 @@ impl Faults {
         self.kinds.clear();
     }
 
+    /// What goes wrong with a write to the journal service, if anything does.
+    pub(crate) fn of_writes(&self, rng: &mut ChaCha8Rng) -> Option<OfWrites> {
+        let (fault, does) = *OF_WRITES.choose(rng)?;
+        (self.kinds.contains(&fault) && rng.random_ratio(1, OF_WRITES_RATIO)).then_some((fault, does))
+    }
+
     /// Whether a fault that comes with an occasion strikes on this one.
     pub(crate) fn strikes(&self, fault: Fault, rng: &mut ChaCha8Rng) -> bool {
         self.kinds.contains(&fault) && rng.random_ratio(1, 3)
     }
 }
+
+/// What a fault does to a write just as it comes to the journal service, or as its answer comes back.
+type OfWrites = (Fault, fn(&mut Sim, AskId, ServerId));
+/// What may go wrong with one.
+const OF_WRITES: [OfWrites; 4] = [
+    (Fault::StoreLoses, |sim, ask, _| sim.world.lose_ask(ask)),
+    (Fault::StoreLate, |sim, ask, _| sim.delay_ask(ask)),
+    (Fault::ServerPause, |sim, _, server| sim.pause_one(server)),
+    (Fault::ServerKill, |sim, _, server| sim.kill_one(server)),
+];
+/// It does so with one in so many.
+const OF_WRITES_RATIO: u32 = 30;
 
 /// What a stop leaves of a disk.
 fn crash(rng: &mut ChaCha8Rng) -> Crash {
@@ -161,6 +217,16 @@ impl Sim {
         self.tally.struck(fault.as_str());
         self.say(format!("FAULT {} {name}", fault.as_str()));
         let has_bitten = match fault {
+            Fault::ServerKill if !self.machines.is_empty() => {
+                let id = self.any_server();
+                id.into_iter().for_each(|id| self.kill_one(id));
+                id.is_some()
+            }
+            Fault::ServerPause if !self.machines.is_empty() => {
+                let id = self.any_server().filter(|id| !self.world.is_one_paused(*id));
+                id.into_iter().for_each(|id| self.pause_one(id));
+                id.is_some()
+            }
             Fault::ServerKill => self.kill_server(),
             Fault::ServerPause => self.pause_server(),
             Fault::ServerDeposed => {
@@ -184,7 +250,8 @@ impl Sim {
             Fault::ServerSlow => {
                 // Longer than that is a pause: a server that does not run does not blame others for silence.
                 let ms = self.rng.random_range(1..=400);
-                let what = if self.rng.random_ratio(1, 2) { Slow::Server } else { Slow::ServerDisk };
+                let is_all = self.rng.random_ratio(1, 2) || !self.machines.is_empty();
+                let what = if is_all { Slow::Server } else { Slow::ServerDisk };
                 self.slow.insert(what, (self.world.now().plus(ms), Some(fault)));
                 false
             }
@@ -289,7 +356,10 @@ impl Sim {
                 // No two clocks differ by more than 5 %.
                 let rate_ppm = self.rng.random_range(-24_000..=24_000);
                 if self.rng.random_ratio(1, 4) {
-                    self.world.drift_server(rate_ppm);
+                    match self.any_server() {
+                        Some(id) => self.world.drift_one(id, rate_ppm),
+                        None => self.world.drift_server(rate_ppm),
+                    }
                 } else {
                     self.world.drift(&name, rate_ppm);
                 }
@@ -306,6 +376,43 @@ impl Sim {
                 let member = self.shape.member(&mut self.rng);
                 member.iter().for_each(|member| self.world.set_score(member, score));
                 member.is_some()
+            }
+            Fault::StoreLoses => {
+                let asks: Vec<AskId> = self.world.asks().map(|(id, _)| id).collect();
+                let ask = asks.choose(&mut self.rng);
+                ask.into_iter().for_each(|id| self.world.lose_ask(*id));
+                ask.is_some()
+            }
+            Fault::StoreLate => {
+                let asks: Vec<AskId> = self.world.asks().map(|(id, _)| id).collect();
+                if let Some(id) = asks.choose(&mut self.rng) {
+                    self.delay_ask(*id);
+                }
+                false
+            }
+            Fault::StoreSlow => {
+                let ms = self.rng.random_range(1..=3000);
+                if let Some(machine) = self.machines.choose(&mut self.rng) {
+                    self.slow.insert(Slow::Store(*machine), (self.world.now().plus(ms), Some(fault)));
+                }
+                false
+            }
+            Fault::StoreCut => self.cut_store(),
+            Fault::StoreAway => {
+                self.world.set_store_away(true);
+                let ms = *[300, 2000, 8000, 20_000].choose(&mut self.rng).expect("there are some");
+                self.later(ms, Later::StoreBack);
+                true
+            }
+            Fault::StoreDrift => {
+                let rate_ppm = self.rng.random_range(-24_000..=24_000);
+                self.world.drift_store(rate_ppm);
+                true
+            }
+            Fault::StepDown => {
+                let active = self.world.active();
+                active.into_iter().for_each(|id| self.world.step_down(id));
+                active.is_some()
             }
         };
         if has_bitten {
@@ -337,6 +444,71 @@ impl Sim {
         let ms = *[500, 4000, 15_000].choose(&mut self.rng).expect("there are some");
         self.later(ms, Later::ResumeServer(id));
         true
+    }
+
+    // ---- servers that share a journal service
+
+    /// The active server, or any; none where there is only one, with a disk.
+    fn any_server(&mut self) -> Option<ServerId> {
+        let all: Vec<ServerId> = self.world.machines().map(|(id, _)| id).collect();
+        let any = all.choose(&mut self.rng).copied();
+        any.map(|any| self.world.active().filter(|_| self.rng.random_ratio(1, 2)).unwrap_or(any))
+    }
+
+    fn machine_of(&self, id: ServerId) -> Option<Machine> {
+        self.world.machines().find(|(server, _)| *server == id).map(|(_, machine)| machine)
+    }
+
+    fn kill_one(&mut self, id: ServerId) {
+        let Some(machine) = self.machine_of(id) else { return };
+        self.world.kill_one(id);
+        let ms = self.rng.random_range(0..=6000);
+        self.later(ms, Later::StandBy(machine));
+    }
+
+    fn pause_one(&mut self, id: ServerId) {
+        self.world.pause_one(id);
+        let ms = *[500, 4000, 15_000].choose(&mut self.rng).expect("there are some");
+        self.later(ms, Later::ResumeServer(id));
+    }
+
+    /// A question or its answer takes long, while others pass it.
+    fn delay_ask(&mut self, id: AskId) {
+        let ms = *[600, 1500, 4000, 12_000, 20_000].choose(&mut self.rng).expect("there are some");
+        self.slow.insert(Slow::Ask(id), (self.world.now().plus(ms), Some(Fault::StoreLate)));
+    }
+
+    fn cut_store(&mut self) -> bool {
+        let Some(machine) = self.machines.choose(&mut self.rng).copied() else { return false };
+        let ways: &[StoreWay] = match self.rng.random_range(0..4) {
+            0 => &[StoreWay::Ask],
+            1 => &[StoreWay::Answer],
+            _ => &[StoreWay::Ask, StoreWay::Answer],
+        };
+        ways.iter().for_each(|way| self.world.cut_store(machine, *way));
+        let ms = *[300, 2000, 8000, 20_000].choose(&mut self.rng).expect("there are some");
+        self.later(ms, Later::HealStore(machine));
+        true
+    }
+
+    /// Something goes wrong with a write, before the service has done it, after that, or in between for its server.
+    pub(crate) fn disturb_write(&mut self, id: AskId, asked: &Asked, (fault, does): OfWrites) {
+        self.tally.struck(fault.as_str());
+        let is_done = asked.is_done() || self.rng.random_ratio(1, 2);
+        let when = if is_done { "done" } else { "not done yet" };
+        self.say(format!("FAULT {} at a write of server-{}, {when}", fault.as_str(), asked.server.0));
+        if is_done && !asked.is_done() {
+            self.world.perform(&Choice::Store(id));
+        }
+        if self.rng.random_ratio(1, 3) {
+            // Its server does not live to see it, or asks again meanwhile.
+            self.delay_ask(id);
+        }
+        does(self, id, asked.server);
+        // One that is late bites when somebody looks for it.
+        if fault != Fault::StoreLate {
+            self.tally.bit(fault.as_str());
+        }
     }
 
     /// Stops what is not stopped yet. Tells whether it was not.

@@ -5,12 +5,16 @@ use clap::{Parser, Subcommand};
 use lockstep_core::mutant::Mutant;
 use lockstep_sim::exhaust;
 use lockstep_sim::run::{self, Found, Plan};
+use lockstep_sim::sim::SHARED_FROM;
 use std::io::{self, stdout};
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 /// How many of a failing seed's last lines are shown when there are several.
 const SHOWN: usize = 40;
+
+/// So many seeds of each kind look for a deliberate fault before more of the other one do.
+const HUNT_SEEDS: u64 = 250;
 
 /// Runs Lockstep's engines under seeded faults and checks what is promised.
 #[derive(Debug, Parser)]
@@ -24,6 +28,9 @@ struct Args {
     /// The first of them; alone, only this one, with all that happened in it.
     #[arg(long)]
     seed: Option<u64>,
+    /// Begins with the seeds whose servers share a journal service.
+    #[arg(long, conflicts_with = "seed")]
+    shared: bool,
     /// Goes on for so long instead of counting seeds.
     #[arg(long)]
     minutes: Option<u64>,
@@ -86,7 +93,7 @@ fn main() -> ExitCode {
 
 /// Runs seeds, and tells what they found. Whether nothing was broken.
 fn seeds(args: &Args) -> bool {
-    let first = args.seed.unwrap_or(0);
+    let first = args.seed.unwrap_or(if args.shared { SHARED_FROM } else { 0 });
     let only = args.seed.is_some() && args.seeds.is_none() && args.minutes.is_none();
     let plan = Plan {
         first,
@@ -115,22 +122,34 @@ fn seeds(args: &Args) -> bool {
 
 /// Lets seeds look for each deliberate fault. One that survives is a hole in the checks. Whether none does.
 fn hunt(seeds: u64) -> io::Result<bool> {
-    let plan = Plan { first: 0, count: seeds, until: None, threads: 2, ends_with_first: true };
     let mut all_caught = true;
     for &mutant in Mutant::ALL {
-        run::force(Some(mutant));
-        let (_, found) = run::run(&plan);
-        // What is found without the fault too is not the fault's.
-        run::force(None);
-        let own = found.first().filter(|found| run::run_seed(found.seed).1.is_none());
-        match own {
-            Some(found) => {
-                let seeds = found.seed - plan.first + 1;
-                println!("{mutant} caught by {} after {seeds} seeds", found.violation.invariant);
+        let own = catcher(mutant, seeds);
+        match &own {
+            Some(Found { seed, violation, .. }) => {
+                println!("{mutant} caught by {} with seed {seed}", violation.invariant)
             }
             None => println!("{mutant} survived"),
         }
         all_caught &= own.is_some();
     }
     Ok(all_caught)
+}
+
+/// The seed that catches a deliberate fault, of those with one server and those whose servers share a journal.
+fn catcher(mutant: Mutant, seeds: u64) -> Option<Found> {
+    for at in (0..seeds).step_by(HUNT_SEEDS as usize) {
+        for first in [at, SHARED_FROM + at] {
+            let count = HUNT_SEEDS.min(seeds - at);
+            run::force(Some(mutant));
+            let (_, found) = run::run(&Plan { first, count, until: None, threads: 2, ends_with_first: true });
+            // What is found without the fault too is not the fault's.
+            run::force(None);
+            let own = found.into_iter().find(|found| run::run_seed(found.seed).1.is_none());
+            if own.is_some() {
+                return own;
+            }
+        }
+    }
+    None
 }

@@ -89,9 +89,9 @@ pub fn run(plan: &Plan) -> (Tally, Vec<Found>) {
     (tally, found)
 }
 
-/// How many kinds of faults are made in enough seeds.
-pub fn fault_kinds() -> usize {
-    fault::KINDS + sim::TROUBLES
+/// How many kinds of faults are made in enough seeds, those whose servers share a journal service or the others.
+pub fn fault_kinds(is_shared: bool) -> usize {
+    fault::kinds(is_shared) + sim::TROUBLES
 }
 
 /// All that happened in a seed, or the end of it.

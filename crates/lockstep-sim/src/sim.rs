@@ -1,4 +1,7 @@
 //! One seed: a random cluster, random requests and random faults, then quiet, in which everything has to resolve.
+//!
+//! Seeds below [`SHARED_FROM`] have one server and its disk; those from there on have one to three servers that share a
+//! journal service.
 
 use crate::fault::{Fault, Faults};
 use crate::invariant::{Invariants, Violation, i23_decay_is_refused};
@@ -16,7 +19,9 @@ use lockstep_core::record::{Body, Evidence, Record};
 use lockstep_core::request::Request;
 use lockstep_core::time::Time;
 use lockstep_core::vote::Answer;
-use lockstep_core::world::{Choice, Happened, Name, Script, ServerId, Way, World};
+use lockstep_core::world::{
+    Ask, AskId, Choice, Happened, Machine, Name, Script, ServerId, StoreEvent, Way, World,
+};
 use rand::seq::IndexedRandom;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
@@ -28,6 +33,11 @@ use std::hash::{DefaultHasher, Hash, Hasher};
 /// Everything resolves within so long once no fault is left, in milliseconds: queued transitions run one after the
 /// other, and each may wait for the longest commit deadline twice, forward and back.
 pub const RESOLVE_MS: u64 = 240_000;
+/// The first seed whose servers share a journal service. A range of its own: seeds that have found something with one
+/// server stay the runs that they were.
+pub const SHARED_FROM: u64 = 1_000_000_000;
+/// How long servers have to begin, in milliseconds.
+const BEGIN_MS: u64 = 10_000;
 /// In how many ways handlers misbehave.
 pub(crate) const TROUBLES: usize = 6;
 /// What a second agent's name ends with.
@@ -53,6 +63,10 @@ pub struct Options {
 pub(crate) enum Slow {
     Server,
     ServerDisk,
+    /// All between a machine's servers and the journal service.
+    Store(Machine),
+    /// One question to it, and its answer.
+    Ask(AskId),
     Agent(Name),
     AgentDisk(Name),
     Network(Name, Way),
@@ -62,6 +76,12 @@ pub(crate) enum Slow {
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Later {
     StartServer,
+    /// A server starts to stand by.
+    StandBy(Machine),
+    /// A machine reaches the journal service again.
+    HealStore(Machine),
+    /// The journal service has a majority again.
+    StoreBack,
     ResumeServer(ServerId),
     /// One that was deposed finds out.
     EndDeposed(ServerId),
@@ -81,6 +101,15 @@ pub(crate) enum Later {
     EndCopy(Name),
 }
 
+/// What has happened to writes to a journal service, as far as it says what the seed has tried.
+#[derive(Debug, Default)]
+struct Watched {
+    wrote: BTreeSet<AskId>,
+    unanswered: BTreeSet<AskId>,
+    /// Of what is counted by seeds, what has been seen.
+    seen: BTreeSet<&'static str>,
+}
+
 /// A run in progress.
 pub struct Sim {
     options: Options,
@@ -88,6 +117,11 @@ pub struct Sim {
     pub(crate) shape: Shape,
     pub(crate) world: World,
     pub(crate) server_disk: Journal,
+    /// Where servers run that share a journal service; none: there is one server, with a disk.
+    pub(crate) machines: Vec<Machine>,
+    watched: Watched,
+    /// Whether faults are made now.
+    is_troubled: bool,
     pub(crate) disks: BTreeMap<Name, Journal>,
     /// What disks once were.
     pub(crate) images: BTreeMap<Name, (MemDisk, Vec<Vec<u8>>)>,
@@ -130,13 +164,24 @@ impl Sim {
     /// The beginning of a seed: nothing has been started.
     pub fn new(seed: u64, options: Options) -> Self {
         let mut rng = ChaCha8Rng::seed_from_u64(seed);
+        let is_shared = seed >= SHARED_FROM;
         let shape = Shape::random(&mut rng);
-        let faults = Faults::random(&mut rng);
+        let faults = Faults::random(is_shared, &mut rng);
         let mut world = World::new();
+        let mut machines = Vec::new();
+        let mut is_heeded = true;
+        if is_shared {
+            let count = *[1, 2, 2, 3, 3, 3].choose(&mut rng).expect("there are some");
+            machines.extend((1..=count).map(Machine));
+            world.share_journal(*[2000, 3000, 6000].choose(&mut rng).expect("there are some"));
+            is_heeded = rng.random_ratio(3, 4);
+            world.heed_ends(is_heeded);
+        }
         // Of as many digits whatever the jumps are, so that they change no record's length.
         world.jump_wall_clock(1_700_000_000_000);
         let names: Vec<Name> = shape.hosts.iter().map(|host| host.as_str().into()).collect();
-        let spared = rng.random_ratio(1, 2).then(|| names[0].clone());
+        // A server that reigns no more and does not know it keeps hosts from the one that does.
+        let spared = rng.random_ratio(1, 2).then(|| names[0].clone()).filter(|_| is_heeded);
         let broken = rng.random_ratio(1, 4).then(|| names[names.len() - 1].clone());
         let stubborn = names.choose(&mut rng).filter(|_| rng.random_ratio(1, 6)).cloned();
         let mut invariants = Invariants::default();
@@ -153,6 +198,9 @@ impl Sim {
             shape,
             world,
             server_disk: Journal::default(),
+            machines,
+            watched: Watched::default(),
+            is_troubled: false,
             disks: BTreeMap::new(),
             images: BTreeMap::new(),
             slow: BTreeMap::new(),
@@ -184,7 +232,11 @@ impl Sim {
     pub fn run(&mut self) -> Result<(), Violation> {
         let began = self.world.now();
         self.start_server()?;
+        self.machines.iter().for_each(|machine| _ = self.world.stand_by(*machine));
         self.turn_until(began.plus(200), false)?;
+        while self.world.active().is_none() && self.world.now() < began.plus(BEGIN_MS) {
+            self.turn(began.plus(BEGIN_MS), false)?;
+        }
         let spec = self.shape.spec();
         self.world.apply(spec);
         self.asks += 1;
@@ -209,9 +261,12 @@ impl Sim {
         }
         let trouble_ms = self.rng.random_range(20_000..=90_000);
         let end = self.world.now().plus(trouble_ms);
+        self.is_troubled = true;
         self.turn_until(end, true)?;
+        self.is_troubled = false;
         self.heal()?;
         let resolved = self.resolve();
+        self.count_writes();
         self.tally.simulated_ms += self.world.now().since(began);
         let answered: u64 = self.tally.answers.values().sum();
         self.tally.answers.insert("unknown".to_owned(), self.asks - answered);
@@ -302,7 +357,14 @@ impl Sim {
         match choice {
             Choice::Server(_) => Some(Slow::Server),
             Choice::Append(_) => Some(Slow::ServerDisk),
-            Choice::Agent(name) | Choice::Connect(name) => Some(Slow::Agent(name.clone())),
+            Choice::Store(id) if self.slow.contains_key(&Slow::Ask(*id)) => Some(Slow::Ask(*id)),
+            Choice::Store(id) => {
+                let asked = self.world.asks().find(|(ask, _)| ask == id);
+                asked.map(|(_, asked)| Slow::Store(asked.machine()))
+            }
+            Choice::Agent(name) | Choice::Connect(name) | Choice::Dial(name, _) => {
+                Some(Slow::Agent(name.clone()))
+            }
             Choice::AgentAppend(name) => Some(Slow::AgentDisk(name.clone())),
             Choice::ToAgent(session) => network(*session, Way::ToAgent),
             Choice::ToServer(session) => network(*session, Way::ToServer),
@@ -318,9 +380,13 @@ impl Sim {
     fn do_now(&mut self, later: Later) -> Result<(), Violation> {
         match later {
             Later::StartServer => self.start_server()?,
+            Later::StandBy(machine) => self.stand_by(machine),
+            Later::HealStore(machine) => self.world.heal_store(machine),
+            Later::StoreBack => self.world.set_store_away(false),
             Later::ResumeServer(id) => {
                 self.world.resume_server(id);
-                if self.world.active() != Some(id) {
+                // Those that share a journal service find out from that.
+                if self.machines.is_empty() && self.world.active() != Some(id) {
                     // Soon: what it tells agents until then keeps them from looking for another server.
                     let ms = self.rng.random_range(0..=500);
                     self.later(ms, Later::EndDeposed(id));
@@ -376,6 +442,7 @@ impl Sim {
     fn perform(&mut self, choice: &Choice) -> Result<(), Violation> {
         match choice {
             Choice::Append(id) => self.append(*id),
+            Choice::Store(id) => self.carry_store(*id)?,
             Choice::AgentAppend(name) => self.append_agent(name),
             Choice::ToServer(_) if self.rng.random_ratio(1, 8) && self.slow.is_empty() => {
                 self.world.carry_all_to_server();
@@ -383,6 +450,7 @@ impl Sim {
             Choice::Server(_)
             | Choice::Agent(_)
             | Choice::Connect(_)
+            | Choice::Dial(..)
             | Choice::ToAgent(_)
             | Choice::ToServer(_)
             | Choice::End(..) => self.world.perform(choice),
@@ -407,6 +475,7 @@ impl Sim {
                 Happened::Ended { call, .. } if call.phase == Phase::Fence => {
                     self.was_fenced(&call.member.host)
                 }
+                Happened::Store(event) => self.watch_store(*event),
                 Happened::Ordered { .. }
                 | Happened::AgentRecorded { .. }
                 | Happened::Asked { .. }
@@ -440,9 +509,8 @@ impl Sim {
     /// once, and nothing is promised of them.
     fn look_for_guards(&mut self) {
         for name in self.unguarded.clone() {
-            let is_known = self.world.server().is_some_and(|server| {
-                let mut here =
-                    server.acknowledged().members.iter().filter(|(id, _)| id.host.as_str() == &*name);
+            let is_known = self.world.cluster().is_some_and(|cluster| {
+                let mut here = cluster.members.iter().filter(|(id, _)| id.host.as_str() == &*name);
                 here.all(|(_, member)| member.guarded.is_empty())
             });
             let is_slow =
@@ -581,7 +649,7 @@ impl Sim {
     }
 
     fn start_server(&mut self) -> Result<(), Violation> {
-        if self.world.active().is_some() {
+        if self.world.active().is_some() || !self.machines.is_empty() {
             return Ok(());
         }
         let opened = if self.faults.strikes(Fault::Decay, &mut self.rng) {
@@ -625,6 +693,70 @@ impl Sim {
             self.end_server(Crash::Process);
         }
         Ok(())
+    }
+
+    // ---- servers that share a journal service
+
+    /// A server starts, if none runs on its machine.
+    fn stand_by(&mut self, machine: Machine) {
+        if self.world.machines().all(|(_, other)| other != machine) {
+            let id = self.world.stand_by(machine);
+            self.say(format!("server-{} stands by", id.0));
+        }
+    }
+
+    /// A question comes to the journal service, or an answer to its server, unless something goes wrong just then.
+    fn carry_store(&mut self, id: AskId) -> Result<(), Violation> {
+        let asked = self.world.asks().find(|(ask, _)| *ask == id).map(|(_, asked)| asked.clone());
+        let asked = asked.expect("it was named as one that is on its way");
+        let is_write = matches!(asked.ask, Ask::Append { .. }) && !asked.is_given_up && self.is_troubled;
+        let fault = is_write.then(|| self.faults.of_writes(&mut self.rng)).flatten();
+        match fault {
+            Some(fault) => self.disturb_write(id, &asked, fault),
+            None => self.world.perform(&Choice::Store(id)),
+        }
+        Ok(())
+    }
+
+    fn watch_store(&mut self, event: StoreEvent) {
+        match event {
+            StoreEvent::Began { server } => {
+                let engine = self.world.servers().find(|(id, _)| *id == server).map(|(_, engine)| engine);
+                let is_under_way = engine.is_some_and(|engine| {
+                    let cluster = engine.acknowledged();
+                    cluster.open.iter().any(|id| cluster.transitions[id].token.is_some())
+                });
+                // The first one of all finds nothing to take over.
+                if self.world.journal().iter().any(|record| matches!(record.body, Body::Reign { .. })) {
+                    self.watched.seen.insert("take-over");
+                }
+                if is_under_way {
+                    self.watched.seen.insert("take-over in mid-transition");
+                }
+            }
+            StoreEvent::Wrote { ask, .. } => _ = self.watched.wrote.insert(ask),
+            StoreEvent::Unanswered { ask, .. } => _ = self.watched.unanswered.insert(ask),
+            StoreEvent::Refused { is_late: true, .. } => {
+                self.watched.seen.insert("write comes after another server has begun");
+            }
+            StoreEvent::Refused { is_late: false, .. } => {
+                self.watched.seen.insert("deposed server writes");
+            }
+            StoreEvent::Found { .. } => _ = self.watched.seen.insert("unanswered write is found"),
+            StoreEvent::Won { .. } | StoreEvent::StoodDown { .. } => {}
+        }
+    }
+
+    /// What seeds have seen of writes to a journal service.
+    fn count_writes(&mut self) {
+        let Watched { wrote, unanswered, seen } = std::mem::take(&mut self.watched);
+        let landed = unanswered.intersection(&wrote).next().is_some();
+        let has_not = unanswered.difference(&wrote).next().is_some();
+        let seen = seen.into_iter();
+        let seen = seen.chain(landed.then_some("unanswered write lands"));
+        for what in seen.chain(has_not.then_some("unanswered write does not land")) {
+            *self.tally.seen.entry(what).or_default() += 1;
+        }
     }
 
     /// Ends an agent's process, and has it started again.
@@ -746,7 +878,13 @@ impl Sim {
 
     fn ask(&mut self) -> Result<(), Violation> {
         let is_up = self.world.active().is_some() && !self.world.is_server_paused();
-        if !is_up {
+        if !self.machines.is_empty() {
+            // Any that says that it is the active one.
+            let servers: Vec<_> = self.world.servers().map(|(id, _)| id).collect();
+            let running: Vec<_> = servers.into_iter().filter(|id| !self.world.is_one_paused(*id)).collect();
+            let Some(server) = running.choose(&mut self.rng) else { return Ok(()) };
+            self.world.turn_to(Some(*server));
+        } else if !is_up {
             return Ok(());
         }
         match self.rng.random_range(0..29) {
@@ -865,12 +1003,12 @@ impl Sim {
 
     /// Whether nothing of a host runs, as a person sees who stands beside it: who says so, says the truth.
     fn has_stopped(&self, host: &HostName) -> bool {
-        let Some(server) = self.world.server() else { return false };
-        let groups = &server.acknowledged().spec.groups;
+        let Some(cluster) = self.world.cluster() else { return false };
+        let groups = &cluster.spec.groups;
         let is_down = |(id, state): (&MemberId, &StateName)| {
             groups.get(&id.group).is_some_and(|group| group.lifecycle.lowest() == state)
         };
-        let is_known = server.acknowledged().hosts.contains_key(host);
+        let is_known = cluster.hosts.contains_key(host);
         is_known
             && self.is_still(host)
             && self.world.software().iter().filter(|(id, _)| id.host == *host).all(is_down)
@@ -928,12 +1066,29 @@ impl Sim {
                 self.start_agent(&name)?;
             }
         }
+        if !self.machines.is_empty() {
+            self.heal_store();
+            return self.look();
+        }
         let servers: Vec<_> = self.world.servers().map(|(id, _)| id).collect();
         for id in servers {
             self.world.resume_server(id);
             self.world.end_deposed(id);
         }
         self.start_server()
+    }
+
+    /// Servers run and reach the journal service, and listen to it.
+    fn heal_store(&mut self) {
+        self.world.set_store_away(false);
+        self.world.heed_ends(true);
+        for (id, _) in self.world.machines().collect::<Vec<_>>() {
+            self.world.resume_server(id);
+        }
+        for machine in self.machines.clone() {
+            self.world.heal_store(machine);
+            self.stand_by(machine);
+        }
     }
 
     fn resolve(&mut self) -> Result<(), Violation> {

@@ -20,6 +20,8 @@ pub struct Tally {
     pub unstopped: u64,
     /// Repairs that servers asked for by themselves.
     pub repairs: u64,
+    /// Seeds in which something happened between servers and the journal service that they share.
+    pub seen: BTreeMap<&'static str, u64>,
     /// Evidence, by its kind.
     pub evidence: BTreeMap<&'static str, u64>,
     /// The longest that anything took to resolve once no fault was left, in milliseconds.
@@ -44,6 +46,7 @@ impl Tally {
         self.unstopped += other.unstopped;
         self.repairs += other.repairs;
         other.evidence.iter().for_each(|(kind, count)| *self.evidence.entry(kind).or_default() += count);
+        other.seen.iter().for_each(|(what, count)| *self.seen.entry(what).or_default() += count);
         self.resolved_ms_max = self.resolved_ms_max.max(other.resolved_ms_max);
         other
             .outcomes
@@ -73,6 +76,9 @@ impl Display for Tally {
         writeln!(f, "evidence     {}", list(&evidence))?;
         writeln!(f, "repairs      {}, nothing to stop a member {}", self.repairs, self.unstopped)?;
         writeln!(f, "resolved in  {:.1} s at most", self.resolved_ms_max as f64 / 1000.0)?;
+        for (what, count) in &self.seen {
+            writeln!(f, "in {:>5.1} %   {what}", 100.0 * *count as f64 / self.seeds as f64)?;
+        }
         writeln!(f, "{:<20} {:>10} {:>10}", "fault", "made", "bit")?;
         for (name, (struck, bit)) in &self.faults {
             writeln!(f, "{name:<20} {struck:>10} {bit:>10}")?;

@@ -8,9 +8,13 @@ use lockstep_core::cluster::Cluster;
 use lockstep_core::id::Index;
 use lockstep_core::snapshot;
 use lockstep_sim::run::{self, Plan};
+use lockstep_sim::sim::SHARED_FROM;
+use lockstep_sim::tally::Tally;
 use std::process::Command;
 
 const SEEDS: u64 = 300;
+/// The same of those whose servers share a journal service.
+const SHARED_SEEDS: u64 = 200;
 /// How many of them have a snapshot taken after every record.
 const SNAPSHOT_SEEDS: u64 = 5;
 
@@ -24,19 +28,41 @@ const FOUND: [u64; 48] = [
 
 #[test]
 fn seeds_find_nothing_and_every_fault_bites() {
-    let plan = Plan { first: 0, count: SEEDS, until: None, threads: 2, ends_with_first: false };
+    let tally = find_nothing(0, SEEDS);
+    assert_eq!(tally.faults.len(), run::fault_kinds(false), "kinds of faults");
+}
+
+#[test]
+fn seeds_of_servers_that_share_a_journal_find_nothing_and_every_fault_bites() {
+    let tally = find_nothing(SHARED_FROM, SHARED_SEEDS);
+    assert_eq!(tally.faults.len(), run::fault_kinds(true), "kinds of faults");
+    // What they are there for has to have been tried.
+    for what in [
+        "take-over in mid-transition",
+        "unanswered write lands",
+        "unanswered write does not land",
+        "unanswered write is found",
+        "deposed server writes",
+        "write comes after another server has begun",
+    ] {
+        assert!(tally.seen.contains_key(what), "no seed in which: {what}");
+    }
+}
+
+fn find_nothing(first: u64, count: u64) -> Tally {
+    let plan = Plan { first, count, until: None, threads: 2, ends_with_first: false };
     let (tally, found) = run::run(&plan);
     for found in &found {
         found.lines.iter().rev().take(60).rev().for_each(|line| eprintln!("{line}"));
         eprintln!("seed {}: {}", found.seed, found.violation);
     }
-    assert!(found.is_empty(), "{} of {SEEDS} seeds broke something", found.len());
+    assert!(found.is_empty(), "{} of {count} seeds broke something", found.len());
     let outcomes: Vec<_> = tally.outcomes.keys().map(String::as_str).collect();
     assert_eq!(outcomes, ["aborted", "committed", "degraded", "undone"]);
     for (fault, (made, bit)) in &tally.faults {
         assert!(*bit > 0, "{fault} was made {made} times and made no difference");
     }
-    assert_eq!(tally.faults.len(), run::fault_kinds(), "kinds of faults");
+    tally
 }
 
 #[test]
@@ -67,9 +93,12 @@ fn snapshots_stand_in_for_the_records_before_them() {
 
 #[test]
 fn one_seed_prints_the_same_bytes() {
-    let print =
-        || Command::new(env!("CARGO_BIN_EXE_lockstep-sim")).args(["--seed", "7"]).output().unwrap().stdout;
-    let first = print();
-    assert!(first.len() > 500, "{}", String::from_utf8_lossy(&first));
-    assert_eq!(first, print());
+    for seed in [7, SHARED_FROM + 7] {
+        let seed = seed.to_string();
+        let mut print = Command::new(env!("CARGO_BIN_EXE_lockstep-sim"));
+        print.args(["--seed", &seed]);
+        let first = print.output().unwrap().stdout;
+        assert!(first.len() > 500, "{}", String::from_utf8_lossy(&first));
+        assert_eq!(first, print.output().unwrap().stdout);
+    }
 }

@@ -175,6 +175,8 @@ pub(super) fn faults(trial: &Trial<'_>, choice: &Choice) -> Vec<Fault> {
             None => Vec::new(),
         },
         Choice::Server(_) | Choice::Agent(_) | Choice::AgentAppend(_) | Choice::Connect(_) => Vec::new(),
+        // A rehearsal has one server.
+        Choice::Dial(..) | Choice::Store(_) => Vec::new(),
     }
 }
 
@@ -303,6 +305,8 @@ fn handler(choice: &Choice) -> (&str, CallId) {
         | Choice::Append(_)
         | Choice::AgentAppend(_)
         | Choice::Connect(_)
+        | Choice::Dial(..)
+        | Choice::Store(_)
         | Choice::ToAgent(_)
         | Choice::ToServer(_) => unreachable!("handlers go wrong as they end"),
     }
@@ -316,6 +320,8 @@ fn session(choice: &Choice) -> SessionId {
         | Choice::Append(_)
         | Choice::AgentAppend(_)
         | Choice::Connect(_)
+        | Choice::Dial(..)
+        | Choice::Store(_)
         | Choice::End(..) => unreachable!("messages go wrong on their way"),
     }
 }

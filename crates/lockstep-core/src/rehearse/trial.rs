@@ -240,6 +240,7 @@ impl<'a> Trial<'a> {
                 | Happened::TurnedAway { .. }
                 | Happened::Started { .. }
                 | Happened::ServerWarned(_)
+                | Happened::Store(_)
                 | Happened::AgentWarned { .. } => {}
             }
         }

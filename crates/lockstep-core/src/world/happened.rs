@@ -1,6 +1,6 @@
 //! What happens in a world, and the line that a story shows of it.
 
-use super::{Name, ServerId};
+use super::{Name, ServerId, StoreEvent};
 use crate::agent::{AgentRecord, CallId};
 use crate::engine::{Accepted, ReplyId};
 use crate::id::{Capability, GroupName, Index, MemberId, StateName};
@@ -97,6 +97,8 @@ pub enum Happened {
         /// Which.
         member: MemberId,
     },
+    /// Something has happened between servers and the journal service that they share.
+    Store(StoreEvent),
     /// An agent has something for its log.
     AgentWarned {
         /// Which.
@@ -130,6 +132,7 @@ impl Happened {
             Self::Guarded { agent, member } => format!("the guard of {agent} stops {member}"),
             Self::ServerWarned(message) => format!("server warns: {message}"),
             Self::AgentWarned { agent, message } => format!("{agent} warns: {message}"),
+            Self::Store(event) => describe_event(*event),
             Self::Asked { .. } | Self::AgentRecorded { .. } | Self::Ended { .. } => return None,
         })
     }
@@ -170,6 +173,20 @@ fn describe_call(call: &Call) -> String {
         write!(line, " {member} says {}", Value::Object(out.clone())).expect("a String takes all");
     }
     line
+}
+
+fn describe_event(event: StoreEvent) -> String {
+    match event {
+        StoreEvent::Won { server, reign } => format!("server-{} may reign, as {reign}", server.0),
+        StoreEvent::Began { server } => format!("server-{} takes over", server.0),
+        StoreEvent::Wrote { server, .. } => format!("server-{} writes", server.0),
+        StoreEvent::Refused { server, .. } => {
+            format!("server-{} writes in vain: it does not reign", server.0)
+        }
+        StoreEvent::Unanswered { server, .. } => format!("server-{} has no answer to its write", server.0),
+        StoreEvent::Found { server } => format!("server-{} finds its write", server.0),
+        StoreEvent::StoodDown { server } => format!("server-{} stands down", server.0),
+    }
 }
 
 fn describe_order(name: &str, order: &Order) -> Option<String> {

@@ -335,6 +335,8 @@ impl State {
             Choice::AgentAppend(_) => self.hurries && self.faults.agent_kills == 0,
             Choice::Connect(_) => self.hurries,
             Choice::Append(_) | Choice::ToAgent(_) | Choice::ToServer(_) => false,
+            // They have one server.
+            Choice::Dial(..) | Choice::Store(_) => false,
         }
     }
 

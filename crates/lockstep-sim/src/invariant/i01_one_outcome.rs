@@ -2,10 +2,11 @@
 //! server, agents, their handlers.
 
 use super::{Invariant, Verdict};
-use lockstep_core::id::TransitionId;
+use lockstep_core::cluster::Cluster;
+use lockstep_core::id::{Index, TransitionId};
 use lockstep_core::message::{Decision, Order, Outcome};
 use lockstep_core::record::Body;
-use lockstep_core::world::{Happened, World};
+use lockstep_core::world::{Happened, ServerId, World};
 use std::collections::BTreeMap;
 use std::fmt::Debug;
 
@@ -13,6 +14,8 @@ use std::fmt::Debug;
 pub(crate) struct OneOutcome {
     decisions: BTreeMap<TransitionId, Decision>,
     outcomes: BTreeMap<TransitionId, Outcome>,
+    /// How far what each server that stands by shows has been looked at.
+    seen: BTreeMap<ServerId, Index>,
 }
 
 fn learn<T: Copy + PartialEq + Debug>(
@@ -23,6 +26,17 @@ fn learn<T: Copy + PartialEq + Debug>(
 ) -> Verdict {
     let first = *known.entry(id).or_insert(said);
     if first == said { Ok(()) } else { Err(format!("{who} learns that {id} is {said:?}, it was {first:?}")) }
+}
+
+impl OneOutcome {
+    fn look_at_outcomes(&mut self, cluster: &Cluster) -> Verdict {
+        for (id, transition) in &cluster.transitions {
+            if let Some(outcome) = transition.outcome {
+                learn(&mut self.outcomes, *id, outcome, "a reader")?;
+            }
+        }
+        Ok(())
+    }
 }
 
 impl Invariant for OneOutcome {
@@ -64,15 +78,23 @@ impl Invariant for OneOutcome {
                 }
             }
         }
+        for (id, cluster) in world.standbys() {
+            if self.seen.insert(id, cluster.revision) == Some(cluster.revision) {
+                continue;
+            }
+            for id in &cluster.open {
+                if let Some(decision) = cluster.transitions[id].decision {
+                    learn(&mut self.decisions, *id, decision, "a reader of one that stands by")?;
+                }
+            }
+        }
         Ok(())
     }
 
     fn end(&mut self, world: &World) -> Verdict {
-        let Some(server) = world.server() else { return Ok(()) };
-        for (id, transition) in &server.acknowledged().transitions {
-            if let Some(outcome) = transition.outcome {
-                learn(&mut self.outcomes, *id, outcome, "a reader")?;
-            }
+        let shown = world.server().map(|server| &**server.acknowledged());
+        for cluster in shown.into_iter().chain(world.standbys().map(|(_, cluster)| cluster)) {
+            self.look_at_outcomes(cluster)?;
         }
         Ok(())
     }

@@ -59,6 +59,7 @@ impl Invariant for PreparedStays {
             | Happened::TurnedAway { .. }
             | Happened::Ended { .. }
             | Happened::ServerWarned(_)
+            | Happened::Store(_)
             | Happened::Guarded { .. }
             | Happened::AgentWarned { .. } => {}
         }

@@ -1,4 +1,5 @@
-//! Readers see durable records only, and all or none of a transition's goals.
+//! Readers see durable records only, and all or none of a transition's goals; of one server they never see less than
+//! before, also when it stands by.
 
 use super::{Invariant, Verdict};
 use lockstep_core::cluster::Cluster;
@@ -31,21 +32,37 @@ fn check(cluster: &Cluster) -> Verdict {
     Ok(())
 }
 
+impl ReadsAreWhole {
+    /// Looks at what a server shows, if that is another revision than before.
+    fn look_at(&mut self, world: &World, id: ServerId, cluster: &Cluster) -> Verdict {
+        let before = self.seen.insert(id, cluster.revision);
+        if before == Some(cluster.revision) {
+            return Ok(());
+        }
+        if let Some(before) = before.filter(|before| *before > cluster.revision) {
+            return Err(format!("readers of {id:?} see record {}, and have seen {before}", cluster.revision));
+        }
+        let durable = world.journal().len() as u64;
+        if cluster.revision.0 > durable {
+            return Err(format!("readers see record {}, and {durable} are durable", cluster.revision));
+        }
+        check(cluster)
+    }
+}
+
 impl Invariant for ReadsAreWhole {
     const NAME: &'static str = "6 reads-are-whole";
 
     fn look(&mut self, world: &World) -> Verdict {
         for (id, server) in world.servers() {
             let cluster = server.acknowledged();
-            if self.seen.insert(id, cluster.revision) == Some(cluster.revision) {
-                continue;
+            if self.seen.get(&id) != Some(&cluster.revision) {
+                self.look_at(world, id, cluster)?;
+                cluster.assert_invariants();
             }
-            let durable = world.journal().len() as u64;
-            if cluster.revision.0 > durable {
-                return Err(format!("readers see record {}, and {durable} are durable", cluster.revision));
-            }
-            cluster.assert_invariants();
-            check(cluster)?;
+        }
+        for (id, cluster) in world.standbys() {
+            self.look_at(world, id, cluster)?;
         }
         Ok(())
     }
@@ -57,6 +74,12 @@ impl Invariant for ReadsAreWhole {
         for (record, index) in world.journal().iter().zip((1..=revision.0).map(Index)) {
             told.apply(index, record);
         }
-        if told == **server.acknowledged() { Ok(()) } else { Err("readers see something else than the journal".to_owned()) }
+        let shown = world.standbys().map(|(_, cluster)| cluster);
+        for cluster in shown.chain([&**server.acknowledged()]).filter(|cluster| cluster.revision == revision) {
+            if told != *cluster {
+                return Err("readers see something else than the journal".to_owned());
+            }
+        }
+        Ok(())
     }
 }

@@ -96,6 +96,7 @@ impl Invariant for LeasesEnd {
             | Happened::TurnedAway { .. }
             | Happened::Ended { .. }
             | Happened::ServerWarned(_)
+            | Happened::Store(_)
             | Happened::Guarded { .. }
             | Happened::AgentWarned { .. } => {}
         }
@@ -112,8 +113,7 @@ impl Invariant for LeasesEnd {
             is_over |= goes_on && now >= *until;
             goes_on
         });
-        let Some(server) = world.server().filter(|_| is_over) else { return Ok(()) };
-        let cluster = server.acknowledged();
+        let Some(cluster) = world.cluster().filter(|_| is_over) else { return Ok(()) };
         for (id, known) in &cluster.members {
             let host = id.host.as_str();
             let is_over = self.leases.get(host).is_some_and(|(until, now)| now >= until);

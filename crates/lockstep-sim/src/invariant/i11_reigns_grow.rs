@@ -1,10 +1,11 @@
-//! Each server reigns under a number of its own, higher than any before; each token is given once.
+//! Each server reigns under a number of its own, higher than any before; the store takes no write of one that was
+//! deposed; each token is given once.
 
 use super::{Invariant, Verdict};
 use lockstep_core::id::{Reign, Token, TransitionId};
 use lockstep_core::message::Order;
 use lockstep_core::record::Body;
-use lockstep_core::world::{Happened, Name, World};
+use lockstep_core::world::{Happened, Name, ServerId, StoreEvent, World};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -12,6 +13,8 @@ pub(crate) struct ReignsGrow {
     /// Of each server, by its name: the index of the record that its take-over has written.
     reigns: BTreeMap<String, Reign>,
     tokens: BTreeMap<Token, TransitionId>,
+    /// Whom a store that servers share has let reign last, and as what.
+    leader: Option<(ServerId, Reign)>,
     followed: BTreeMap<Name, Reign>,
     excused: BTreeSet<Name>,
 }
@@ -33,6 +36,17 @@ impl Invariant for ReignsGrow {
             && let Body::Reign { server, .. } = &record.body
         {
             self.reigns.insert(server.clone(), Reign(index.0));
+        }
+        if let Happened::Store(StoreEvent::Won { server, reign }) = what
+            && let Some((_, before)) = self.leader.replace((*server, *reign))
+            && before >= *reign
+        {
+            return Err(format!("{server:?} reigns as {reign} after {before}"));
+        }
+        if let Happened::Store(StoreEvent::Wrote { server, .. }) = what
+            && self.leader.is_none_or(|(leader, _)| leader != *server)
+        {
+            return Err(format!("the store takes a write of {server:?}, and {:?} reigns", self.leader));
         }
         if let Happened::Joined(name) = what
             && let Some(agent) = world.agent(name).filter(|_| !self.excused.contains(name))

@@ -80,9 +80,8 @@ impl Invariant for MaxHolds {
     fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
         if let Happened::Recorded { record, .. } = what
             && let Body::Host { host, change: HostChange::Forgotten } = &record.body
-            && let Some(server) = world.server()
+            && let Some(cluster) = world.cluster()
         {
-            let cluster = server.acknowledged();
             let is_free = |(member, state): &(&MemberId, &StateName)| {
                 let group = cluster.spec.groups.get(&member.group);
                 group.is_none_or(|group| cluster.limited(&member.group, group).all(|limited| limited != *state))
@@ -94,8 +93,7 @@ impl Invariant for MaxHolds {
     }
 
     fn look(&mut self, world: &World) -> Verdict {
-        let Some(server) = world.server() else { return Ok(()) };
-        let cluster = server.acknowledged();
+        let Some(cluster) = world.cluster() else { return Ok(()) };
         self.adopted.retain(|member| {
             let lowest = cluster.spec.groups.get(&member.group).map(|group| group.lifecycle.lowest());
             world.software().get(member).is_some_and(|state| Some(state) != lowest)

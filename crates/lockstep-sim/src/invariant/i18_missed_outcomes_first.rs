@@ -4,14 +4,14 @@ use super::{Invariant, Verdict};
 use lockstep_core::id::TransitionId;
 use lockstep_core::message::{Order, Phase, Report};
 use lockstep_core::record::Body;
-use lockstep_core::world::{Happened, Name, World};
+use lockstep_core::world::{Happened, Name, ServerId, World};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct MissedOutcomesFirst {
     ended: BTreeSet<TransitionId>,
-    /// What each host has to hear of first.
-    missed: BTreeMap<Name, BTreeSet<TransitionId>>,
+    /// What each host has to hear of first, from the server that it has come to.
+    missed: BTreeMap<Name, (ServerId, BTreeSet<TransitionId>)>,
     excused: BTreeSet<Name>,
 }
 
@@ -32,10 +32,10 @@ impl Invariant for MissedOutcomesFirst {
             && world.active() == Some(*server)
         {
             let missed = hello.open.iter().copied().filter(|id| self.ended.contains(id));
-            self.missed.insert(agent.clone(), missed.collect());
+            self.missed.insert(agent.clone(), (*server, missed.collect()));
         }
-        let Happened::Ordered { agent, order, .. } = what else { return Ok(()) };
-        let Some(missed) = self.missed.get_mut(agent) else { return Ok(()) };
+        let Happened::Ordered { agent, order, server } = what else { return Ok(()) };
+        let Some((_, missed)) = self.missed.get_mut(agent).filter(|(of, _)| of == server) else { return Ok(()) };
         match order {
             Order::Outcome { transition, .. } => _ = missed.remove(transition),
             Order::Call(call) if !missed.is_empty() && !self.excused.contains(agent) => match call.phase {

@@ -8,7 +8,8 @@ use super::role::not_active;
 use super::saver::Saver;
 use super::session::{Said, Sessions};
 use super::{Clock, ServerError};
-use crate::store::{Appended, Error, Fenced, Store};
+use crate::store::{Error, Fenced, Store};
+use lockstep_core::append::{Settled, settle};
 use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId};
 use lockstep_core::id::{Index, Reign, TransitionId};
 use lockstep_core::record::{Body, Record};
@@ -542,26 +543,28 @@ async fn append<S: Store>(
 ) -> Result<Fenced, ServerError> {
     let expected = Index(first.0 - 1);
     let last = Index(expected.0 + batch.len() as u64);
+    let mut after = expected;
     let mut tries = 0;
     loop {
-        let appended = until_reached("append", || store.append(reign, expected, batch.clone())).await;
-        match appended {
-            Ok(Appended::Done(_)) => return Ok(Fenced::Held),
-            Ok(Appended::Deposed) => return Ok(Fenced::Deposed),
-            // Only this server writes under this reign: the head is there because an unanswered try of this
-            // batch got through. Any other head is another reign's.
-            Ok(Appended::Conflict(head)) if head == last => return Ok(confirm(store, reign).await?),
-            Ok(Appended::Conflict(_)) => return Ok(Fenced::Deposed),
-            Ok(Appended::Unknown) => {
-                warn!("the store did not answer a write; asking what became of it");
-                sleep(UNKNOWN_PAUSE).await;
-            }
+        let said = match until_reached("append", || store.append(reign, after, batch.clone())).await {
+            Ok(said) => said,
             Err(fault @ Error::NoRoom(_)) if tries < NO_ROOM_TRIES_MAX => {
                 error!(%fault, "no room for the journal: nothing is acknowledged until there is");
                 tries += 1;
                 sleep(NO_ROOM_PAUSE).await;
+                continue;
             }
             Err(fault) => return Err(fault.into()),
+        };
+        match settle(said, expected, last) {
+            Settled::Durable => return Ok(Fenced::Held),
+            Settled::Deposed => return Ok(Fenced::Deposed),
+            Settled::Confirm => return Ok(confirm(store, reign).await?),
+            Settled::AskAgain(next) => {
+                warn!("the store did not answer a write; asking what became of it");
+                after = next;
+                sleep(UNKNOWN_PAUSE).await;
+            }
         }
     }
 }
@@ -570,7 +573,7 @@ async fn append<S: Store>(
 mod tests {
     use super::super::handle::Handle;
     use super::*;
-    use crate::store::{Candidate, Entry, Leader, Snapshot};
+    use crate::store::{Appended, Candidate, Entry, Leader, Snapshot};
     use lockstep_core::cluster::Cluster;
     use lockstep_core::log;
     use std::sync::atomic::{AtomicU32, Ordering};

@@ -21,6 +21,7 @@ pub use disk::FileDisk;
 pub use embedded::Embedded;
 pub use etcd::Etcd;
 pub use journal::Journal;
+pub use lockstep_core::append::Appended;
 pub use lockstep_core::log::{Entry, Snapshot};
 pub use migrate::{Copied, migrate};
 
@@ -35,20 +36,6 @@ use tokio::sync::watch;
 /// About how much one read answers with, in bytes: enough to make a replay one of large reads, little enough for
 /// many slow readers at once. A single batch that is larger comes whole.
 pub const READ_BYTES_MAX: usize = 1 << 20;
-
-/// What became of an append.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Appended {
-    /// It is safe; this is the index of its last entry, the new head.
-    Done(Index),
-    /// The reign has ended; nothing was written.
-    Deposed,
-    /// The head is this one, not the expected one; nothing was written.
-    Conflict(Index),
-    /// It was sent and no answer came. Read the head: either the batch is there, under this reign, or the same
-    /// append may be tried again. Nothing else may be appended before one of the two is known.
-    Unknown,
-}
 
 /// What became of a fenced operation other than an append.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
