@@ -28,8 +28,9 @@ const BUILD_PACKAGES: [(&str, &str); 2] =
     [("protoc", "protobuf-compiler"), ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev")];
 
 /// What the tests run beside Rust: a program of each Debian package, and the package.
-const PACKAGES: [(&str, &str); 7] = [
+const PACKAGES: [(&str, &str); 8] = [
     ("etcd", "etcd-server"),
+    ("openssl", "openssl"),
     ("python3", "python3"),
     ("redis-server", "redis-server"),
     ("haproxy", "haproxy"),

@@ -9,6 +9,7 @@ pub mod explain;
 pub mod finding;
 pub mod freeze;
 pub mod list;
+pub mod migrate;
 pub mod offline;
 pub mod option;
 pub mod output;
@@ -342,6 +343,8 @@ enum Command {
     Backup(backup::BackupArgs),
     /// Make a server's directory from a backup; the server is started on it afterwards
     Restore(backup::RestoreArgs),
+    /// Copy the journal of servers that do not run into another store: a directory, or etcd
+    Migrate(migrate::MigrateArgs),
     /// Print a script that completes this command's arguments
     Completions {
         /// Which shell
@@ -396,6 +399,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Rehearse(args) if args.is_offline() => rehearse::offline(&args, form),
         Command::Backup(args) if args.is_offline() => backup::offline(&args, form),
         Command::Restore(args) => backup::restore(&args, form),
+        Command::Migrate(args) => migrate::migrate(&args, form),
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "lockstep", &mut script);

@@ -27,11 +27,14 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Pages that tell of things which no page can show by running them.
-const WITHOUT_COMMANDS: [&str; 9] = [
+const WITHOUT_COMMANDS: [&str; 12] = [
     "api.md",
     "backup.md",
+    "etcd-keys.md",
+    "etcd.md",
     "guarantee.md",
     "handlers.md",
+    "migrate.md",
     "protocol.md",
     "recover.md",
     "rehearse.md",

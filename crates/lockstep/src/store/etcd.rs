@@ -15,6 +15,7 @@
 
 mod address;
 mod client;
+mod import;
 mod key;
 mod reign;
 mod snapshot;
@@ -27,6 +28,7 @@ use client::{ANSWER, Answer, BROKEN_PAUSE, BULK_ANSWER, Cluster, Trouble, get, o
 use etcd_client::{
     Compare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp,
 };
+pub(in crate::store) use import::Import;
 use key::{Batch, CHUNK_BYTES, FORMAT, Keys, StoredLeader, damaged};
 use lockstep_core::id::{Index, Reign};
 use reign::Held;
@@ -549,4 +551,4 @@ impl Store for Etcd {
 }
 
 #[cfg(test)]
-mod tests;
+pub(in crate::store) mod tests;

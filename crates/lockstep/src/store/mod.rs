@@ -12,6 +12,7 @@ mod embedded;
 #[cfg_attr(not(feature = "etcd"), path = "etcd/absent.rs")]
 mod etcd;
 mod journal;
+mod migrate;
 
 #[cfg(test)]
 mod conformance;
@@ -21,6 +22,7 @@ pub use embedded::Embedded;
 pub use etcd::Etcd;
 pub use journal::Journal;
 pub use lockstep_core::log::{Entry, Snapshot};
+pub use migrate::{Copied, migrate};
 
 use lockstep_core::id::{Index, Reign};
 use lockstep_core::log;

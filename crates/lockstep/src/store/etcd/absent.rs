@@ -63,3 +63,27 @@ impl Store for Etcd {
         match *self {}
     }
 }
+
+/// What a migration would write.
+#[derive(Debug)]
+pub(in crate::store) enum Import {}
+
+impl Import {
+    pub(in crate::store) async fn begin(
+        address: &str,
+        options: &EtcdOptions,
+        _: Reign,
+        _: Option<&Snapshot>,
+    ) -> Result<Self, Error> {
+        match Etcd::open(address, options).await? {}
+    }
+    pub(in crate::store) fn store(&self) -> &Etcd {
+        match *self {}
+    }
+    pub(in crate::store) async fn append(&mut self, _: Reign, _: Vec<Vec<u8>>) -> Result<(), Error> {
+        match *self {}
+    }
+    pub(in crate::store) async fn finish(self) -> Result<(), Error> {
+        match self {}
+    }
+}

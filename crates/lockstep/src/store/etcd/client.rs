@@ -14,7 +14,7 @@ use std::sync::OnceLock;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
-use tokio::time::{sleep, timeout};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
 
 /// How long one request may take. Longer than etcd needs for a new leader at its usual settings would make a server
@@ -22,6 +22,8 @@ use tonic::Code;
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
 /// The same for requests of which each carries up to a megabyte or deletes many keys.
 pub(super) const BULK_ANSWER: Duration = Duration::from_secs(10);
+/// How long a read is asked for again: an etcd with its usual settings has a new leader by then.
+const PATIENCE: Duration = Duration::from_secs(3);
 /// The pause after a stream has broken off or could not be opened.
 pub(super) const BROKEN_PAUSE: Duration = Duration::from_millis(200);
 /// The largest answer that is accepted, in bytes: a page of a read is at most 64 values of half a MiB each.
@@ -140,11 +142,6 @@ impl Cluster {
         self.pass_over(self.current.load(Ordering::Relaxed) % self.members.len());
     }
 
-    /// How many members there are to ask.
-    pub(super) fn len(&self) -> usize {
-        self.members.len()
-    }
-
     async fn client(&self, at: usize) -> Result<Client, etcd_client::Error> {
         let member = &self.members[at];
         let mut client = member.client.lock().await;
@@ -224,14 +221,21 @@ impl Cluster {
         Ok(Answer { is_done: answer.succeeded(), revision, ops: answer.op_responses() })
     }
 
-    /// Reads several ranges at one revision that no completed write is later than. What only reads is asked of each
-    /// member once.
+    /// Reads several ranges at one revision that no completed write is later than. What only reads is asked for again,
+    /// of each member at least once, for as long as etcd may need for a new leader.
     pub(super) async fn read(&self, doing: &'static str, gets: Vec<TxnOp>) -> Result<Answer, Error> {
-        let mut others = self.len() - 1;
+        let begun = Instant::now();
+        let mut asked = 0;
         loop {
             match self.txn(ANSWER, Txn::new().and_then(gets.clone())).await {
                 Ok(answer) => return Ok(answer),
-                Err(Trouble::InDoubt(_)) if others > 0 => others -= 1,
+                Err(Trouble::InDoubt(_)) if asked < self.members.len() || begun.elapsed() < PATIENCE => {
+                    asked += 1;
+                    // Each member says at once that there is no leader.
+                    if asked % self.members.len() == 0 {
+                        sleep(BROKEN_PAUSE).await;
+                    }
+                }
                 Err(trouble) => return Err(self.error(doing, trouble)),
             }
         }

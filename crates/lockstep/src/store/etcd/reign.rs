@@ -44,6 +44,12 @@ impl Held {
     pub(super) fn lease(&self) -> i64 {
         self.lease.id
     }
+
+    /// As a server that was stopped: it renews nothing and hears nothing.
+    #[cfg(test)]
+    pub(super) fn fall_silent(&self) {
+        self.keeper.abort();
+    }
 }
 
 impl Drop for Held {
@@ -100,7 +106,7 @@ impl Etcd {
         let mut lease = None;
         let mut told = String::new();
         loop {
-            let trouble = match shared.campaign_once(candidate, ttl, purpose, &mut lease).await {
+            let trouble = match shared.campaign_while_sound(candidate, ttl, purpose, &mut lease).await {
                 Ok((reign, fence, lease)) => {
                     let (over, is_over) = watch::channel(false);
                     let keeping = keep(shared.clone(), lease.id, lease.ttl, lease.begun, fence);
@@ -135,36 +141,40 @@ impl Etcd {
 }
 
 impl Shared {
-    /// Waits for the present reign to end, and tries once to begin the next one. `kept` is a lease that an earlier
+    /// Waits until nobody reigns and begins a reign, unless something fails meanwhile. `kept` is a lease that an earlier
     /// try may have begun a reign with, without hearing of it.
-    async fn campaign_once(
+    async fn campaign_while_sound(
         self: &Arc<Self>,
         candidate: &Candidate,
         ttl: Duration,
         purpose: Purpose,
         kept: &mut Option<Lease>,
     ) -> Result<(Reign, i64, Lease), Trouble> {
-        let state = loop {
+        loop {
             let state = self.state().await?;
             state.check(self.keys.all(), purpose)?;
-            let Some(Reigning { leader, fence, lease }) = &state.leader else { break state };
-            if let Some(ours) = kept.take_if(|ours| ours.id == *lease) {
-                return Ok((leader.reign, *fence, ours));
+            if let Some(Reigning { leader, fence, lease }) = &state.leader {
+                if let Some(ours) = kept.take_if(|ours| ours.id == *lease) {
+                    return Ok((leader.reign, *fence, ours));
+                }
+                *kept = None;
+                self.cluster.changed(&self.keys.leader(), state.revision, LEADER_POLL).await;
+                continue;
             }
-            *kept = None;
-            self.cluster.changed(&self.keys.leader(), state.revision, LEADER_POLL).await;
-        };
-        // One that has been there for a while may end before the reign is noticed.
-        kept.take_if(|lease| lease.begun + lease.ttl / 2 < now());
-        let lease = match kept {
-            Some(lease) => lease,
-            None => kept.insert(self.lease(ttl).await?),
-        };
-        let reign = state.next_reign();
-        let answer = self.cluster.txn(ANSWER, self.begin(candidate, reign, &state, lease.id)).await?;
-        match kept.take() {
-            Some(lease) if answer.is_done => Ok((reign, answer.revision, lease)),
-            _ => Err(Trouble::InDoubt("another server was faster".to_owned())),
+            // One that has been there for a while may end before the reign is noticed.
+            kept.take_if(|lease| lease.begun + lease.ttl / 2 < now());
+            let lease = match kept {
+                Some(lease) => lease,
+                None => kept.insert(self.lease(ttl).await?),
+            };
+            let reign = state.next_reign();
+            let answer = self.cluster.txn(ANSWER, self.begin(candidate, reign, &state, lease.id)).await?;
+            // Else another server was faster.
+            if answer.is_done
+                && let Some(lease) = kept.take()
+            {
+                return Ok((reign, answer.revision, lease));
+            }
         }
     }
 
