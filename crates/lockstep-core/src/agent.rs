@@ -2063,13 +2063,13 @@ mod tests {
         let members = || vec![assignment(&member)];
         let mut engine = agent(AgentState::default(), Time(0));
         let order = |order| AgentInput::Order(order);
-        let welcome = Order::Welcome { reign: Reign(1), lease_ms: 6000, members: members() };
+        let welcome = Order::Welcome { reign: Reign(1), lease_ms: 6000, members: Vec::new() };
         for input in [AgentInput::Connected, order(welcome)] {
             renewals(&mut engine, Time(0), input);
         }
         renewals(&mut engine, Time(1), order(Order::Renewed { sent: Time(0), lease_ms: None }));
         for ms in 2..4001 {
-            renewals(&mut engine, Time(ms), order(Order::Assign { members: members() }));
+            renewals(&mut engine, Time(ms), order(Order::Assign { members: Vec::new() }));
             assert!(engine.is_connected(), "at {ms}");
         }
         engine.handle(Time(4001), AgentInput::Tick);

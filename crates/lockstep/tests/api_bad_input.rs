@@ -10,7 +10,7 @@ use expect_test::expect;
 use lockstep::api::feed::{Feed, Page};
 use lockstep::api::guard::guarded;
 use lockstep::api::{ServerInfo, router};
-use lockstep::server::handle::{Command, Handle, View};
+use lockstep::server::handle::{Command, Handle, Role, View};
 use lockstep::store::{self, Entry};
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::HostAsk;
@@ -162,7 +162,7 @@ fn info() -> ServerInfo {
 
 impl Bench {
     fn new() -> Self {
-        let (view, seen) = watch::channel(View::default());
+        let (view, seen) = watch::channel(View { role: Role::Active, ..View::default() });
         let entries = Arc::default();
         let feed = feed(Arc::clone(&entries), seen.clone());
         let mut engine = Engine { cluster: Cluster::default(), entries, view };
@@ -586,7 +586,7 @@ async fn bad_paths_methods_and_types() {
         GET /v1/transitions/t1?wait_ms=1&wait_ms=2
             400 bad-request: Failed to deserialize query string: duplicate field `wait_ms`
         GET /v1/transitions/t1?wait=1
-            400 bad-request: Failed to deserialize query string: wait: unknown field `wait`, expected one of `wait_ms`, `after`, `until`
+            400 bad-request: Failed to deserialize query string: wait: unknown field `wait`, expected one of `wait_ms`, `after`, `until`, `consistent`
         POST /v1/transitions/t9/abort
             404 not-found: there is no transition t9
         POST /v1/transitions/x/abort
@@ -844,7 +844,7 @@ async fn what_the_engine_refuses_has_its_own_status() {
 
     // Nobody takes commands out: the queue is full.
     let (sender, receiver) = mpsc::channel(1);
-    let (view, seen) = watch::channel(View::default());
+    let (view, seen) = watch::channel(View { role: Role::Active, ..View::default() });
     let (reply, _answer) = tokio::sync::oneshot::channel();
     sender.try_send(Command::Plan { request: Request::default(), reply }).unwrap();
     let full = Bench {
@@ -1088,7 +1088,7 @@ async fn what_is_good_is_answered_as_the_design_says() {
         ),
         ("/v1/relations", expect![[r#"{"items":[],"revision":5}"#]]),
         ("/version", expect![[r#"{"protocol":1,"server":"s1","version":"0.0.0"}"#]]),
-        ("/readyz", expect![[r#"{"status":"ready"}"#]]),
+        ("/readyz", expect![[r#"{"role":"active","status":"ready"}"#]]),
     ] {
         expected.assert_eq(&bench.get(path).await.1.to_string());
     }

@@ -40,6 +40,7 @@ const WITHOUT_COMMANDS: [&str; 12] = [
     "recover.md",
     "rehearse.md",
     "relations/README.md",
+    "servers.md",
 ];
 /// Directories of which the same is true: `cli_errors` looks after errors, and decisions are history.
 const DIRECTORIES_WITHOUT: [&str; 2] = ["adr", "errors"];

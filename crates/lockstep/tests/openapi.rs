@@ -203,7 +203,7 @@ fn what_a_server_answers_is_as_described() {
     let day = ["thu", "fri", "sat", "sun", "mon", "tue", "wed"][(days as usize + 3) % 7];
     spec["groups"]["db"]["windows"] = json!([format!("{day} 12:00-12:01")]);
     described.ask(&cluster, "PUT", "/v1/spec", "/v1/spec", &spec);
-    for path in ["/v1/openapi.json", "/livez", "/readyz", "/version"] {
+    for path in ["/v1/openapi.json", "/livez", "/readyz", "/version", "/v1/server"] {
         get(&mut described, &cluster, path);
     }
 
@@ -253,6 +253,7 @@ fn what_a_server_answers_is_as_described() {
         ("PUT", "/v1/spec", json!({ "cluster": "c", "groups": { "g": { "hold_ms": 0 } } }), "spec-invalid"),
         ("GET", "/v1/transitions/{id}", Value::Null, "bad-request"),
         ("POST", "/v1/server/away", json!({ "lease_ms": 1 }), "not-allowed"),
+        ("POST", "/v1/server/step-down", json!({}), "not-allowed"),
     ] {
         assert_eq!(described.refused(&cluster, method, path, &body), code, "{method} {path}");
     }
@@ -286,9 +287,10 @@ fn what_a_server_answers_is_as_described() {
             operations.as_object().unwrap().keys().map(|method| (path.clone(), method.clone()))
         })
         .collect();
-    // An agent's session and a backup are no JSON answers; docs/protocol.md and docs/backup.md describe them.
+    // An agent's session and a backup are no JSON answers; docs/protocol.md and docs/backup.md describe them. Nobody takes
+    // over from a server on a disk of its own.
     let unseen: Vec<_> = all.difference(&described.seen).map(|(path, _)| path.as_str()).collect();
-    assert_eq!(unseen, ["/v1/agent", "/v1/backup"]);
+    assert_eq!(unseen, ["/v1/agent", "/v1/backup", "/v1/server/step-down"]);
 }
 
 #[test]

@@ -10,10 +10,12 @@ use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -77,12 +79,52 @@ impl Etcd {
     }
 }
 
+/// What is between a server and etcd, and may swallow all that is said.
+struct Relay {
+    port: u16,
+    is_cut: Arc<AtomicBool>,
+}
+
+impl Relay {
+    fn start(to: u16) -> Self {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = listener.local_addr().unwrap().port();
+        let is_cut = Arc::new(AtomicBool::new(false));
+        let relay = Self { port, is_cut: is_cut.clone() };
+        // They end with the test, or with either end.
+        std::thread::spawn(move || {
+            for stream in listener.incoming().map_while(Result::ok) {
+                let Ok(other) = TcpStream::connect(("127.0.0.1", to)) else { continue };
+                for (from, to) in [(&stream, &other), (&other, &stream)] {
+                    let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                    let is_cut = is_cut.clone();
+                    std::thread::spawn(move || pass(from, to, &is_cut));
+                }
+            }
+        });
+        relay
+    }
+}
+
+fn pass(mut from: TcpStream, mut to: TcpStream, is_cut: &AtomicBool) {
+    let mut bytes = [0; 1 << 14];
+    loop {
+        let count = from.read(&mut bytes).unwrap_or(0);
+        if count == 0 || (!is_cut.load(Ordering::SeqCst) && to.write_all(&bytes[..count]).is_err()) {
+            // The other direction ends by it.
+            let _ = to.shutdown(std::net::Shutdown::Both);
+            return;
+        }
+    }
+}
+
 /// Servers `s1` to `s3` on one etcd, and agents that know all of them.
 struct Servers {
     dir: PathBuf,
     servers: BTreeMap<String, (Process, SocketAddr)>,
     agents: BTreeMap<String, Process>,
     etcd: Etcd,
+    relay: Relay,
     temporary: Option<TempDir>,
 }
 
@@ -105,10 +147,14 @@ impl Servers {
         let temporary = host();
         let dir = temporary.path().to_owned();
         let etcd = Etcd::start(&dir, etcd);
+        let relay = Relay::start(etcd.port);
         let (servers, agents) = Default::default();
-        let mut started = Self { dir, servers, agents, etcd, temporary: Some(temporary) };
-        ["s1", "s2", "s3"].iter().for_each(|name| started.start_server(name, "127.0.0.1:0"));
-        started.active();
+        let mut started = Self { dir, servers, agents, etcd, relay, temporary: Some(temporary) };
+        // The first one is the active one, and reaches etcd through the relay.
+        for name in ["s1", "s2", "s3"] {
+            started.start_server(name, "127.0.0.1:0");
+            assert_eq!(started.active(), "s1");
+        }
         wait_for("every server to know who is active", || {
             let known = started.servers.values().map(|(_, address)| says(*address));
             known.into_iter().all(|says| says.is_some_and(|says| !says["active"].is_null()))
@@ -117,7 +163,8 @@ impl Servers {
     }
 
     fn start_server(&mut self, name: &str, listen: &str) {
-        let store = format!("etcd://127.0.0.1:{}/lockstep", self.etcd.port);
+        let port = if name == "s1" { self.relay.port } else { self.etcd.port };
+        let store = format!("etcd://127.0.0.1:{port}/lockstep");
         let args = ["server", "--store", &store, "--name", name, "--listen", listen];
         let mut server = Process::start(&self.dir, name, &args);
         let times = server.said().matches("listening on http://").count();
@@ -137,8 +184,12 @@ impl Servers {
     }
 
     /// Two databases that are online, on hosts a and b.
-    fn with_agents(mut self) -> Self {
-        fs::write(self.dir.join("cluster.toml"), SPEC).unwrap();
+    fn with_agents(self) -> Self {
+        self.with_agents_of(SPEC)
+    }
+
+    fn with_agents_of(mut self, spec: &str) -> Self {
+        fs::write(self.dir.join("cluster.toml"), spec).unwrap();
         let (exit, _, said) = self.lockstep(&["apply", "-f", "cluster.toml"]);
         assert_eq!(exit, 0, "{said}");
         let servers = self.addresses().join(",");
@@ -401,6 +452,40 @@ fn events(
 
 fn revisions(events: &[Value]) -> Vec<u64> {
     events.iter().map(|event| event["revision"].as_u64().unwrap()).collect()
+}
+
+#[test]
+fn hosts_of_a_server_that_loses_its_store_go_to_the_next_one_and_nothing_of_theirs_stops() {
+    let spec =
+        SPEC.replace("[groups.db]", "[groups.db]\nrecover = \"lease\"\nlimits = { online = { max = 2 } }");
+    let mut servers = Servers::start(&FAST).with_agents_of(&spec);
+    let first = servers.address("s1");
+    let joined = |servers: &Servers, name: &str| servers.agents[name].said().matches("joined as").count();
+    let before = ["a", "b"].map(|name| joined(&servers, name));
+    servers.relay.is_cut.store(true, Ordering::SeqCst);
+    wait_for("the hosts to come to another server", || {
+        ["a", "b"].iter().zip(before).all(|(name, before)| joined(&servers, name) > before)
+    });
+    let second = servers.active();
+    assert_ne!(second, "s1");
+    wait_for("the first one to stand by", || is_ready(first, "standby"));
+    let (status, answer) = http(first, "GET", "/v1/members?consistent=true", None).unwrap();
+    assert_eq!((status, &answer["code"]), (503, &json!("store-unavailable")), "{answer}");
+    assert_eq!(http(first, "GET", "/v1/members", None).unwrap().0, 200);
+    let (exit, _, said) = servers.lockstep_by(&second, &["run", "db=offline", "--request-id", "next"]);
+    assert_eq!(exit, 0, "{said}");
+    for member in ["db@a", "db@b"] {
+        assert_eq!(calls(&servers.dir, member, "begin stop"), [""; 0], "{member}");
+    }
+    let lost = events(servers.address(&second), 0, false, |_| false);
+    assert!(!lost.iter().any(|event| event["liveness"] == "lost"), "{lost:?}");
+    // It has not ended, and follows again.
+    servers.relay.is_cut.store(false, Ordering::SeqCst);
+    wait_for("the first one to have read what it missed", || {
+        let (status, list) = http(first, "GET", "/v1/transitions?consistent=true", None).unwrap();
+        status == 200 && list["items"].as_array().unwrap().iter().any(|one| one["request_id"] == "next")
+    });
+    assert!(servers.servers.get_mut("s1").unwrap().0.is_running());
 }
 
 #[test]

@@ -13,14 +13,14 @@ use lockstep_core::id::Reign;
 use lockstep_core::request::{Code, Rejection};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::{sleep, timeout};
+use tokio::time::timeout;
 use tracing::{debug, info, warn};
 
 /// How long a reign lasts without a sign of life, on a store that asks for one. Too low: a store that chooses a new
 /// leader, or a server that is slow for a moment, costs a take-over, which aborts what is not decided. Too high: nothing
 /// is decided for as long after a server has died. A store may have a minimum of its own.
 pub(super) const REIGN_TTL: Duration = Duration::from_secs(2);
-/// How long a server that has stepped down leaves the others alone with it.
+/// How long a server that has stepped down leaves the others alone with it, unless one of them has taken over.
 const HEAD_START: Duration = REIGN_TTL;
 /// The lease of hosts on a shared store, unless the spec says otherwise, in milliseconds: they outlast a take-over.
 const SHARED_LEASE_MS: u64 = 6000;
@@ -97,7 +97,9 @@ impl<S: Store> Roles<S> {
         let Self { store, candidate, publish, .. } = self;
         let (store, candidate, publish) = (&*store, &*candidate, &*publish);
         let campaigning = async {
-            sleep(head_start).await;
+            // Once another one has reigned, this one is as good as any.
+            let (mut view, before) = (publish.subscribe(), publish.borrow().cluster.reign);
+            let _ = timeout(head_start, view.wait_for(|view| view.cluster.reign != before)).await;
             until_reached("campaign", || store.campaign(candidate, REIGN_TTL)).await
         };
         tokio::select! {
