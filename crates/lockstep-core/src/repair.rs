@@ -589,18 +589,20 @@ impl Engine {
     /// Nothing is moved onto a host that comes and goes, and what was repaired lately is not repaired again at once.
     fn check_steady(&mut self, name: &GroupName, plan: &plan::Plan) -> Result<(), Rejection> {
         // Whose place is given to another has a new goal and no step: nobody waits for it to stand.
-        let steady = plan.steps.iter().map(|step| self.steady_at(&step.member.host)).max();
+        let hosts = plan.steps.iter().map(|step| &step.member.host);
+        let flaps = hosts.map(|host| (self.steady_at(host), host)).max();
+        let steady = flaps.map(|(steady, _)| steady);
         let pause = self.recovery.repaired.get(name).map(|repaired| repaired.pause_until());
         let Some(until) = steady.max(pause).filter(|until| *until > self.now.time) else { return Ok(()) };
         self.look_again(until);
-        let (message, help) = match pause {
-            Some(_) if pause >= steady => (
-                "it was repaired lately, and is tried again after a pause",
-                "see why: `lockstep transition list`",
+        let (message, help) = match flaps {
+            Some((steady, host)) if Some(steady) > pause => (
+                format!("host {host} comes and goes, and has to stand for a while first"),
+                "see what is wrong with its network: `lockstep host list`",
             ),
             Some(_) | None => (
-                "a host of it comes and goes, and has to stand for a while first",
-                "see what is wrong with its network: `lockstep host list`",
+                "it was repaired lately, and is tried again after a pause".to_owned(),
+                "see why: `lockstep transition list`",
             ),
         };
         Err(Rejection::new(Code::Busy, message, help))
