@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Pages that tell of things which no page can show by running them.
-const WITHOUT_COMMANDS: [&str; 8] = [
+const WITHOUT_COMMANDS: [&str; 9] = [
     "api.md",
     "backup.md",
     "guarantee.md",
@@ -36,6 +36,7 @@ const WITHOUT_COMMANDS: [&str; 8] = [
     "recover.md",
     "rehearse.md",
     "relations/README.md",
+    "update.md",
 ];
 /// Directories of which the same is true: `cli_errors` looks after errors, and decisions are history.
 const DIRECTORIES_WITHOUT: [&str; 2] = ["adr", "errors"];
