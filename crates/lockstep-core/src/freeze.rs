@@ -169,7 +169,8 @@ impl Engine {
         Ok(Accepted::Freezes(self.propose(Body::Freeze { groups, until, reason, principal })))
     }
 
-    /// Lets groups move again that were frozen by name; without names, everything.
+    /// Lets groups move again that were frozen by name; without names, everything. What is not frozen may be thawed, but
+    /// not by name what the whole cluster's freeze holds.
     pub(crate) fn thaw(
         &mut self,
         names: &BTreeSet<GroupName>,
@@ -191,6 +192,17 @@ impl Engine {
         let freezes: BTreeSet<Index> = ending.map(|(index, _)| *index).collect();
         if !freezes.is_empty() {
             self.propose(Body::Thaw { freezes, groups, principal: Some(principal) });
+        } else if let Some(freeze) = self.head.freeze_of_all() {
+            // Whoever was told that all is well would wonder why nothing may move.
+            let names: Vec<_> = names.iter().map(GroupName::as_str).collect();
+            let message = format!(
+                "nothing was frozen by the name of {}: {}",
+                names.join(" or "),
+                freeze.describe("the whole cluster")
+            );
+            let help = "`lockstep thaw` without a name ends all freezes; to go ahead in spite of them: \
+                        --override-freeze, with a --reason";
+            return Err(Rejection::new(Code::Frozen, message, help));
         }
         Ok(Accepted::Freezes(self.head.revision))
     }

@@ -577,30 +577,35 @@ impl Engine {
         if plan.is_empty() || !plan.asked().all(|who| is_connected(&who.member.host)) {
             return Ok(());
         }
-        let now = self.now.time;
-        // Whose place is given to another has a new goal and no step: nobody waits for it to stand.
-        let steady = plan.steps.iter().map(|step| self.steady_at(&step.member.host)).max();
-        let pause = self.recovery.repaired.get(name).map(|repaired| repaired.pause_until());
-        if let Some(until) = steady.max(pause).filter(|until| *until > now) {
-            self.look_again(until);
-            let (message, help) = match pause {
-                Some(_) if pause >= steady => (
-                    "it was repaired lately, and is tried again after a pause",
-                    "see why: `lockstep transition list`",
-                ),
-                Some(_) | None => (
-                    "a host of it comes and goes, and has to stand for a while first",
-                    "see what is wrong with its network: `lockstep host list`",
-                ),
-            };
-            return Err(Rejection::new(Code::Busy, message, help));
-        }
+        self.check_steady(name, &plan)?;
         self.check_not_behind(&plan)?;
         request.reason = Some(self.why(name));
         let id = TransitionId(self.propose(Body::Request { request: std::sync::Arc::new(request) }).0);
         self.enqueue(id, Some(plan));
         self.preempt(id);
         Ok(())
+    }
+
+    /// Nothing is moved onto a host that comes and goes, and what was repaired lately is not repaired again at once.
+    fn check_steady(&mut self, name: &GroupName, plan: &plan::Plan) -> Result<(), Rejection> {
+        // Whose place is given to another has a new goal and no step: nobody waits for it to stand.
+        let hosts = plan.steps.iter().map(|step| &step.member.host);
+        let flaps = hosts.map(|host| (self.steady_at(host), host)).max();
+        let steady = flaps.map(|(steady, _)| steady);
+        let pause = self.recovery.repaired.get(name).map(|repaired| repaired.pause_until());
+        let Some(until) = steady.max(pause).filter(|until| *until > self.now.time) else { return Ok(()) };
+        self.look_again(until);
+        let (message, help) = match flaps {
+            Some((steady, host)) if Some(steady) > pause => (
+                format!("host {host} comes and goes, and has to stand for a while first"),
+                "see what is wrong with its network: `lockstep host list`",
+            ),
+            Some(_) | None => (
+                "it was repaired lately, and is tried again after a pause".to_owned(),
+                "see why: `lockstep transition list`",
+            ),
+        };
+        Err(Rejection::new(Code::Busy, message, help))
     }
 
     /// Why a group is repaired, in words: the first of its members that is not where it should be, and how that is known.

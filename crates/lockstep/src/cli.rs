@@ -281,6 +281,8 @@ enum Command {
     Run(run::RunArgs),
     /// Move all members off a host, roles first, and plan nobody onto it
     Drain(run::DrainArgs),
+    /// Bring a group back to its goals with its living members; groups with `recover` ask for it themselves
+    Repair(run::RepairArgs),
     /// Let a drained host take members again; moves nothing
     Undrain {
         /// The host
@@ -412,6 +414,7 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
         Command::Rehearse(args) => asking(addr, async |client| rehearse::online(client, &args, form).await),
         Command::Run(args) => asking(addr, async |client| run::run(client, args, form).await),
         Command::Drain(args) => asking(addr, async |client| run::run(client, args.into(), form).await),
+        Command::Repair(args) => asking(addr, async |client| run::run(client, args.into(), form).await),
         Command::Undrain { host } => asking(addr, async |client| run::undrain(client, &host, form).await),
         Command::Freeze(args) => asking(addr, async |client| freeze::freeze(client, args, form).await),
         Command::Thaw(args) => asking(addr, async |client| freeze::thaw(client, args, form).await),

@@ -345,12 +345,6 @@ fn what_is_frozen_stays_until_it_is_thawed_or_overridden() {
             everything  thawed  local  nobody touches anything
 
             $ thaw app
-            exit 0
-            FROZEN      UNTIL   BY     REASON
-            db          thawed  local  the audit
-            everything  thawed  local  nobody touches anything
-            ! the whole cluster is frozen still, and they with it
-            ! help: `lockstep thaw` ends all freezes
 
             $ thaw db
             exit 0

@@ -27,7 +27,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Pages that tell of things which no page can show by running them.
-const WITHOUT_COMMANDS: [&str; 12] = [
+const WITHOUT_COMMANDS: [&str; 14] = [
     "api.md",
     "backup.md",
     "deploy.md",
@@ -41,6 +41,7 @@ const WITHOUT_COMMANDS: [&str; 12] = [
     "rehearse.md",
     "relations/README.md",
     "servers.md",
+    "update.md",
 ];
 /// Directories of which the same is true: `cli_errors` looks after errors, and decisions are history.
 const DIRECTORIES_WITHOUT: [&str; 2] = ["adr", "errors"];

@@ -253,8 +253,14 @@ fn a_person_who_knows_that_a_host_has_stopped_lets_others_take_over() {
     let waits = || lab.cluster.items("/v1/groups")[0]["waits"].clone();
     wait_for("the group to wait", || waits()["code"] == "host-lost");
     let (_, status) = lab.says(&["status"]);
-    let line = "db waits to be repaired: db@a may still be primary, where at most 1 may be: its host is lost";
-    assert!(status.contains(line) && status.contains("lockstep fence a --confirm --reason TEXT"), "{status}");
+    let since = lab.cluster.items("/v1/hosts")[0]["since"].as_str().unwrap().to_owned();
+    let line = format!(
+        "db waits to be repaired: db@a may still be primary, where at most 1 may be: host a is lost since {since}"
+    );
+    assert!(
+        status.contains(&line) && status.contains("lockstep fence a --confirm --reason TEXT"),
+        "{status}"
+    );
     // Nobody has a handler for it.
     let (exit, said) = lab.says(&["fence", "a"]);
     assert!(exit == 3 && said.contains("no other living host has a handler called fence"), "{said}");

@@ -257,6 +257,18 @@ fn a_start_that_cannot_be_says_why() {
         "{said}"
     );
 
+    std::fs::write(cluster.dir.join("file"), "").unwrap();
+    for args in [
+        &["server", "--data", "file"][..],
+        &["agent", "--server", "http://127.0.0.1:1", "--name", "a", "--data", "file"],
+        &["dev", "--data", "file"],
+        &["restore", "--data", "file", "shop.backup"],
+    ] {
+        let (exit, _, said) = lockstep(&cluster.dir, None, args);
+        assert_eq!(exit, 2, "{said}");
+        assert!(said.contains("'file' for '--data <DIR>': that is a file: name a directory"), "{said}");
+    }
+
     let address = cluster.address.to_string();
     let (exit, _, said) = lockstep(&cluster.dir, None, &["server", "--data", "b", "--listen", &address]);
     assert_eq!(exit, 1);

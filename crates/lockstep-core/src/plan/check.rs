@@ -192,7 +192,9 @@ pub(super) fn at_place(place: Option<Place<'_>>) -> String {
 pub(super) fn stuck(cluster: &Cluster, id: &MemberId) -> (Code, String) {
     let host = &cluster.hosts[&id.host];
     if !host.is_reachable() {
-        (Code::HostLost, format!("its host is {}", host.liveness))
+        // A state that is read from files has no history.
+        let since = (host.since.0 > 0).then(|| format!(" since {}", host.since));
+        (Code::HostLost, format!("host {} is {}{}", id.host, host.liveness, since.unwrap_or_default()))
     } else if cluster.members[id].is_in_doubt() {
         (Code::MemberInDoubt, "it is in doubt since its last transition".to_owned())
     } else {

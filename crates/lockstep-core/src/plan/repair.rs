@@ -92,7 +92,6 @@ impl<'a> Planner<'a> {
     }
 
     /// Gives the places of a limited state to those that can take them, as many as goals want there and limits ask for.
-    /// Who is nearest comes first, then whose place it is, then the best score, then the name.
     fn fill(
         &mut self,
         name: &GroupName,
@@ -104,47 +103,74 @@ impl<'a> Planner<'a> {
         let count = self.cluster.members_of(name).count();
         let owners: Vec<&MemberId> =
             self.cluster.members_of(name).filter(|id| self.should_be(id) == Some(state)).collect();
-        // Members of a host that left run on there.
-        let is_there = |id: &MemberId| {
-            let member = &self.cluster.members[id];
-            let has_left = self.cluster.hosts[&id.host].has_left();
-            member.actual.as_ref() == Some(state) && (self.cluster.can_act(id) || has_left)
-        };
-        let present = owners.iter().filter(|id| is_there(id)).count();
-        let able = owners.iter().filter(|id| free.contains(**id) && !is_there(id)).count();
+        let present = owners.iter().filter(|id| self.is_there(id, state)).count();
+        let able = owners.iter().filter(|id| free.contains(**id) && !self.is_there(id, state)).count();
         let needed = (present + able).max(group.min(state, count)).min(owners.len()).min(max);
         let missing = needed.saturating_sub(present);
         if missing == 0 {
             return Ok(());
         }
-        let rank = |id: &MemberId| {
-            self.cluster.members[id].actual.as_ref().and_then(|actual| group.lifecycle.rank(actual))
+        let chosen = self.nearest(name, group, state, missing, &owners, free)?;
+        let replaced = chosen.iter().filter(|id| !owners.contains(id)).count();
+        let ousted = owners.iter().filter(|id| !self.is_there(id, state) && !chosen.contains(id));
+        let ousted: Vec<MemberId> = ousted.take(replaced).map(|id| (*id).clone()).collect();
+        chosen.iter().try_for_each(|id| self.want(id, state))?;
+        self.make_way(name, group, state, ousted, free)
+    }
+
+    /// Whether a member is in a state, and may stay: those of a host that left run on there.
+    fn is_there(&self, id: &MemberId, state: &StateName) -> bool {
+        let has_left = self.cluster.hosts[&id.host].has_left();
+        self.cluster.members[id].actual.as_ref() == Some(state) && (self.cluster.can_act(id) || has_left)
+    }
+
+    fn rank(&self, group: &Group, id: &MemberId) -> Option<usize> {
+        self.cluster.members[id].actual.as_ref().and_then(|actual| group.lifecycle.rank(actual))
+    }
+
+    /// Who takes the missing places of a limited state. Who is nearest comes first, then whose place it is, then the best
+    /// score, then the name. Nobody is taken down from where it serves for it.
+    fn nearest(
+        &mut self,
+        name: &GroupName,
+        group: &Group,
+        state: &StateName,
+        missing: usize,
+        owners: &[&MemberId],
+        free: &BTreeSet<MemberId>,
+    ) -> Result<Vec<MemberId>, Rejection> {
+        let place = |id: &MemberId| (self.rank(group, id), owners.contains(&id));
+        let is_candidate = |id: &&MemberId| {
+            !self.wanted.contains_key(*id) && self.rank(group, id) < group.lifecycle.rank(state)
         };
-        // Nobody is taken down from where it serves for it.
-        let is_candidate =
-            |id: &&MemberId| !self.wanted.contains_key(*id) && rank(id) < group.lifecycle.rank(state);
         let mut candidates: Vec<&MemberId> = free.iter().filter(is_candidate).collect();
         if candidates.is_empty() {
             let message = format!("nobody can be {state} in {name} in place of those that are gone");
             let help = "bring a host of the group back, or add one";
             return Err(Rejection::new(Code::NoCandidate, message, help));
         }
-        let is_owner = |id: &MemberId| owners.contains(&id);
-        candidates.sort_by_key(|id| {
-            (Reverse(rank(id)), Reverse(is_owner(id)), Reverse(self.score(id)), (*id).clone())
-        });
-        let place = |id: &MemberId| (rank(id), is_owner(id));
+        candidates.sort_by_key(|id| (Reverse(place(id)), Reverse(self.score(id)), (*id).clone()));
+        let mut alike = Vec::new();
         if let Some(next) =
             candidates.get(missing).filter(|next| place(next) == place(candidates[missing - 1]))
         {
-            let alike = candidates.iter().filter(|id| place(id) == place(next));
-            self.candidates.extend(alike.map(|id| (*id).clone()));
+            alike.extend(candidates.iter().filter(|id| place(id) == place(next)).map(|id| (*id).clone()));
         }
-        let chosen: Vec<MemberId> = candidates.into_iter().take(missing).cloned().collect();
-        let replaced = chosen.iter().filter(|id| !owners.contains(id)).count();
-        let ousted = owners.iter().filter(|id| !is_there(id) && !chosen.contains(id));
-        let ousted: Vec<MemberId> = ousted.take(replaced).map(|id| (*id).clone()).collect();
-        chosen.iter().try_for_each(|id| self.want(id, state))?;
+        let chosen = candidates.into_iter().take(missing).cloned().collect();
+        self.candidates.extend(alike);
+        Ok(chosen)
+    }
+
+    /// Those whose places have been given to others get the next state below that has room.
+    fn make_way(
+        &mut self,
+        name: &GroupName,
+        group: &Group,
+        state: &StateName,
+        ousted: Vec<MemberId>,
+        free: &BTreeSet<MemberId>,
+    ) -> Result<(), Rejection> {
+        let count = self.cluster.members_of(name).count();
         let mut counts: BTreeMap<&StateName, usize> =
             group.lifecycle.states.iter().map(|state| (state, 0)).collect();
         for id in self.cluster.members_of(name).filter(|id| !ousted.contains(id)) {
@@ -161,7 +187,7 @@ impl<'a> Planner<'a> {
                 self.goals_only.insert(id, refuge);
                 continue;
             };
-            if rank(&id) < group.lifecycle.rank(&refuge) && group.min(&refuge, count) == 0 {
+            if self.rank(group, &id) < group.lifecycle.rank(&refuge) && group.min(&refuge, count) == 0 {
                 // It only comes back. That may take long, and those who follow whoever takes its place are told at the
                 // outcome: so another repair sees to it.
                 self.goals_only.insert(id.clone(), actual.clone());

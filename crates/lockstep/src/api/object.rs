@@ -275,6 +275,9 @@ pub struct Member {
     pub group: String,
     /// Its host.
     pub host: String,
+    /// Its host's liveness: with `lost` and `left`, `actual` without `evidence` is only what was last known.
+    #[serde(default)]
+    pub liveness: String,
     /// The state it should have; null until its first status.
     pub goal: Option<String>,
     /// The state it last reported; null while that is not known.
@@ -320,6 +323,12 @@ impl Member {
         Self {
             group: id.group.to_string(),
             host: id.host.to_string(),
+            liveness: view
+                .cluster
+                .hosts
+                .get(&id.host)
+                .map(|host| host.liveness.to_string())
+                .unwrap_or_default(),
             goal: member.goal.as_ref().map(ToString::to_string),
             actual: member.actual.as_ref().map(ToString::to_string),
             transition: member.transition.map(|id| id.to_string()),
@@ -346,6 +355,11 @@ impl Member {
     /// `group@host`.
     pub fn id(&self) -> String {
         format!("{}@{}", self.group, self.host)
+    }
+
+    /// Whether its state is only what was last known: its host is not heard, and nobody else has said anything.
+    pub fn is_last_known(&self) -> bool {
+        matches!(self.liveness.as_str(), "lost" | "left") && self.actual.is_some() && self.evidence.is_none()
     }
 }
 

@@ -5,7 +5,7 @@ use super::client::{Client, ClientError};
 use super::finding::{Finding, findings};
 use super::output::{Form, clean};
 use super::{Exit, Failure};
-use crate::api::object::{Applied, Group, Host, List, Member};
+use crate::api::object::{self, Applied, Group, Host, List, Member};
 use crate::spec_file;
 use clap::Args;
 use lockstep_core::relation::{Relation, Relations};
@@ -55,7 +55,8 @@ pub async fn apply(client: &Client, args: &ApplyArgs, form: Form) -> Result<Exit
         let applied: Applied = client.put("/v1/spec", &written).await?;
         let groups: List<Group> = client.get("/v1/groups").await?;
         let members: List<Member> = client.get("/v1/members").await?;
-        let differs = findings(&hosts.items, &groups.items, &members.items);
+        let relations: object::Relations = client.get("/v1/relations").await?;
+        let differs = findings(&hosts.items, &groups.items, &members.items, &relations.items);
         Report { revision: Some(applied.revision), changes, differs }
     };
     form.print(&report, || shown(&report))?;

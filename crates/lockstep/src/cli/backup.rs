@@ -1,6 +1,7 @@
 //! `lockstep backup` and `lockstep restore`: a cluster as one file, and back.
 
 use super::client::Client;
+use super::option::directory;
 use super::output::{Form, note};
 use super::{Exit, Failure};
 use crate::server::{Replayed, ServerError};
@@ -27,7 +28,7 @@ pub struct BackupArgs {
     #[arg(value_name = "FILE")]
     file: PathBuf,
     /// Read the directory of a server that does not run, instead of asking one that does
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = directory())]
     data: Option<PathBuf>,
 }
 
@@ -35,7 +36,7 @@ pub struct BackupArgs {
 #[derive(Debug, Args)]
 pub struct RestoreArgs {
     /// Directory of the journal to make; nothing of a server may be in it
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = directory())]
     data: PathBuf,
     /// The backup
     #[arg(value_name = "FILE")]

@@ -4,7 +4,7 @@
 use super::client::Client;
 use super::output::{Form, clean};
 use super::{Exit, Failure, offline as files, run};
-use crate::api::object::{Group, List, Participant, Relation, Relations, Transition};
+use crate::api::object::{Group, Host, List, Member, Participant, Relation, Relations, Transition};
 use crate::spec_file;
 use clap::Args;
 use lockstep_core::id::{GroupName, TransitionId};
@@ -80,7 +80,11 @@ pub async fn explain(client: &Client, args: ExplainArgs, form: Form) -> Result<E
             let id: TransitionId = args.first.parse().map_err(|error| Failure::helped(error, usage))?;
             let transition: Transition = client.get(&format!("/v1/transitions/{id}")).await?;
             let relations: Relations = client.get("/v1/relations").await?;
-            of_transition(&transition, &relations.items)
+            let mut lines = of_transition(&transition, &relations.items);
+            let hosts: List<Host> = client.get("/v1/hosts").await?;
+            let members: List<Member> = client.get("/v1/members").await?;
+            lines.extend(unheard(&transition, &hosts.items, &members.items));
+            lines
         }
     };
     show(because, form)
@@ -96,6 +100,22 @@ fn show(because: Vec<String>, form: Form) -> Result<Exit, Failure> {
 
 fn group(text: &str) -> Result<GroupName, Failure> {
     text.parse().map_err(|error: lockstep_core::id::NameError| Failure::error(error.to_string()))
+}
+
+/// Those who took part and of whom nobody knows where they are now, a line each.
+fn unheard(transition: &Transition, hosts: &[Host], members: &[Member]) -> Vec<String> {
+    let participants = transition.plan.iter().flat_map(|plan| &plan.participants);
+    let took_part: BTreeSet<_> = participants.map(|who| (who.group.as_str(), who.host.as_str())).collect();
+    let took_part = |member: &&Member| took_part.contains(&(member.group.as_str(), member.host.as_str()));
+    let unheard = members.iter().filter(took_part).filter(|member| member.is_last_known());
+    let lines = unheard.filter_map(|member| {
+        let host = hosts.iter().find(|host| host.name == member.host)?;
+        let since = host.since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
+        let actual = member.actual.as_ref()?;
+        let Host { name, liveness, .. } = host;
+        Some(format!("{} is {actual} as last known: host {name} is {liveness}{since}", member.id()))
+    });
+    lines.collect()
 }
 
 /// The groups of members that each group is made of: itself, or those of a group of groups.

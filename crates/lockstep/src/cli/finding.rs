@@ -1,10 +1,10 @@
 //! What is not as it should be, and what to do about it: for `status` and `apply`.
 
-use crate::api::object::{Group, Host, Member};
+use crate::api::object::{Group, Host, Member, Relation};
 use lockstep_core::lifecycle::Amount;
 use serde::Serialize;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Something that is not as it should be.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -18,8 +18,88 @@ pub struct Finding {
     pub run: Option<String>,
 }
 
+impl Finding {
+    /// A run mends it, unless something is in its way.
+    fn mended_by(problem: String, run: Result<String, String>) -> Self {
+        match run {
+            Ok(run) => Self { problem, next: format!("lockstep run {run}"), run: Some(run) },
+            Err(next) => Self { problem, next, run: None },
+        }
+    }
+}
+
+/// What has to serve before others may.
+struct Required<'a> {
+    groups: &'a [Group],
+    relations: &'a [Relation],
+    /// Groups that no run brings up as they are: somebody has to be seen to first.
+    stuck: BTreeSet<&'a str>,
+}
+
+impl<'a> Required<'a> {
+    fn of(groups: &'a [Group], by_group: &BTreeMap<&str, Vec<&Member>>, relations: &'a [Relation]) -> Self {
+        let is_stuck = |group: &&Group| {
+            let members = by_group.get(group.name.as_str());
+            group.waits.is_some()
+                || members.is_none_or(|members| members.iter().any(|member| is_untold(member)))
+        };
+        let stuck = groups.iter().filter(is_stuck).map(|group| group.name.as_str()).collect();
+        Self { groups, relations, stuck }
+    }
+
+    fn serves(&self, name: &str) -> bool {
+        self.groups.iter().any(|group| group.name == name && group.serves)
+    }
+
+    /// Whether enough of the groups that a relation leads to serve.
+    fn is_met(&self, relation: &Relation) -> bool {
+        let need = relation.need.clone().and_then(|need| serde_json::from_value::<Amount>(need).ok());
+        match need {
+            Some(need) => {
+                let serving = relation.among.iter().filter(|name| self.serves(name)).count();
+                serving >= need.as_min(relation.among.len())
+            }
+            None => self.serves(&relation.to),
+        }
+    }
+
+    /// A run that makes members of a group serve, together with all that has to serve before them: alone it is refused.
+    /// Else what is to be done first.
+    fn bring_up(&self, group: &'a str, target: &str) -> Result<String, String> {
+        let mut found = BTreeSet::from([group]);
+        let mut open = vec![group];
+        while let Some(from) = open.pop() {
+            let requires =
+                self.relations.iter().filter(|known| known.kind == "requires" && known.from == from);
+            for relation in requires.filter(|known| !self.is_met(known) && !self.serves(&known.to)) {
+                if self.stuck.contains(relation.to.as_str()) {
+                    return Err(format!(
+                        "see to {} first: {from} requires it, and it does not serve",
+                        relation.to
+                    ));
+                }
+                if found.insert(&relation.to) {
+                    open.push(&relation.to);
+                }
+            }
+        }
+        let others = found.iter().filter(|name| **name != group).map(|name| format!("{name}=up"));
+        Ok(others.chain([target.to_owned()]).collect::<Vec<_>>().join(" "))
+    }
+}
+
+/// Whether nobody can tell for sure where a member is.
+fn is_untold(member: &Member) -> bool {
+    member.actual.is_none() || member.is_last_known() || member.mark.as_deref() == Some("in-doubt")
+}
+
 /// Looks through the cluster.
-pub fn findings(hosts: &[Host], groups: &[Group], members: &[Member]) -> Vec<Finding> {
+pub fn findings(
+    hosts: &[Host],
+    groups: &[Group],
+    members: &[Member],
+    relations: &[Relation],
+) -> Vec<Finding> {
     let mut findings = Vec::new();
     for host in hosts.iter().filter(|host| host.liveness != "alive") {
         let here = members.iter().filter(|member| member.host == host.name).count();
@@ -44,10 +124,11 @@ pub fn findings(hosts: &[Host], groups: &[Group], members: &[Member]) -> Vec<Fin
     for member in members {
         by_group.entry(&member.group).or_default().push(member);
     }
+    let required = Required::of(groups, &by_group, relations);
     for group in groups {
         let members = by_group.get(group.name.as_str()).map_or(&[][..], Vec::as_slice);
-        findings.extend(of_group(group, members));
-        findings.extend(members.iter().filter_map(|member| of_member(hosts, group, member)));
+        findings.extend(of_group(group, members, &required));
+        findings.extend(members.iter().filter_map(|member| of_member(hosts, group, member, &required)));
     }
     // Members of groups that are no longer declared.
     let is_declared = |member: &Member| groups.iter().any(|group| group.name == member.group);
@@ -58,7 +139,7 @@ pub fn findings(hosts: &[Host], groups: &[Group], members: &[Member]) -> Vec<Fin
     findings
 }
 
-fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
+fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) -> Vec<Finding> {
     let name = &group.name;
     if !group.groups.is_empty() {
         return Vec::new();
@@ -100,13 +181,11 @@ fn of_group(group: &Group, members: &[&Member]) -> Vec<Finding> {
         if count < min && !is_down {
             let what = if group.serving.contains(state) { "does not serve: " } else { "is short: " };
             let problem = format!("{name} {what}{count} {state}, at least {min} must be");
-            let run = format!("{name}=up");
-            findings.push(match &group.waits {
-                Some(_) => {
-                    Finding { problem, next: "it is repaired once it waits no more".to_owned(), run: None }
-                }
-                None => Finding { problem, next: format!("lockstep run {run}"), run: Some(run) },
-            });
+            let run = match &group.waits {
+                Some(_) => Err("it is repaired once it waits no more".to_owned()),
+                None => required.bring_up(name, &format!("{name}=up")),
+            };
+            findings.push(Finding::mended_by(problem, run));
         }
         let max = limits.and_then(|limits| amount(&limits.max)).map(|max| max.as_max(members.len()));
         if let Some(max) = max.filter(|max| count > *max) {
@@ -167,7 +246,12 @@ fn of_left(hosts: &[Host], member: &Member) -> Finding {
     Finding { problem, next, run: None }
 }
 
-fn of_member(hosts: &[Host], group: &Group, member: &Member) -> Option<Finding> {
+fn of_member<'a>(
+    hosts: &[Host],
+    group: &'a Group,
+    member: &Member,
+    required: &Required<'a>,
+) -> Option<Finding> {
     let id = member.id();
     if is_left(member) {
         return Some(of_left(hosts, member));
@@ -201,9 +285,11 @@ fn of_member(hosts: &[Host], group: &Group, member: &Member) -> Option<Finding> 
         let next = format!("its own host says where it is once it is back{by_itself}");
         return Some(Finding { problem, next, run: None });
     }
-    let run = format!("{id}={goal}");
+    let target = format!("{id}={goal}");
     let problem = format!("{id} is {actual}, should be {goal}");
-    Some(Finding { problem, next: format!("lockstep run {run}"), run: Some(run) })
+    let serves = group.serving.contains(goal);
+    let run = if serves { required.bring_up(&group.name, &target) } else { Ok(target) };
+    Some(Finding::mended_by(problem, run))
 }
 
 #[cfg(test)]
@@ -229,7 +315,7 @@ mod tests {
             serde_json::from_value::<Member>(member).unwrap()
         };
         let members: Vec<Member> = members.as_array().unwrap().iter().map(member).collect();
-        let findings = findings(&hosts, &[group], &members).into_iter();
+        let findings = findings(&hosts, &[group], &members, &[]).into_iter();
         findings.map(|Finding { problem, next, .. }| format!("{problem}\n  {next}\n")).collect()
     }
 
@@ -246,6 +332,56 @@ mod tests {
         let left = "app@h1 has failed in its last transition, and was left out: it is offline\n  \
                     mend it, then bring it where it belongs: lockstep run app@h1=STATE\n";
         assert_eq!(told("alive", json!([excluded])), format!("{short}{left}"));
+    }
+
+    #[test]
+    fn a_run_brings_up_what_is_required_too() {
+        let group = |name: &str, serves| Group {
+            name: name.to_owned(),
+            states: ["offline", "online"].map(str::to_owned).to_vec(),
+            serving: vec!["online".to_owned()],
+            serves,
+            ..Group::default()
+        };
+        let member = |group: &str, liveness: &str, actual: &str| {
+            let member = json!({"group": group, "host": "h", "liveness": liveness, "goal": "online", "actual": actual,
+                                "transition": null, "settings": {}, "mark": null, "leaving": false, "facts": {},
+                                "score": null, "reason": null});
+            serde_json::from_value::<Member>(member).unwrap()
+        };
+        let requires = |from: &str, to: &str| Relation {
+            from: from.to_owned(),
+            to: to.to_owned(),
+            kind: "requires".to_owned(),
+            ..Relation::default()
+        };
+        let runs = |db: (bool, Option<Member>), relations: &[Relation]| {
+            let groups = [group("app", false), group("db", db.0), group("pool", false)];
+            let mut members = vec![member("app", "alive", "offline"), member("pool", "alive", "offline")];
+            members.extend(db.1);
+            let findings = findings(&[], &groups, &members, relations).into_iter();
+            findings
+                .filter(|finding| finding.problem.starts_with("app"))
+                .map(|finding| finding.next)
+                .collect::<Vec<_>>()
+        };
+        let both = |next: &str| vec![format!("{next}=up"), format!("{next}@h=online")];
+        let chain = [requires("app", "pool"), requires("pool", "db")];
+        let (up, down) = (member("db", "alive", "online"), member("db", "alive", "offline"));
+        assert_eq!(runs((false, Some(down.clone())), &[]), both("lockstep run app"));
+        assert_eq!(runs((false, Some(down.clone())), &chain), both("lockstep run db=up pool=up app"));
+        assert_eq!(runs((true, Some(up)), &chain), both("lockstep run pool=up app"));
+        // Nothing that is asked for brings these up.
+        let first = "see to db first: pool requires it, and it does not serve".to_owned();
+        for stuck in [None, Some(member("db", "lost", "online"))] {
+            assert_eq!(runs((false, stuck), &chain), [first.clone(), first.clone()]);
+        }
+        let any = ["db", "pool"].map(|to| Relation {
+            need: Some(json!(1)),
+            among: vec!["db".to_owned(), "pool".to_owned()],
+            ..requires("app", to)
+        });
+        assert_eq!(runs((true, Some(down)), &any), both("lockstep run app"), "one of them is enough");
     }
 
     #[test]

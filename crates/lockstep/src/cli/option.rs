@@ -1,6 +1,7 @@
 //! What the long-running commands take, and the small values that flags are made of.
 
 use clap::Args;
+use clap::builder::{PathBufValueParser, TypedValueParser};
 use lockstep_core::id::HostName;
 use lockstep_core::spec::{DURATION_MAX_MS, text_problem};
 use std::net::SocketAddr;
@@ -14,7 +15,7 @@ pub const LISTEN_DEFAULT: &str = "127.0.0.1:7420";
 #[derive(Debug, Clone, PartialEq, Eq, Args)]
 pub struct ServerOptions {
     /// Directory of the journal; made when it is not there
-    #[arg(long, value_name = "DIR", required_unless_present = "store")]
+    #[arg(long, value_name = "DIR", required_unless_present = "store", value_parser = directory())]
     pub data: Option<PathBuf>,
     /// Address to listen on; port 0 takes any free one
     #[arg(long, value_name = "ADDR:PORT", default_value = LISTEN_DEFAULT)]
@@ -74,7 +75,7 @@ pub struct AgentOptions {
     #[arg(long = "label", value_name = "K=V", value_parser = label)]
     pub labels: Vec<(String, String)>,
     /// Directory of the agent's identity and journal; made when it is not there
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = directory())]
     pub data: PathBuf,
     /// What this host lets its agent run
     #[arg(long, value_name = "FILE")]
@@ -91,8 +92,17 @@ pub struct DevOptions {
     #[arg(long, value_name = "ADDR:PORT", default_value = LISTEN_DEFAULT)]
     pub listen: SocketAddr,
     /// Directory to keep everything in; a temporary one when it is not given
-    #[arg(long, value_name = "DIR")]
+    #[arg(long, value_name = "DIR", value_parser = directory())]
     pub data: Option<PathBuf>,
+}
+
+/// A directory to keep something in, or to make.
+pub fn directory() -> impl TypedValueParser<Value = PathBuf> {
+    PathBufValueParser::new().try_map(|path| match path.metadata() {
+        Ok(found) if !found.is_dir() => Err("that is a file: name a directory, there or to be made"),
+        // Whoever is going to use it finds out what else is wrong with it.
+        Ok(_) | Err(_) => Ok(path),
+    })
 }
 
 /// A server's address, with `http://` before it.

@@ -13,7 +13,7 @@ use crate::agent::random;
 use crate::api::body::RunBody;
 use crate::api::object::{Host, List, Transition};
 use clap::{Args, ValueEnum};
-use lockstep_core::id::{HostName, MemberId, TransitionId};
+use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
 use lockstep_core::request::Target;
 use lockstep_core::spec::OnFailure;
 use reqwest::StatusCode;
@@ -57,6 +57,22 @@ impl From<DrainArgs> for RunArgs {
     fn from(DrainArgs { host, mut targets, how }: DrainArgs) -> Self {
         targets.insert(0, Target::Drain(host));
         Self { targets, how }
+    }
+}
+
+/// `lockstep repair`.
+#[derive(Debug, Args)]
+pub struct RepairArgs {
+    /// The group whose members are to go back to their goals, as far as the living ones can
+    #[arg(value_name = "GROUP")]
+    group: GroupName,
+    #[command(flatten)]
+    how: RunOptions,
+}
+
+impl From<RepairArgs> for RunArgs {
+    fn from(RepairArgs { group, how }: RepairArgs) -> Self {
+        Self { targets: vec![Target::Repair(group)], how }
     }
 }
 

@@ -8,7 +8,7 @@ use super::offline::exported;
 use super::output::{Form, clean, note, table};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Freeze, Group, Host, List, Member, Server, Transition};
+use crate::api::object::{Freeze, Group, Host, List, Member, Relations, Server, Transition};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -87,7 +87,8 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
     let freezes: List<Freeze> = client.get("/v1/freezes").await?;
     let mut open = transitions.items;
     open.retain(|transition| transition.outcome.is_none());
-    let wrong = findings(&hosts.items, &groups.items, &members.items);
+    let relations: Relations = client.get("/v1/relations").await?;
+    let wrong = findings(&hosts.items, &groups.items, &members.items, &relations.items);
     // What has happened between the first list and the last is read again.
     let revision = hosts.revision;
     let (hosts, groups, members, freezes) = (hosts.items, groups.items, members.items, freezes.items);
@@ -137,6 +138,7 @@ fn screen(status: &Status) -> String {
     } else {
         text.push('\n');
         text.push_str(&groups(status));
+        text.push_str(last_known(&status.members));
     }
     if !status.open.is_empty() {
         let rows: Vec<Vec<String>> = status.open.iter().map(transition_row).collect();
@@ -202,10 +204,19 @@ fn of_group(members: &[&Member]) -> String {
     counts.join(", ")
 }
 
-/// `standby`, `standby -> primary (pending)`.
+/// What `?` behind a state means, where there is one.
+fn last_known(members: &[Member]) -> &'static str {
+    if members.iter().any(Member::is_last_known) {
+        "?: where it was last known to be; its host is not heard\n"
+    } else {
+        ""
+    }
+}
+
+/// `standby`, `standby? -> primary (pending)`.
 pub fn state(member: &Member) -> String {
     let actual = member.actual.as_deref().unwrap_or("unknown");
-    let mut text = actual.to_owned();
+    let mut text = format!("{actual}{}", if member.is_last_known() { "?" } else { "" });
     if let Some(goal) = member.goal.as_deref().filter(|goal| *goal != actual) {
         text = format!("{text} -> {goal}");
     }
