@@ -2,6 +2,7 @@
 
 use crate::history::{Accepted, text};
 use crate::http;
+use crate::network::{Layout, layout};
 use crate::random::Random;
 use crate::reader::Shared;
 use serde_json::{Value, json};
@@ -52,7 +53,7 @@ pub(crate) const LEASED: &str = "lead";
 
 /// What operators declare: groups limited by `max`, one of them repaired by leases; holders, a service that requires,
 /// voters, observers, settings.
-pub(crate) const SPEC: &str = r#"{
+const SPEC: &str = r#"{
     "cluster": "chaos",
     "lease_ms": 3000,
     "groups": {
@@ -81,6 +82,15 @@ pub(crate) const SPEC: &str = r#"{
         { "from": "audit", "to": "batch" }
     ]
 }"#;
+
+/// The spec. Where servers take over from each other, leases are as long as that asks for, by default.
+pub(crate) fn spec() -> Value {
+    let mut spec: Value = serde_json::from_str(SPEC).expect("it is JSON");
+    if layout() == Layout::Three {
+        spec.as_object_mut().expect("it is an object").remove("lease_ms");
+    }
+    spec
+}
 
 /// The most requests that are under way at once: more would only queue.
 const UNDER_WAY_MAX: usize = 8;
@@ -185,14 +195,9 @@ impl Operator {
 
     /// Sends a request; gives the transition's name if it was accepted.
     fn post(&mut self, body: &Value) -> Option<String> {
-        let (status, answer) = http::ask("POST", "/v1/transitions", Some(body))?;
-        let id = (status == 202).then(|| text(&answer, "id").to_owned())?;
-        let mut history = self.history.lock();
-        history.transition(&answer, "request");
-        history
-            .accepted
-            .push(Accepted { transition: id.clone(), request_id: text(body, "request_id").to_owned() });
-        Some(id)
+        let answer = http::ask_any("POST", "/v1/transitions", Some(body))?;
+        let is_accepted = self.history.lock().accept(text(body, "request_id"), &answer);
+        is_accepted.then(|| text(&answer.body, "id").to_owned())
     }
 
     /// The same request once more has the same result.
