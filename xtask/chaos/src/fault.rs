@@ -784,10 +784,11 @@ fn some(random: &mut Random, of: &[Place]) -> &'static str {
 /// Asks one server, or whom it sends us on to, for a transition; says whether that was acknowledged.
 fn try_write(history: &Shared, server: Place, request_id: &str, target: &str) -> bool {
     let body = json!({ "targets": [target], "request_id": request_id });
+    let begun = Stamp::now();
     let Some(answer) = http::ask_through(server, "POST", "/v1/transitions", Some(&body), TRY_MAX) else {
         return false;
     };
-    history.lock().accept(request_id, &answer)
+    history.lock().accept(request_id, &answer, begun)
 }
 
 /// Asks servers that cannot reach etcd for what they may not give.
@@ -822,7 +823,7 @@ impl Asked {
                     let answer = http::ask_one(*place, "POST", "/v1/transitions", Some(&body), TRY_MAX);
                     let mut history = shared.lock();
                     if let Some(answer) = answer {
-                        history.accept(&id, &answer);
+                        history.accept(&id, &answer, begun);
                     }
                     if defect == Some(Defect::MinorityAcks) {
                         let (transition, server) = ("t0".to_owned(), place.0.to_owned());

@@ -53,7 +53,7 @@ pub(crate) struct Shown {
 pub(crate) struct Accepted {
     pub(crate) transition: String,
     pub(crate) request_id: String,
-    /// By which server, and from when until when it was asked.
+    /// By which server, when the request was first sent to anybody, and when this was answered.
     pub(crate) server: String,
     pub(crate) begun: Stamp,
     pub(crate) at: Stamp,
@@ -270,8 +270,9 @@ impl History {
         }
     }
 
-    /// An answer to a request; says whether that was acknowledged.
-    pub(crate) fn accept(&mut self, request_id: &str, answer: &Answer) -> bool {
+    /// An answer to a request that was first sent at some time; says whether it was acknowledged. What was recorded then
+    /// may be acknowledged again by a server that cannot write.
+    pub(crate) fn accept(&mut self, request_id: &str, answer: &Answer, begun: Stamp) -> bool {
         if answer.status != 202 {
             return false;
         }
@@ -280,7 +281,7 @@ impl History {
             transition: text(&answer.body, "id").to_owned(),
             request_id: request_id.to_owned(),
             server: answer.server.to_owned(),
-            begun: answer.begun,
+            begun,
             at: Stamp::now(),
         });
         true

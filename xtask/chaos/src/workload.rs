@@ -1,5 +1,6 @@
 //! The operators: random requests, some of them sent again, as they were and otherwise; aborts, drains.
 
+use crate::clock::Stamp;
 use crate::history::{Accepted, text};
 use crate::http;
 use crate::network::{Layout, layout};
@@ -180,11 +181,12 @@ impl Operator {
         if self.random.percent(5) {
             body["overrides"] = json!(["arbiter@h1"]);
         }
-        let first = self.post(&body);
+        let begun = Stamp::now();
+        let first = self.post(&body, begun);
         if self.random.percent(20) || first.is_none() {
             // The answer may have been lost, and the server may be away: later, too.
             std::thread::sleep(Duration::from_millis(self.random.within(0, 400)));
-            self.again(&body, first.as_deref());
+            self.again(&body, first.as_deref(), begun);
         }
         if let Some(id) = first
             && self.random.percent(10)
@@ -194,15 +196,15 @@ impl Operator {
     }
 
     /// Sends a request; gives the transition's name if it was accepted.
-    fn post(&mut self, body: &Value) -> Option<String> {
+    fn post(&mut self, body: &Value, begun: Stamp) -> Option<String> {
         let answer = http::ask_any("POST", "/v1/transitions", Some(body))?;
-        let is_accepted = self.history.lock().accept(text(body, "request_id"), &answer);
+        let is_accepted = self.history.lock().accept(text(body, "request_id"), &answer, begun);
         is_accepted.then(|| text(&answer.body, "id").to_owned())
     }
 
     /// The same request once more has the same result.
-    fn again(&mut self, body: &Value, first: Option<&str>) {
-        let Some(second) = self.post(body) else { return };
+    fn again(&mut self, body: &Value, first: Option<&str>, begun: Stamp) {
+        let Some(second) = self.post(body, begun) else { return };
         let mut history = self.history.lock();
         history.repeated.0 += 1;
         if let Some(first) = first
