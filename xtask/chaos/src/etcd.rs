@@ -13,6 +13,7 @@ use lockstep_core::snapshot;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -20,6 +21,8 @@ use std::time::Duration;
 pub(crate) const PREFIX: &str = "/chaos/";
 const CLIENT_PORT: u16 = 2379;
 const PATIENCE: Duration = Duration::from_secs(2);
+/// The same for what a member says of itself, which it does at once or not at all.
+const STATUS_PATIENCE: Duration = Duration::from_millis(500);
 /// How often it is looked at: two reigns do not begin in so short a time.
 const PAUSE: Duration = Duration::from_millis(100);
 /// How many batches one request reads.
@@ -86,15 +89,24 @@ pub(crate) fn store_url() -> String {
 }
 
 /// What one member answers.
-fn ask_one(member: Place, what: &str, body: &Value) -> Option<Value> {
+fn ask_one(member: Place, what: &str, body: &Value, patience: Duration) -> Option<Value> {
     let (status, _, answer) =
-        http::exchange(address_of(member), "POST", &format!("/v3/{what}"), Some(body), PATIENCE)?;
+        http::exchange(address_of(member), "POST", &format!("/v3/{what}"), Some(body), patience)?;
     (status == 200).then_some(answer)
 }
 
-/// What the first member answers that does.
+/// The member that has answered last.
+static CURRENT: AtomicUsize = AtomicUsize::new(0);
+
+/// What a member answers: the same one as before, as long as it does.
 fn ask(what: &str, body: &Value) -> Option<Value> {
-    layout().members().iter().find_map(|member| ask_one(*member, what, body))
+    let members = layout().members();
+    let first = CURRENT.load(Ordering::Relaxed);
+    (first..first + members.len()).find_map(|turn| {
+        let answer = ask_one(members[turn % members.len()], what, body, PATIENCE)?;
+        CURRENT.store(turn % members.len(), Ordering::Relaxed);
+        Some(answer)
+    })
 }
 
 /// The gateway writes 64 bits as text, and leaves zeros out.
@@ -129,7 +141,7 @@ pub(crate) fn is_whole() -> bool {
 
 /// The term and the leader, as a member knows them.
 fn leader_by(member: Place) -> Option<(u64, u64, u64)> {
-    let status = ask_one(member, "maintenance/status", &json!({}))?;
+    let status = ask_one(member, "maintenance/status", &json!({}), STATUS_PATIENCE)?;
     let (term, leader) = (number(&status, "raftTerm"), number(&status, "leader"));
     (leader != 0).then(|| (term, leader, number(&status["header"], "member_id")))
 }
@@ -158,13 +170,14 @@ pub(crate) fn remove(member: Place) -> bool {
     };
     let Some(known) = list["members"].as_array().into_iter().flatten().find(has_url) else { return true };
     let id = known["ID"].clone();
-    others(member).any(|other| ask_one(other, "cluster/member/remove", &json!({ "ID": id })).is_some())
+    others(member)
+        .any(|other| ask_one(other, "cluster/member/remove", &json!({ "ID": id }), PATIENCE).is_some())
 }
 
 /// Adds a member that has nothing yet; says whether it is one now.
 pub(crate) fn add(member: Place) -> bool {
     let body = json!({ "peerURLs": [peer_url(member)] });
-    others(member).any(|other| ask_one(other, "cluster/member/add", &body).is_some())
+    others(member).any(|other| ask_one(other, "cluster/member/add", &body, PATIENCE).is_some())
 }
 
 fn others(member: Place) -> impl Iterator<Item = Place> {
@@ -173,6 +186,15 @@ fn others(member: Place) -> impl Iterator<Item = Place> {
 
 /// Starts to look; it ends with the process.
 pub(crate) fn observe(observed: &Observed) {
+    let shared = observed.clone();
+    std::thread::spawn(move || {
+        loop {
+            if let Some((name, term)) = leader() {
+                shared.lock().leaders.insert(term, name.to_owned());
+            }
+            std::thread::sleep(PAUSE);
+        }
+    });
     let observed = observed.clone();
     std::thread::spawn(move || {
         let mut next = 1;
@@ -185,9 +207,6 @@ pub(crate) fn observe(observed: &Observed) {
 
 /// Looks once, at all that is new; says whether etcd answered.
 fn look(observed: &Observed, next: &mut u64) -> bool {
-    if let Some((name, term)) = leader() {
-        observed.lock().leaders.insert(term, name.to_owned());
-    }
     let Some(leader) = get("leader") else { return false };
     if let Some((reign, at, name)) = leader.as_ref().and_then(reigning) {
         observed.lock().reigns.entry(reign).or_insert((at, name));

@@ -373,3 +373,31 @@ impl Evidence {
 pub(crate) fn host_of(member: &str) -> &str {
     member.rsplit_once('@').map_or(member, |(_, host)| host)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_request_that_is_another_transition_elsewhere_is_found() {
+        let mut history = History::default();
+        let shown = |id: &str| json!({ "id": id, "request_id": "r-1", "outcome": null });
+        history.transition(&shown("t7"), "s1");
+        history.transition(&shown("t7"), "s2");
+        assert_eq!(history.broken, []);
+        history.transition(&shown("t9"), "s2");
+        assert_eq!(history.broken, [(7, "request r-1 is t7, and s2 says that it is t9".to_owned())]);
+    }
+
+    #[test]
+    fn a_list_says_which_transitions_are_open() {
+        let item = |id: &str, decision: Value, outcome: Value| json!({ "id": id, "decision": decision, "outcome": outcome });
+        let list = json!({ "items": [
+            item("t2", "commit".into(), "committed".into()),
+            item("t5", "commit".into(), Value::Null),
+            item("t11", Value::Null, Value::Null),
+        ] });
+        assert_eq!(listed(&list), (11, BTreeMap::from([(5, true), (11, false)])));
+    }
+}

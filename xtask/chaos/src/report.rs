@@ -83,11 +83,13 @@ pub(crate) fn print(evidence: &Evidence, totals: &Totals, took: Duration) -> BTr
 /// How long it took, from what took the active server away to the first write that was acknowledged again.
 fn print_take_overs(evidence: &Evidence, seen: &Seen) {
     let history = &evidence.history;
-    let named: BTreeSet<&str> = seen.reigns.values().map(|(_, name)| name.as_str()).collect();
+    let begun: Vec<&str> = seen.batches.values().filter_map(|batch| batch.begins.as_deref()).collect();
+    let servers: BTreeSet<&&str> = begun.iter().collect();
     println!(
-        "reigns        {}, of {} servers; {} leaders of etcd; {} batches of {} records",
+        "reigns        {}, of {} servers, {} seen to begin; etcd had {} leaders; {} batches of {} records",
+        begun.len(),
+        servers.len(),
         seen.reigns.len(),
-        named.len(),
         seen.leaders.len(),
         seen.batches.len(),
         seen.cluster.revision
