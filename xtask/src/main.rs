@@ -16,7 +16,7 @@ cargo xtask COMMAND
   test [ARGS]      installs what the tests need (as root, on Debian), then runs all of them; ARGS go to the runner
   bench [--json F] measures, each figure beside its floor in the same run
   mutants [SEEDS]  lets the simulator look for each deliberate fault, in 3000 seeds unless SEEDS says otherwise
-  chaos [ARGS]     real processes under faults (as root): --minutes M --seed N, --defect WHAT to see a check fail; --help has all
+  chaos [ARGS]     real processes under faults (as root): --servers 1|3 --minutes M --seed N, --defect WHAT to see a check fail; --help has all
   soak [RUNS]      every case of each scenario with real software, 10 times unless RUNS says otherwise
 ";
 
@@ -40,7 +40,8 @@ const PACKAGES: [(&str, &str); 8] = [
 ];
 
 /// What chaos makes faults with.
-const CHAOS_PACKAGES: [(&str, &str); 6] = [
+const CHAOS_PACKAGES: [(&str, &str); 7] = [
+    ("etcd", "etcd-server"),
     ("python3", "python3"),
     ("ip", "iproute2"),
     ("nft", "nftables"),
@@ -49,8 +50,8 @@ const CHAOS_PACKAGES: [(&str, &str); 6] = [
     ("faketime", "faketime"),
 ];
 
-/// How long it does so as one of the tests.
-const CHAOS_TEST: [&str; 2] = ["--minutes", "2"];
+/// What it does as one of the tests: with one server, and with three.
+const CHAOS_TESTS: [&[&str]; 2] = [&["--minutes", "1"], &["--servers", "3", "--minutes", "1"]];
 
 /// What `mutants` found, a line for each.
 const MUTANTS: &str = "target/mutants.txt";
@@ -146,7 +147,7 @@ fn test(args: &[String]) -> Done {
         run(scenario, &[cases, &["--runs", "1", "--lockstep", "target/debug/lockstep"][..]].concat(), &[])?;
     }
     if is_root() && has_namespaces() {
-        chaos(&CHAOS_TEST)?;
+        CHAOS_TESTS.into_iter().try_for_each(chaos)?;
     } else {
         eprintln!("xtask: chaos on real processes needs root and namespaces of its own: it was not made");
     }

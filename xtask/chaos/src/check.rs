@@ -6,8 +6,10 @@ mod c02_written_once;
 mod c05_prepared_until_decided;
 mod c06_all_goals_or_none;
 mod c08_acknowledged_survives;
+mod c09_minority_never_acknowledges;
 mod c10_leases_end;
 mod c10_tokens_only_grow;
+mod c11_deposed_write_nothing;
 mod c12_max_is_kept;
 mod c13_done_means_done;
 mod c14_holds_end;
@@ -17,9 +19,11 @@ mod c19_all_resolves;
 mod c20_members_stay;
 mod c21_clocks_may_jump;
 mod calls_never_overlap;
+mod reads_are_linear;
 mod settings_as_decided;
 
 use crate::history::Evidence;
+use crate::network::{Layout, layout};
 
 /// What a check came to: how much it looked at, and what is broken.
 #[derive(Debug, Default, PartialEq)]
@@ -41,8 +45,9 @@ impl Verdict {
 /// A check, by its number and name.
 pub(crate) type Check = (&'static str, fn(&Evidence) -> Verdict);
 
-/// All of them. What is found on the spot (22 altogether, parts of 1, 6 and 7) comes from the history.
-pub(crate) const ALL: [Check; 19] = [
+/// Those that are made whatever servers there are. What is found on the spot (22 altogether, parts of 1, 6, 7, 11 and 16)
+/// comes from the history.
+const ALL: [Check; 19] = [
     ("1 one-outcome", c01_one_outcome::check),
     ("2 written-once", c02_written_once::check),
     ("5 prepared-until-decided", c05_prepared_until_decided::check),
@@ -63,6 +68,22 @@ pub(crate) const ALL: [Check; 19] = [
     ("calls-never-overlap", calls_never_overlap::check),
     ("settings-as-decided", settings_as_decided::check),
 ];
+
+/// Those that need several servers, on etcd.
+const OF_SEVERAL: [Check; 3] = [
+    ("9 minority-never-acknowledges", c09_minority_never_acknowledges::check),
+    ("11 deposed-write-nothing", c11_deposed_write_nothing::check),
+    ("reads-are-linear", reads_are_linear::check),
+];
+
+/// All checks of this run.
+pub(crate) fn all() -> impl Iterator<Item = Check> {
+    let of_several: &[Check] = match layout() {
+        Layout::One => &[],
+        Layout::Three => &OF_SEVERAL,
+    };
+    ALL.iter().chain(of_several).copied()
+}
 
 /// 7: found by the operators, who know what they sent.
 fn same_request(evidence: &Evidence) -> Verdict {

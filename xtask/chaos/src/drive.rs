@@ -2,14 +2,18 @@
 
 use crate::clock::Stamp;
 use crate::command::{self, run_args};
+use crate::etcd::{self, Observed};
 use crate::fault::{Active, Kind, Striker};
-use crate::history::{Evidence, Struck, text};
+use crate::history::{Evidence, Struck, number, text};
+use crate::member::Defect;
+use crate::network::{self, Layout, layout};
 use crate::random::Random;
 use crate::reader::{self, Shared};
 use crate::report::{self, Totals};
-use crate::workload::{self, GROUPS, LEASED, SPEC};
+use crate::workload::{self, GROUPS, LEASED};
 use crate::world::{EXCUSED, HOSTS, World};
 use crate::{BROKEN, CANNOT_RUN, INVALID, Options, check, http, journal, member};
+use lockstep_core::cluster::Cluster;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -40,7 +44,9 @@ const JUMP: Duration = Duration::from_secs(3);
 /// Runs it and says how it went.
 pub(crate) fn run(options: &Options) -> ExitCode {
     let seed = options.seed.unwrap_or_else(|| Stamp::now().0 % 1_000_000);
-    println!("chaos: seed {seed}, {} minutes", options.minutes);
+    network::set_layout(options.servers);
+    let servers = layout().servers().len();
+    println!("chaos: seed {seed}, {} minutes, servers: {servers}", options.minutes);
     let began = Instant::now();
     match drive(options, seed) {
         Ok((evidence, totals)) => finish(options, seed, &evidence, &totals, began.elapsed()),
@@ -63,7 +69,8 @@ fn finish(options: &Options, seed: u64, evidence: &Evidence, totals: &Totals, to
     if !broken.is_empty() {
         let broken: usize = broken.values().sum();
         println!(
-            "chaos: {broken} VIOLATIONS; again with: cargo xtask chaos --minutes {} --seed {seed}",
+            "chaos: {broken} VIOLATIONS; again with: cargo xtask chaos --servers {} --minutes {} --seed {seed}",
+            layout().servers().len(),
             options.minutes
         );
         keep(options, seed, Some(evidence));
@@ -109,18 +116,31 @@ fn drive(options: &Options, seed: u64) -> io::Result<(Evidence, Totals)> {
     // Over what is there: in this sandbox only.
     command::run("mount -t tmpfs tmpfs /run")?;
     fs::create_dir_all(DIR)?;
+    if let Some(defect) = options.defect
+        && !defect.is_for(layout())
+    {
+        return Err(io::Error::other("this defect needs other servers: see --servers"));
+    }
     let mut random = Random::new(seed);
     let spared = (*random.pick(&HOSTS[..4])).to_owned();
     let history = Shared::default();
     let lockstep = fs::canonicalize(&options.lockstep)?;
-    let mut world = World::make(Path::new(DIR), &lockstep, &history, options.defect)?;
+    let mut world =
+        World::make(Path::new(DIR), &lockstep, &history, options.defect, options.etcd_default_timing)?;
+    let observed = Observed::default();
+    if layout() == Layout::Three {
+        start_etcd(&mut world)?;
+        etcd::observe(&observed);
+    }
     start_cluster(&mut world)?;
     reader::start(&history, options.defect);
     watch_stalls(&history);
     let stop = Arc::new(AtomicBool::new(false));
     let operators: Vec<_> =
         (0..OPERATORS).map(|number| workload::start(&history, seed * 10 + number, stop.clone())).collect();
-    let mut chaos = Chaos { world, history, random, spared, active: Vec::new(), bitten: BTreeMap::new() };
+    let (active, bitten) = Default::default();
+    let defect = options.defect;
+    let mut chaos = Chaos { world, history, observed, random, spared, active, bitten, defect };
     let was_made = chaos.make_faults(options);
     stop.store(true, Ordering::Relaxed);
     for operator in operators {
@@ -131,11 +151,24 @@ fn drive(options: &Options, seed: u64) -> io::Result<(Evidence, Totals)> {
     chaos.judge_at_the_end()
 }
 
-/// Brings everything up, and an image of one agent's disk aside.
+fn start_etcd(world: &mut World) -> io::Result<()> {
+    for (member, _) in layout().members() {
+        world.start(member)?;
+    }
+    wait("etcd to have a leader", world, etcd::is_whole)
+}
+
+/// Brings everything else up, and an image of one agent's disk aside.
 fn start_cluster(world: &mut World) -> io::Result<()> {
-    world.start("server")?;
-    wait("the server to be ready", world, || http::get("/readyz").is_some())?;
-    let spec: Value = serde_json::from_str(SPEC)?;
+    for (server, _) in layout().servers() {
+        world.start(server)?;
+    }
+    wait("a server to be the active one", world, || World::active().is_some())?;
+    wait("all servers to be ready", world, || {
+        let is_ready = |server| http::ask_one(server, "GET", "/readyz", None, Duration::from_secs(1));
+        layout().servers().iter().all(|server| is_ready(*server).is_some_and(|it| it.status == 200))
+    })?;
+    let spec = workload::spec();
     if let Some((status, answer)) = http::ask("PUT", "/v1/spec", Some(&spec))
         && status != 200
     {
@@ -185,11 +218,13 @@ fn watch_stalls(history: &Shared) {
 struct Chaos {
     world: World,
     history: Shared,
+    observed: Observed,
     random: Random,
     spared: String,
     active: Vec<Active>,
     /// How often each kind was made, and has bitten.
     bitten: BTreeMap<Kind, (u64, u64)>,
+    defect: Option<Defect>,
 }
 
 impl Chaos {
@@ -198,7 +233,11 @@ impl Chaos {
         let (began, mut judged) = (Instant::now(), Instant::now());
         let is_wanted =
             |kind: &Kind| options.only.is_empty() || options.only.iter().any(|only| only == kind.name());
-        let mut kinds: Vec<Kind> = Kind::ALL.into_iter().filter(is_wanted).collect();
+        let kinds = Kind::ALL.into_iter().filter(|kind| kind.is_for(layout()));
+        let mut kinds: Vec<Kind> = kinds.filter(is_wanted).collect();
+        if kinds.is_empty() {
+            return Err(io::Error::other("none of these kinds of faults can be made with these servers"));
+        }
         for kind in &kinds {
             self.bitten.insert(*kind, (0, 0));
         }
@@ -208,6 +247,7 @@ impl Chaos {
             random: Random::new(self.random.next()),
             spared: self.spared.clone(),
             history: self.history.clone(),
+            defect: options.defect,
             longest_ms: if options.minutes > 5.0 { LONGEST_MS.1 } else { LONGEST_MS.0 },
         };
         let mut next = Instant::now() + Duration::from_secs(2);
@@ -243,11 +283,15 @@ impl Chaos {
                 (bites > 0, *kind != slowest, if bites > 0 { 0 } else { made })
             });
         }
+        let active_server = match layout() {
+            Layout::One => Some("server"),
+            Layout::Three => World::active(),
+        };
         for kind in kinds {
             if self.active.iter().any(|active| active.kind == kind) {
                 continue;
             }
-            let Some(active) = striker.strike(&mut self.world, kind, &self.active)? else {
+            let Some(active) = striker.strike(&mut self.world, kind, active_server, &self.active)? else {
                 // Something else is at its target.
                 continue;
             };
@@ -279,7 +323,7 @@ impl Chaos {
     /// Whether anything is broken by what is known so far.
     fn is_broken(&self) -> io::Result<bool> {
         let evidence = self.gather(false)?;
-        Ok(check::ALL.iter().any(|(_, check)| !check(&evidence).broken.is_empty()))
+        Ok(check::all().any(|(_, check)| !check(&evidence).broken.is_empty()))
     }
 
     /// Everything is mended but for one host; then that too. Each time all has to resolve.
@@ -290,30 +334,35 @@ impl Chaos {
             .rev()
             .find(|host| *host != self.spared && *host != EXCUSED)
             .expect("there are five");
-        self.world.kill(broken);
-        for name in ["server"].into_iter().chain(HOSTS).filter(|name| *name != broken) {
-            self.world.want(name, true);
+        // With several servers one of them stays away too, and so does a member of etcd.
+        let mut away = vec![broken];
+        if layout() == Layout::Three {
+            away.extend([self.random.pick(&["s1", "s2", "s3"]), self.random.pick(&["e1", "e2", "e3"])]);
+        }
+        for name in World::all() {
+            match away.contains(&name) {
+                true => _ = self.world.kill(name),
+                false => self.world.want(name, true),
+            }
         }
         member::set_calm(&self.world.software(), true)?;
         let healed = Stamp::now();
         {
             let mut history = self.history.lock();
             history.healed = Some(healed);
-            let struck = Struck {
-                kind: "agent-killed",
-                target: broken.to_owned(),
-                from: healed,
-                to: None,
-                has_bitten: true,
-                turns: 1,
-            };
-            history.struck.push(struck);
+            for name in &away {
+                let kind = if *name == broken { "agent-killed" } else { "stays-away" };
+                let (target, from) = ((*name).to_owned(), healed);
+                history.struck.push(Struck { kind, target, from, to: None, has_bitten: true, turns: 1 });
+            }
         }
         let others: Vec<&str> = HOSTS.into_iter().filter(|host| *host != broken).collect();
         let mut resolved = self.wait_resolved(&others, "with one host gone");
-        self.world.start(broken)?;
-        if let Some(last) = self.history.lock().struck.last_mut() {
-            last.to = Some(Stamp::now());
+        for name in &away {
+            self.world.start(name)?;
+        }
+        for struck in self.history.lock().struck.iter_mut().filter(|struck| struck.to.is_none()) {
+            struck.to = Some(Stamp::now());
         }
         if resolved.is_ok() {
             resolved = self.wait_resolved(&HOSTS, "with all hosts");
@@ -342,11 +391,11 @@ impl Chaos {
         self.tend_for(QUIET)?;
         for (kind, seconds) in [(Kind::ServerClockForward, 3600), (Kind::ServerClockBack, -3600)] {
             let from = Stamp::now();
-            for name in ["server"].into_iter().chain(HOSTS) {
+            for name in World::clocked() {
                 self.world.set_clock(name, seconds)?;
             }
             self.tend_for(JUMP)?;
-            let (kind, target) = (kind.name(), "server/clock".to_owned());
+            let (kind, target) = (kind.name(), "all/clock".to_owned());
             let to = Some(Stamp::now());
             self.history.lock().struck.push(Struck { kind, target, from, to, has_bitten: true, turns: 1 });
         }
@@ -392,6 +441,7 @@ impl Chaos {
             excused: EXCUSED.to_owned(),
             limited,
             leased: LEASED.to_owned(),
+            etcd: (layout() == Layout::Three).then(|| self.observed.lock().clone()),
             ..Evidence::default()
         })
     }
@@ -413,24 +463,28 @@ impl Chaos {
             evidence.members.clone_from(&members);
             evidence.hosts.clone_from(&hosts);
             evidence.taken = self.taken()?;
-            if check::ALL.iter().all(|(_, check)| check(&evidence).broken.is_empty()) && self.has_read_all() {
+            if check::all().all(|(_, check)| check(&evidence).broken.is_empty()) && self.has_read_all() {
                 break;
             }
         }
         // All of it once more, from the first event that is kept: it has to be the same.
         let since = self.history.lock().events.keys().next().map_or(0, |first| first.saturating_sub(1));
         let shared = self.history.clone();
-        let read = http::events(since, false, |id, data| shared.lock().event(id, data));
-        if !matches!(read, Ok(200 | 410)) {
-            self.history.lock().broken.push((1, format!("the events cannot be read again: {read:?}")));
+        for server in layout().servers() {
+            let read = http::events(*server, since, false, |id, data| shared.lock().event(id, data));
+            if !matches!(read, Ok(200 | 410)) {
+                let why = format!("the events of {} cannot be read again: {read:?}", server.0);
+                self.history.lock().broken.push((1, why));
+            }
         }
-        for name in ["server"].into_iter().chain(HOSTS) {
+        for name in World::clocked() {
             self.world.kill(name);
         }
+        let stored = self.read_store();
         let mut evidence = self.gather(true)?;
         (evidence.members, evidence.hosts, evidence.settings) = (members, hosts, settings);
         evidence.taken = self.taken()?;
-        match journal::server(&self.world.server_data()) {
+        match stored {
             Ok(cluster) => evidence.store = Some(cluster),
             Err(why) => {
                 evidence.history.broken.push((22, format!("the server's journal cannot be read: {why}")))
@@ -449,6 +503,56 @@ impl Chaos {
             ended: self.world.ended(),
         };
         Ok((evidence, totals))
+    }
+
+    /// What the store holds, now that nobody writes to it any more.
+    fn read_store(&self) -> Result<Cluster, String> {
+        if layout() == Layout::One {
+            return journal::server(&self.world.server_data());
+        }
+        // The observer reads what was written last, too.
+        let began = Instant::now();
+        loop {
+            let stored = etcd::journal();
+            let has_seen = self.observed.lock().cluster.revision;
+            match stored {
+                Ok((cluster, _)) if cluster.revision == has_seen => break,
+                Ok(_) | Err(_) if began.elapsed() < Duration::from_secs(10) => {
+                    std::thread::sleep(Duration::from_millis(100));
+                }
+                Ok((cluster, _)) => {
+                    return Err(format!("it ends at {}, and {has_seen} was there", cluster.revision));
+                }
+                Err(why) => return Err(why),
+            }
+        }
+        let seen = self.observed.lock().clone();
+        let last = self.history.lock().accepted.iter().filter_map(|it| number(&it.transition)).max();
+        match (self.defect, last) {
+            (Some(Defect::UnfencedWrite), _) if !etcd::write_unfenced(&seen) => {
+                return Err("nothing can be written to etcd".to_owned());
+            }
+            (Some(Defect::LostWrites), Some(last)) => {
+                let from = seen.batches.range(..=last).next_back().map_or(1, |(first, _)| *first);
+                if !etcd::lose_from(from) {
+                    return Err("nothing can be deleted in etcd".to_owned());
+                }
+            }
+            (Some(_), _) | (None, _) => {}
+        }
+        let (cluster, batches) = etcd::journal()?;
+        let mut history = self.history.lock();
+        for (first, batch) in &batches {
+            if seen.batches.get(first) != Some(batch) {
+                let why = format!("what was {:?} is {batch:?} at the end", seen.batches.get(first));
+                history.broken.push((11, why));
+            }
+        }
+        if cluster.revision == seen.cluster.revision && cluster != seen.cluster {
+            let why = "the snapshot and what follows it do not come to what all records come to";
+            history.broken.push((11, why.to_owned()));
+        }
+        Ok(cluster)
     }
 
     /// Whether every transition that is known is known whole.

@@ -3,21 +3,37 @@
 
 use crate::clock::Stamp;
 use crate::command::run_args;
-use crate::history::{Struck, text};
+use crate::etcd;
+use crate::history::{Accepted, CutOff, Struck, TakeOver, text};
 use crate::http;
-use crate::network::{self, Way};
+use crate::member::Defect;
+use crate::network::{self, Layout, Place, Way, layout};
 use crate::random::Random;
-use crate::reader::Shared;
-use crate::workload::{GROUPS, LEASED, SPEC};
+use crate::reader::{self, Shared};
+use crate::workload::{self, GROUPS, LEASED};
 use crate::world::{EXCUSED, HOSTS, PROXIED, World, is_stopped};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use serde_json::Value;
+use serde_json::{Value, json};
 use std::fs;
 use std::io::{self, Read, Write};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
+
+/// Targets that are more than one process or host: every process, every network, every member of etcd.
+const ALL: &str = "all";
+const NET: &str = "net";
+const ETCD: &str = "etcd";
+/// How long a reign lasts that nobody renews, and more: what took the active server away has made room for another one.
+const REIGN_OVER_MS: u64 = 3500;
+/// How long somebody waits for a write to be acknowledged again.
+const TAKE_OVER_MAX: Duration = Duration::from_secs(60);
+/// How long a request of theirs may take.
+const TRY_MAX: Duration = Duration::from_secs(1);
+/// How long etcd may take to replace a member: it does not when it has not seen all others for some seconds.
+const REPLACE_MAX: Duration = Duration::from_secs(30);
 
 /// What may be done.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -55,10 +71,26 @@ pub(crate) enum Kind {
     Jitter,
     Overtaken,
     SlowSubscriber,
+    ActiveKilled,
+    ActiveStopped,
+    ActiveKilledInTransition,
+    StandbyKilled,
+    StandbyStopped,
+    SteppedDown,
+    ServerLosesEtcd,
+    CutServerMember,
+    CutMemberMember,
+    CutAgentServer,
+    MinorityCutOff,
+    EtcdLeaderKilled,
+    EtcdMemberStopped,
+    EtcdMemberReplaced,
+    EtcdNoMajority,
+    EtcdCompacted,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 33] = [
+    pub(crate) const ALL: [Self; 49] = [
         Self::SlowSubscriber,
         Self::ServerKilled,
         Self::ServerStopped,
@@ -92,6 +124,22 @@ impl Kind {
         Self::Delay,
         Self::Jitter,
         Self::Overtaken,
+        Self::ActiveKilled,
+        Self::ActiveStopped,
+        Self::ActiveKilledInTransition,
+        Self::StandbyKilled,
+        Self::StandbyStopped,
+        Self::SteppedDown,
+        Self::ServerLosesEtcd,
+        Self::CutServerMember,
+        Self::CutMemberMember,
+        Self::CutAgentServer,
+        Self::MinorityCutOff,
+        Self::EtcdLeaderKilled,
+        Self::EtcdMemberStopped,
+        Self::EtcdMemberReplaced,
+        Self::EtcdNoMajority,
+        Self::EtcdCompacted,
     ];
 
     pub(crate) fn name(self) -> &'static str {
@@ -129,12 +177,102 @@ impl Kind {
             Self::Jitter => "jitter",
             Self::Overtaken => "overtaken",
             Self::SlowSubscriber => "slow-subscriber",
+            Self::ActiveKilled => "active-killed",
+            Self::ActiveStopped => "active-stopped",
+            Self::ActiveKilledInTransition => "active-killed-in-transition",
+            Self::StandbyKilled => "standby-killed",
+            Self::StandbyStopped => "standby-stopped",
+            Self::SteppedDown => "stepped-down",
+            Self::ServerLosesEtcd => "server-loses-etcd",
+            Self::CutServerMember => "cut-server-etcd",
+            Self::CutMemberMember => "cut-etcd-etcd",
+            Self::CutAgentServer => "cut-agent-server",
+            Self::MinorityCutOff => "minority-cut-off",
+            Self::EtcdLeaderKilled => "etcd-leader-killed",
+            Self::EtcdMemberStopped => "etcd-member-stopped",
+            Self::EtcdMemberReplaced => "etcd-member-replaced",
+            Self::EtcdNoMajority => "etcd-no-majority",
+            Self::EtcdCompacted => "etcd-compacted",
         }
     }
 
-    /// What it is made to. Two faults of one target would undo each other; those of a host's network and of its
+    /// Whether it is made with these servers. What is done to the disk of one server's store has no place where etcd has
+    /// the disks; and what is done to one of several servers depends on whether it is the active one.
+    pub(crate) fn is_for(self, layout: Layout) -> bool {
+        match self {
+            Self::ServerKilled
+            | Self::ServerStopped
+            | Self::ServerKilledInTransition
+            | Self::ServerDiskFull
+            | Self::ServerSyncFails
+            | Self::ServerKilledInSync
+            | Self::ServerPowerCut => layout == Layout::One,
+            Self::ActiveKilled
+            | Self::ActiveStopped
+            | Self::ActiveKilledInTransition
+            | Self::StandbyKilled
+            | Self::StandbyStopped
+            | Self::SteppedDown
+            | Self::ServerLosesEtcd
+            | Self::CutServerMember
+            | Self::CutMemberMember
+            | Self::CutAgentServer
+            | Self::MinorityCutOff
+            | Self::EtcdLeaderKilled
+            | Self::EtcdMemberStopped
+            | Self::EtcdMemberReplaced
+            | Self::EtcdNoMajority
+            | Self::EtcdCompacted => layout == Layout::Three,
+            Self::ServerClockForward
+            | Self::ServerClockBack
+            | Self::AllKilled
+            | Self::AgentKilled
+            | Self::AgentStopped
+            | Self::AgentDiskFull
+            | Self::AgentSyncFails
+            | Self::AgentKilledInSync
+            | Self::AgentClockForward
+            | Self::AgentClockBack
+            | Self::AgentRestored
+            | Self::AgentDoubled
+            | Self::HandlerKilled
+            | Self::HandlerStopped
+            | Self::SoftwareKilled
+            | Self::GuardKilled
+            | Self::CutFull
+            | Self::CutOut
+            | Self::CutIn
+            | Self::CutPartial
+            | Self::LinkFlaps
+            | Self::ConnectionReset
+            | Self::Delay
+            | Self::Jitter
+            | Self::Overtaken
+            | Self::SlowSubscriber => true,
+        }
+    }
+
+    /// Whether it is made to the active server, or to another one.
+    fn is_of_roles(self) -> bool {
+        let of_roles = [
+            Self::ActiveKilled,
+            Self::ActiveStopped,
+            Self::ActiveKilledInTransition,
+            Self::StandbyKilled,
+            Self::StandbyStopped,
+            Self::SteppedDown,
+            Self::ServerLosesEtcd,
+            Self::MinorityCutOff,
+        ];
+        of_roles.contains(&self)
+    }
+
+    /// What it is made to, where `active` is the active server. Two faults of one target would undo each other; those of a host's network and of its
     /// processes lie on top of each other gladly.
-    fn target(self, random: &mut Random, spared: &str) -> String {
+    fn target(self, random: &mut Random, spared: &str, active: &str) -> String {
+        let standbys = || -> Vec<&'static str> {
+            Layout::Three.servers().iter().map(|(name, _)| *name).filter(|name| *name != active).collect()
+        };
         let others: Vec<&str> = HOSTS.into_iter().filter(|host| *host != spared).collect();
         let proxied: Vec<&str> = PROXIED.into_iter().filter(|host| *host != spared).collect();
         match self {
@@ -144,9 +282,28 @@ impl Kind {
             | Self::ServerDiskFull
             | Self::ServerSyncFails
             | Self::ServerKilledInSync
-            | Self::ServerPowerCut
-            | Self::AllKilled => "server".to_owned(),
-            Self::ServerClockForward | Self::ServerClockBack => "server/clock".to_owned(),
+            | Self::ServerPowerCut => "server".to_owned(),
+            Self::AllKilled => ALL.to_owned(),
+            // The active one has something to say, by which its clock is seen.
+            Self::ServerClockForward | Self::ServerClockBack => format!("{active}/clock"),
+            Self::ActiveKilled | Self::ActiveStopped | Self::ActiveKilledInTransition | Self::SteppedDown => {
+                active.to_owned()
+            }
+            Self::StandbyKilled | Self::StandbyStopped => random.pick(&standbys()).to_owned(),
+            Self::ServerLosesEtcd => format!("{active}/net"),
+            Self::CutServerMember => format!("{}/net", some(random, Layout::Three.servers())),
+            Self::CutMemberMember => "etcd/net".to_owned(),
+            // What is cut off by address must not dial through the proxy.
+            Self::CutAgentServer => {
+                let direct: Vec<&str> = others.into_iter().filter(|host| !PROXIED.contains(host)).collect();
+                format!("{}/net", random.pick(&direct))
+            }
+            Self::MinorityCutOff => NET.to_owned(),
+            Self::EtcdLeaderKilled
+            | Self::EtcdMemberStopped
+            | Self::EtcdMemberReplaced
+            | Self::EtcdNoMajority => ETCD.to_owned(),
+            Self::EtcdCompacted => "etcd/history".to_owned(),
             Self::AgentKilled
             | Self::AgentStopped
             | Self::AgentDiskFull
@@ -167,7 +324,7 @@ impl Kind {
             Self::CutFull | Self::CutOut | Self::CutIn | Self::LinkFlaps | Self::ConnectionReset => {
                 format!("{}/net", random.pick(&others))
             }
-            Self::CutPartial => "net".to_owned(),
+            Self::CutPartial => NET.to_owned(),
             Self::Delay | Self::Jitter | Self::Overtaken => format!("{}/proxy", random.pick(&proxied)),
             Self::SlowSubscriber => "subscriber".to_owned(),
         }
@@ -199,6 +356,7 @@ pub(crate) struct Striker {
     pub(crate) history: Shared,
     /// The longest that a fault lasts.
     pub(crate) longest_ms: u64,
+    pub(crate) defect: Option<Defect>,
 }
 
 fn bitten(has_bitten: bool) -> (bool, u64) {
@@ -211,22 +369,32 @@ impl Striker {
         &mut self,
         world: &mut World,
         kind: Kind,
+        active_server: Option<&'static str>,
         active: &[Active],
     ) -> io::Result<Option<Active>> {
-        let target = kind.target(&mut self.random, &self.spared);
+        let active_server = match active_server {
+            Some(active) => active,
+            // While nobody is, everything else may happen.
+            None if !kind.is_of_roles() => layout().servers()[0].0,
+            None => return Ok(None),
+        };
+        let target = kind.target(&mut self.random, &self.spared, active_server);
         let host = target.split('/').next().unwrap_or_default().to_owned();
         // Whoever is killed with all others is in nobody else's hands, and a cut of many is no other's.
         let is_taken = |other: &Active| {
-            let nets = (target == "net" && other.target.ends_with("/net"))
-                || (other.target == "net" && target.ends_with("/net"));
-            let processes = HOSTS.contains(&other.target.as_str()) || other.target.ends_with("/handler");
+            let are = |one: &str, two: &str, is_other: &dyn Fn(&str) -> bool| {
+                (target == one && is_other(&other.target)) || (other.target == two && is_other(&target))
+            };
+            let is_process = |target: &str| {
+                World::all().any(|name| name == target) || target.ends_with("/handler") || target == ETCD
+            };
+            // A member is replaced while the others are well and reach each other.
+            let replaces = [kind, other.kind].contains(&Kind::EtcdMemberReplaced)
+                && [&target, &other.target].iter().any(|target| [NET, "etcd/net"].contains(&target.as_str()));
             other.target == target
-                || nets
-                || (kind == Kind::AllKilled && processes)
-                || (other.kind == Kind::AllKilled
-                    && (HOSTS.contains(&host.as_str())
-                        && !target.contains("/net")
-                        && !target.contains("/clock")))
+                || are(NET, NET, &|target| target.ends_with("/net"))
+                || are(ALL, ALL, &is_process)
+                || replaces
         };
         if active.iter().any(is_taken) {
             return Ok(None);
@@ -244,11 +412,11 @@ impl Striker {
         let long = Duration::from_millis(self.random.within(1000, self.longest_ms));
         let short = Duration::from_millis(self.random.within(200, 2000));
         let (lasts, mend): (Duration, Mend) = match kind {
-            Kind::ServerKilled | Kind::AgentKilled => {
+            Kind::ServerKilled | Kind::AgentKilled | Kind::StandbyKilled => {
                 (if self.random.percent(50) { short } else { long }, kill(world, &host))
             }
-            Kind::ServerStopped | Kind::AgentStopped => (long, stop(world, &host)),
-            Kind::ServerKilledInTransition => (short, self.kill_in_transition(world)),
+            Kind::ServerStopped | Kind::AgentStopped | Kind::StandbyStopped => (long, stop(world, &host)),
+            Kind::ServerKilledInTransition => (short, self.kill_in_transition(world, "server")),
             Kind::ServerDiskFull => (Duration::from_secs(9), fill_server(world)?),
             Kind::AgentDiskFull => (Duration::from_secs(5), fill_agent(world, &host)?),
             Kind::ServerSyncFails | Kind::AgentSyncFails => {
@@ -286,11 +454,154 @@ impl Striker {
             Kind::Jitter => (long, self.delay(world, &host, false)),
             Kind::Overtaken => (Duration::from_secs(7), overtake(world, &host)),
             Kind::SlowSubscriber => (Duration::from_secs(40), self.subscribe()?),
+            Kind::ActiveKilled => {
+                let mend = kill(world, &host);
+                self.await_take_over(kind, from);
+                (if self.random.percent(50) { short } else { long }, mend)
+            }
+            Kind::ActiveKilledInTransition => {
+                let mend = self.kill_in_transition(world, &host);
+                self.await_take_over(kind, Stamp::now());
+                (short, mend)
+            }
+            Kind::ActiveStopped => {
+                let mend = stop(world, &host);
+                self.await_take_over(kind, from);
+                // Some wake before anybody could take over, most find somebody else in their place.
+                let is_long = self.random.percent(70);
+                (if is_long { long.max(Duration::from_millis(REIGN_OVER_MS)) } else { short }, mend)
+            }
+            Kind::SteppedDown => {
+                let mend = step_down(&host);
+                self.await_take_over(kind, from);
+                (Duration::ZERO, mend)
+            }
+            Kind::ServerLosesEtcd => {
+                let all: Vec<&str> = layout().members().iter().map(|(name, _)| *name).collect();
+                let mend = self.cut_off(&host, &[(&host, &all)])?;
+                self.await_take_over(kind, from);
+                (long.max(Duration::from_millis(REIGN_OVER_MS)), mend)
+            }
+            Kind::CutServerMember => {
+                let member = some(&mut self.random, layout().members());
+                (long, cut_between(&host, &[member])?)
+            }
+            Kind::CutMemberMember => {
+                let mut members: Vec<&str> = layout().members().iter().map(|(name, _)| *name).collect();
+                self.random.shuffle(&mut members);
+                (long, cut_between(members[0], &[members[1]])?)
+            }
+            Kind::CutAgentServer => {
+                let server = match self.random.percent(70) {
+                    true => active_server,
+                    false => some(&mut self.random, layout().servers()),
+                };
+                (long, cut_between(&host, &[server])?)
+            }
+            Kind::MinorityCutOff => {
+                let member = some(&mut self.random, layout().members());
+                let rest = |of: &[Place], but: &str| -> Vec<&'static str> {
+                    of.iter().map(|(name, _)| *name).filter(|name| *name != but).collect()
+                };
+                let members = rest(layout().members(), member);
+                let servers = rest(layout().servers(), active_server);
+                let majority = [members, servers].concat();
+                let mend = self.cut_off(active_server, &[(active_server, &majority), (member, &majority)])?;
+                self.await_take_over(kind, from);
+                (long.max(Duration::from_millis(REIGN_OVER_MS)), mend)
+            }
+            Kind::EtcdLeaderKilled => {
+                let Some((leader, _)) = etcd::leader() else {
+                    return self.nothing_done();
+                };
+                (long, kill(world, leader))
+            }
+            Kind::EtcdMemberStopped => {
+                let member = some(&mut self.random, layout().members());
+                (long, stop(world, member))
+            }
+            Kind::EtcdMemberReplaced => {
+                if !etcd::is_whole() {
+                    return self.nothing_done();
+                }
+                let places = layout().members();
+                let member = places[usize::try_from(self.random.within(0, 2)).expect("it is small")];
+                (Duration::from_secs(4), replace(world, member))
+            }
+            Kind::EtcdNoMajority => {
+                let mut members: Vec<&'static str> =
+                    layout().members().iter().map(|(name, _)| *name).collect();
+                self.random.shuffle(&mut members);
+                let is_kill = self.random.percent(50);
+                (long, self.no_majority(world, [members[0], members[1]], is_kill))
+            }
+            Kind::EtcdCompacted => {
+                let was_done = etcd::compact();
+                (Duration::ZERO, Box::new(move |_: &mut World| Ok(bitten(was_done))) as Mend)
+            }
         };
         Ok(Some(Active { kind, target, from, until: Instant::now() + lasts, mend }))
     }
 
-    fn kill_in_transition(&mut self, world: &mut World) -> Mend {
+    /// What was written down as made was not.
+    fn nothing_done(&self) -> io::Result<Option<Active>> {
+        self.history.lock().struck.pop();
+        Ok(None)
+    }
+
+    /// Somebody sends requests until one is acknowledged.
+    fn await_take_over(&mut self, kind: Kind, from: Stamp) {
+        let (history, mut random) = (self.history.clone(), Random::new(self.random.next()));
+        std::thread::spawn(move || {
+            let began = Instant::now();
+            let mut took_ms = None;
+            let mut number = 0;
+            while took_ms.is_none() && began.elapsed() < TAKE_OVER_MAX {
+                for server in layout().servers() {
+                    number += 1;
+                    // Where one of them asks for nothing new the other does.
+                    let target = if number % 2 == 0 { "audit=up" } else { "audit=down" };
+                    let id = format!("over-{}-{number}", from.0);
+                    if try_write(&history, *server, &id, target) {
+                        took_ms = Some(Stamp::now().ms_since(from));
+                        break;
+                    }
+                }
+                std::thread::sleep(Duration::from_millis(random.within(10, 40)));
+            }
+            history.lock().take_overs.push(TakeOver { kind: kind.name(), from, took_ms });
+        });
+    }
+
+    /// Cuts places off from others, so that a server cannot reach a majority of etcd; somebody asks it for things meanwhile.
+    fn cut_off(&mut self, server: &str, cuts: &[(&str, &[&str])]) -> io::Result<Mend> {
+        for (place, others) in cuts {
+            network::cut_between(place, others)?;
+        }
+        let asked = Asked::start(&self.history, &[server], self.defect);
+        let places: Vec<String> = cuts.iter().map(|(place, _)| (*place).to_owned()).collect();
+        Ok(Box::new(move |_| {
+            let count = asked.end()?;
+            let hits = places.iter().map(|place| network::heal(place)).collect::<io::Result<Vec<_>>>()?;
+            Ok((count > 0 && hits.iter().all(|packets| *packets > 0), hits.len() as u64))
+        }))
+    }
+
+    /// Two of etcd's three members are killed or stopped.
+    fn no_majority(&mut self, world: &mut World, members: [&'static str; 2], is_kill: bool) -> Mend {
+        let mends = members.map(|member| if is_kill { kill(world, member) } else { stop(world, member) });
+        let servers: Vec<&str> = layout().servers().iter().map(|(name, _)| *name).collect();
+        let asked = Asked::start(&self.history, &servers, self.defect);
+        Box::new(move |world| {
+            let mut has_bitten = asked.end()? > 0;
+            for mend in mends {
+                has_bitten &= mend(world)?.0;
+            }
+            Ok(bitten(has_bitten))
+        })
+    }
+
+    fn kill_in_transition(&mut self, world: &mut World, server: &str) -> Mend {
         let is_under_way = || {
             let list = http::get("/v1/transitions").unwrap_or_default();
             let items = list["items"].as_array().cloned().unwrap_or_default();
@@ -301,9 +612,9 @@ impl Striker {
         while !was_under_way && began.elapsed() < Duration::from_secs(4) {
             was_under_way = is_under_way();
         }
-        let was_running = world.kill("server");
+        let (was_running, server) = (world.kill(server), server.to_owned());
         Box::new(move |world| {
-            world.start("server")?;
+            world.start(&server)?;
             Ok(bitten(was_running && was_under_way))
         })
     }
@@ -424,9 +735,9 @@ fn slow_stream() -> io::Result<std::net::TcpStream> {
     let socket = rustix::net::socket(AddressFamily::INET, SocketType::STREAM, None)?;
     // As little room as there can be, before the connection says how much there is.
     sockopt::set_socket_recv_buffer_size(&socket, 2048)?;
-    rustix::net::connect(&socket, &http::server())?;
+    let host = http::address_of(http::some_server());
+    rustix::net::connect(&socket, &host)?;
     let mut stream = std::net::TcpStream::from(socket);
-    let host = http::server();
     stream.write_all(format!("GET /v1/events?since=0 HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes())?;
     Ok(stream)
 }
@@ -449,16 +760,145 @@ fn kill(world: &mut World, name: &str) -> Mend {
 
 fn kill_all(world: &mut World) -> Mend {
     let handlers: Vec<Pid> = HOSTS.iter().flat_map(|host| world.handlers(host)).collect();
-    let killed: Vec<&str> = ["server"].into_iter().chain(HOSTS).filter(|name| world.kill(name)).collect();
+    let killed: Vec<&str> = World::all().filter(|name| world.kill(name)).collect();
     for handler in handlers {
         // Some have ended meanwhile.
         let _ = kill_process_group(handler, Signal::KILL);
     }
     Box::new(move |world| {
-        for name in ["server"].into_iter().chain(HOSTS) {
+        for name in World::all() {
             world.start(name)?;
         }
-        Ok(bitten(killed.len() > HOSTS.len() / 2 && killed.contains(&"server")))
+        let was_server = killed.iter().any(|name| layout().is_server(name));
+        Ok(bitten(killed.len() > HOSTS.len() / 2 && was_server))
+    })
+}
+
+/// The name of one of them.
+fn some(random: &mut Random, of: &[Place]) -> &'static str {
+    let names: Vec<&'static str> = of.iter().map(|(name, _)| *name).collect();
+    let place = random.within(0, names.len() as u64 - 1);
+    names[usize::try_from(place).expect("it is small")]
+}
+
+/// Asks one server, or whom it sends us on to, for a transition; says whether that was acknowledged.
+fn try_write(history: &Shared, server: Place, request_id: &str, target: &str) -> bool {
+    let body = json!({ "targets": [target], "request_id": request_id });
+    let begun = Stamp::now();
+    let Some(answer) = http::ask_through(server, "POST", "/v1/transitions", Some(&body), TRY_MAX) else {
+        return false;
+    };
+    history.lock().accept(request_id, &answer, begun)
+}
+
+/// Asks servers that cannot reach etcd for what they may not give.
+struct Asked {
+    stop: Arc<AtomicBool>,
+    asking: JoinHandle<u64>,
+    history: Shared,
+    from: Stamp,
+}
+
+impl Asked {
+    fn start(history: &Shared, servers: &[&str], defect: Option<Defect>) -> Self {
+        let from = Stamp::now();
+        let is_one = |place: &&Place| servers.contains(&place.0);
+        let places: Vec<Place> = layout().servers().iter().filter(is_one).copied().collect();
+        for (server, _) in &places {
+            let server = (*server).to_owned();
+            history.lock().cut_off.push(CutOff { server, from, to: None, asked: 0 });
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        let (flag, shared) = (stop.clone(), history.clone());
+        let asking = std::thread::spawn(move || {
+            let mut asked = 0;
+            while !flag.load(Ordering::Relaxed) {
+                for place in &places {
+                    asked += 1;
+                    let id = format!("cut-{}-{asked}", from.0);
+                    let begun = Stamp::now();
+                    let target = if asked % 2 == 0 { "audit=up" } else { "audit=down" };
+                    let body = json!({ "targets": [target], "request_id": id });
+                    // It alone: whom it sends us on to may well answer.
+                    let answer = http::ask_one(*place, "POST", "/v1/transitions", Some(&body), TRY_MAX);
+                    let mut history = shared.lock();
+                    if let Some(answer) = answer {
+                        history.accept(&id, &answer, begun);
+                    }
+                    if defect == Some(Defect::MinorityAcks) {
+                        let (transition, server) = ("t0".to_owned(), place.0.to_owned());
+                        let at = Stamp::now();
+                        history.accepted.push(Accepted { transition, request_id: id, server, begun, at });
+                    }
+                    drop(history);
+                    reader::read_consistently(*place, &shared);
+                }
+                pause(&flag, 100);
+            }
+            asked
+        });
+        Self { stop, asking, history: history.clone(), from }
+    }
+
+    /// From now on they may be able to again; tells how often they were asked.
+    fn end(self) -> io::Result<u64> {
+        let to = Stamp::now();
+        self.stop.store(true, Ordering::Relaxed);
+        let mut history = self.history.lock();
+        for cut_off in history.cut_off.iter_mut().filter(|cut_off| cut_off.from == self.from) {
+            cut_off.to = Some(to);
+        }
+        drop(history);
+        let asked = self.asking.join().map_err(|_| io::Error::other("asking panicked"))?;
+        let mut history = self.history.lock();
+        for cut_off in history.cut_off.iter_mut().filter(|cut_off| cut_off.from == self.from) {
+            cut_off.asked = asked;
+        }
+        Ok(asked)
+    }
+}
+
+fn cut_between(place: &str, others: &[&str]) -> io::Result<Mend> {
+    network::cut_between(place, others)?;
+    let place = place.to_owned();
+    Ok(Box::new(move |_| Ok(bitten(network::heal(&place)? > 0))))
+}
+
+/// An operator wants another server to be the active one.
+fn step_down(server: &str) -> Mend {
+    let place = (layout().servers().iter().find(|(name, _)| *name == server)).copied();
+    let asked = place.and_then(|place| {
+        http::ask_one(place, "POST", "/v1/server/step-down", Some(&json!({})), Duration::from_secs(3))
+    });
+    let has_stepped_down = asked.is_some_and(|answer| answer.status == 200);
+    Box::new(move |_| Ok(bitten(has_stepped_down)))
+}
+
+/// A member of etcd dies for good, is removed, and one that has nothing takes its place.
+fn replace(world: &mut World, member: Place) -> Mend {
+    let was_running = world.kill(member.0);
+    let data = world.member_data(member.0);
+    let replacing = std::thread::spawn(move || {
+        let began = Instant::now();
+        let (mut is_removed, mut is_added) = (false, false);
+        while !is_added && began.elapsed() < REPLACE_MAX {
+            is_removed = is_removed || etcd::remove(member);
+            is_added = is_removed && etcd::add(member);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        (is_removed, is_added)
+    });
+    Box::new(move |world| {
+        let (is_removed, is_added) = replacing.join().map_err(|_| io::Error::other("replacing panicked"))?;
+        if is_removed != is_added {
+            return Err(io::Error::other(format!("{} was removed from etcd and cannot be added", member.0)));
+        }
+        if is_added {
+            fs::remove_dir_all(&data)?;
+            world.is_added(member.0);
+        }
+        world.start(member.0)?;
+        Ok(bitten(was_running && is_added))
     })
 }
 
@@ -499,7 +939,7 @@ fn fill_server(world: &mut World) -> io::Result<Mend> {
     let stop = Arc::new(AtomicBool::new(false));
     let flag = stop.clone();
     let writing = std::thread::spawn(move || {
-        let mut spec: Value = serde_json::from_str(SPEC).expect("it is JSON");
+        let mut spec = workload::spec();
         let (mut refused, mut number) = (0, 0);
         while !flag.load(Ordering::Relaxed) {
             // Another one each time, or nothing would be written.
@@ -746,7 +1186,7 @@ mod tests {
         let names: std::collections::BTreeSet<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
         assert_eq!(names.len(), Kind::ALL.len());
         for kind in Kind::ALL {
-            let target = kind.target(&mut Random::new(1), "h1");
+            let target = kind.target(&mut Random::new(1), "h1", "s1");
             assert!(!target.starts_with("h1") || target.ends_with("/clock"), "{kind:?} {target}");
         }
     }

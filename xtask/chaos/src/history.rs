@@ -2,6 +2,8 @@
 //! that contradict each other on the spot.
 
 use crate::clock::Stamp;
+use crate::etcd::Seen;
+use crate::http::Answer;
 use crate::member::{Line, Run};
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::cluster::Cluster;
@@ -47,10 +49,47 @@ pub(crate) struct Shown {
 }
 
 /// A request that was acknowledged.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Accepted {
     pub(crate) transition: String,
     pub(crate) request_id: String,
+    /// By which server, when the request was first sent to anybody, and when this was answered.
+    pub(crate) server: String,
+    pub(crate) begun: Stamp,
+    pub(crate) at: Stamp,
+}
+
+/// A list that one server gave.
+#[derive(Debug, Clone, Default, PartialEq)]
+pub(crate) struct Read {
+    pub(crate) server: String,
+    pub(crate) begun: Stamp,
+    pub(crate) at: Stamp,
+    /// Whether it was to show all that anybody had been shown before.
+    pub(crate) is_consistent: bool,
+    pub(crate) revision: u64,
+    /// Of a list of transitions, the newest one, and those without an outcome, with whether they had a decision.
+    pub(crate) transitions: Option<(u64, BTreeMap<u64, bool>)>,
+}
+
+/// How long a server could not reach a majority of etcd's members, though its clients could reach it.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct CutOff {
+    pub(crate) server: String,
+    /// From when all of it was in force, and until when; none: it lasts.
+    pub(crate) from: Stamp,
+    pub(crate) to: Option<Stamp>,
+    /// How often it was asked for something meanwhile.
+    pub(crate) asked: u64,
+}
+
+/// What took the active server away, and when somebody had a write acknowledged again.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct TakeOver {
+    pub(crate) kind: &'static str,
+    pub(crate) from: Stamp,
+    /// None: not in time.
+    pub(crate) took_ms: Option<u64>,
 }
 
 /// A fault that was made.
@@ -114,13 +153,22 @@ pub(crate) struct History {
     /// How long this program itself was kept from running, when it was.
     pub(crate) stalls: Vec<(Stamp, u64)>,
     /// How many answers readers got.
-    pub(crate) reads: u64,
+    pub(crate) reads_made: u64,
     /// When the last fault was mended.
     pub(crate) healed: Option<Stamp>,
     /// When all had resolved; none: it had not in time, for the reason given.
     pub(crate) resolved: Option<Result<Stamp, String>>,
     /// The highest revision that any answer showed.
     pub(crate) revision: u64,
+    /// When it became higher.
+    pub(crate) revisions: Vec<(Stamp, u64)>,
+    /// When a decision or an outcome was told first.
+    pub(crate) first_told: BTreeMap<(String, &'static str), Stamp>,
+    pub(crate) reads: Vec<Read>,
+    pub(crate) cut_off: Vec<CutOff>,
+    pub(crate) take_overs: Vec<TakeOver>,
+    /// By request, which transition it is.
+    requests: BTreeMap<String, String>,
     last_actuals: BTreeMap<String, String>,
 }
 
@@ -132,6 +180,8 @@ pub(crate) struct Evidence {
     pub(crate) runs: Vec<Run>,
     pub(crate) journals: BTreeMap<String, Vec<AgentRecord>>,
     pub(crate) store: Option<Cluster>,
+    /// What an observer has seen of etcd, where that is the store.
+    pub(crate) etcd: Option<Seen>,
     /// Members and hosts as the API showed them last.
     pub(crate) members: Vec<Value>,
     pub(crate) hosts: Vec<Value>,
@@ -168,7 +218,7 @@ impl History {
         if what["provisional"].as_bool() != Some(false) {
             return;
         }
-        self.revision = self.revision.max(revision);
+        self.see(revision);
         if let Some(known) = self.events.get(&revision) {
             if recorded(&known.what) != recorded(&what) {
                 self.broken.push((1, format!("event {revision} was {} and is {what} now", known.what)));
@@ -186,8 +236,17 @@ impl History {
         self.events.insert(revision, Event { at: Stamp::now(), what });
     }
 
+    /// Somebody has been shown so much.
+    pub(crate) fn see(&mut self, revision: u64) {
+        if revision > self.revision {
+            self.revision = revision;
+            self.revisions.push((Stamp::now(), revision));
+        }
+    }
+
     pub(crate) fn tell(&mut self, transition: &str, what: &'static str, value: &str, source: &str) {
         let (transition, value, source) = (transition.to_owned(), value.to_owned(), source.to_owned());
+        self.first_told.entry((transition.clone(), what)).or_insert_with(Stamp::now);
         self.told.insert(Told { transition, what, value, source });
     }
 
@@ -199,15 +258,39 @@ impl History {
                 self.tell(id, field, value, source);
             }
         }
+        if let Some(request) = shown["request_id"].as_str() {
+            let known = self.requests.entry(request.to_owned()).or_insert_with(|| id.to_owned());
+            if known != id {
+                let why = format!("request {request} is {known}, and {source} says that it is {id}");
+                self.broken.push((7, why));
+            }
+        }
         if shown["outcome"].is_string() && shown.get("plan").is_some() {
             self.transitions.insert(id.to_owned(), shown.clone());
         }
     }
 
+    /// An answer to a request that was first sent at some time; says whether it was acknowledged. What was recorded then
+    /// may be acknowledged again by a server that cannot write.
+    pub(crate) fn accept(&mut self, request_id: &str, answer: &Answer, begun: Stamp) -> bool {
+        if answer.status != 202 {
+            return false;
+        }
+        self.transition(&answer.body, "request");
+        self.accepted.push(Accepted {
+            transition: text(&answer.body, "id").to_owned(),
+            request_id: request_id.to_owned(),
+            server: answer.server.to_owned(),
+            begun,
+            at: Stamp::now(),
+        });
+        true
+    }
+
     /// A list of members.
     pub(crate) fn members(&mut self, list: &Value) {
         let Some(revision) = list["revision"].as_u64() else { return };
-        self.revision = self.revision.max(revision);
+        self.see(revision);
         let at = Stamp::now();
         let mut goals = BTreeMap::new();
         for item in list["items"].as_array().into_iter().flatten() {
@@ -232,6 +315,21 @@ impl History {
         }
         self.goals.push(Goals { revision, goals });
     }
+}
+
+/// What a list of transitions says of itself: see [`Read`].
+pub(crate) fn listed(list: &Value) -> (u64, BTreeMap<u64, bool>) {
+    let items = || list["items"].as_array().into_iter().flatten();
+    let newest = items().filter_map(|item| number(text(item, "id"))).max().unwrap_or(0);
+    let open = items().filter(|item| item["outcome"].is_null());
+    let open =
+        open.filter_map(|item| Some((number(text(item, "id"))?, item["decision"].is_string()))).collect();
+    (newest, open)
+}
+
+/// The number of a transition, as in `t42`.
+pub(crate) fn number(transition: &str) -> Option<u64> {
+    transition.strip_prefix('t')?.parse().ok()
 }
 
 /// A field of text; empty when it has none.
@@ -274,4 +372,32 @@ impl Evidence {
 /// The host of `group@host`.
 pub(crate) fn host_of(member: &str) -> &str {
     member.rsplit_once('@').map_or(member, |(_, host)| host)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use serde_json::json;
+
+    #[test]
+    fn a_request_that_is_another_transition_elsewhere_is_found() {
+        let mut history = History::default();
+        let shown = |id: &str| json!({ "id": id, "request_id": "r-1", "outcome": null });
+        history.transition(&shown("t7"), "s1");
+        history.transition(&shown("t7"), "s2");
+        assert_eq!(history.broken, []);
+        history.transition(&shown("t9"), "s2");
+        assert_eq!(history.broken, [(7, "request r-1 is t7, and s2 says that it is t9".to_owned())]);
+    }
+
+    #[test]
+    fn a_list_says_which_transitions_are_open() {
+        let item = |id: &str, decision: Value, outcome: Value| json!({ "id": id, "decision": decision, "outcome": outcome });
+        let list = json!({ "items": [
+            item("t2", "commit".into(), "committed".into()),
+            item("t5", "commit".into(), Value::Null),
+            item("t11", Value::Null, Value::Null),
+        ] });
+        assert_eq!(listed(&list), (11, BTreeMap::from([(5, true), (11, false)])));
+    }
 }

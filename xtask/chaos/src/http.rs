@@ -1,54 +1,168 @@
-//! HTTP as far as it is needed: one request a connection, with a bound on all of it.
+//! HTTP as far as it is needed: one request a connection, with a bound on all of it. Where there are several servers, each
+//! request begins at another one, follows whom it is sent on to, and goes on to the next one where nothing comes of it:
+//! all that is asked for here may be asked for twice.
 
-use crate::network::{SERVER, SERVER_PORT};
+use crate::clock::Stamp;
+use crate::network::{Layout, Place, SERVER_PORT, layout};
 use serde_json::Value;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-/// How long a client waits: longer than any pause of a server that is alive.
-const PATIENCE: Duration = Duration::from_secs(8);
 const CONNECT_PATIENCE: Duration = Duration::from_secs(1);
 
-pub(crate) fn server() -> SocketAddr {
-    format!("{SERVER}:{SERVER_PORT}").parse().expect("it is an address")
+/// How long a client waits: longer than any pause of a server that is alive; where it may ask another one, for less.
+fn patience() -> Duration {
+    match layout() {
+        Layout::One => Duration::from_secs(8),
+        Layout::Three => Duration::from_secs(3),
+    }
+}
+
+/// What somebody answered.
+#[derive(Debug, Clone, PartialEq)]
+pub(crate) struct Answer {
+    /// The server that did.
+    pub(crate) server: &'static str,
+    /// When it was asked.
+    pub(crate) begun: Stamp,
+    pub(crate) status: u16,
+    pub(crate) body: Value,
+    /// Whom it sends us on to.
+    location: Option<String>,
+}
+
+/// The next one to begin at.
+static NEXT: AtomicUsize = AtomicUsize::new(0);
+
+/// A server to ask, another one each time.
+pub(crate) fn some_server() -> Place {
+    let servers = layout().servers();
+    servers[NEXT.fetch_add(1, Ordering::Relaxed) % servers.len()]
+}
+
+pub(crate) fn address_of(server: Place) -> SocketAddr {
+    format!("{}:{SERVER_PORT}", server.1).parse().expect("it is an address")
 }
 
 /// Opens a connection and sends a request.
-pub(crate) fn send(method: &str, path: &str, body: Option<&Value>) -> std::io::Result<TcpStream> {
+fn send(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+    patience: Duration,
+) -> std::io::Result<TcpStream> {
     let body = body.map(Value::to_string).unwrap_or_default();
+    // Of the first version, so that answers come in one piece.
     let request = format!(
-        "{method} {path} HTTP/1.1\r\nhost: {SERVER}:{SERVER_PORT}\r\nconnection: close\r\n\
+        "{method} {path} HTTP/1.0\r\nhost: {to}\r\nconnection: close\r\n\
          content-type: application/json\r\ncontent-length: {}\r\n\r\n{body}",
         body.len()
     );
-    let mut stream = TcpStream::connect_timeout(&server(), CONNECT_PATIENCE)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
-    stream.set_write_timeout(Some(PATIENCE))?;
+    let mut stream = TcpStream::connect_timeout(&to, CONNECT_PATIENCE.min(patience))?;
+    stream.set_read_timeout(Some(patience))?;
+    stream.set_write_timeout(Some(patience))?;
     stream.write_all(request.as_bytes())?;
     Ok(stream)
 }
 
-/// The status and the body; none when there is no whole answer.
-pub(crate) fn ask(method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+/// Status, head and body of an answer; none when there is no whole one.
+pub(crate) fn exchange(
+    to: SocketAddr,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+    patience: Duration,
+) -> Option<(u16, String, Value)> {
     let mut answer = Vec::new();
-    send(method, path, body).and_then(|mut stream| stream.read_to_end(&mut answer)).ok()?;
+    send(to, method, path, body, patience).and_then(|mut stream| stream.read_to_end(&mut answer)).ok()?;
     let answer = String::from_utf8(answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
-    // Half an answer is none.
-    Some((status, serde_json::from_str(body).ok()?))
+    // Half an answer is none, and whoever sends us on says nothing else.
+    let body = if status == 307 { Value::Null } else { serde_json::from_str(body).ok()? };
+    Some((status, head.to_owned(), body))
 }
 
-/// A list or an object, when the server gives it.
+/// Asks one server, and nobody else.
+pub(crate) fn ask_one(
+    server: Place,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+    patience: Duration,
+) -> Option<Answer> {
+    let begun = Stamp::now();
+    let (status, head, body) = exchange(address_of(server), method, path, body, patience)?;
+    let location = head.lines().find_map(|line| line.strip_prefix("location: ")).map(str::to_owned);
+    Some(Answer { server: server.0, begun, status, body, location })
+}
+
+/// Asks one server, and whom it sends us on to.
+pub(crate) fn ask_through(
+    server: Place,
+    method: &str,
+    path: &str,
+    body: Option<&Value>,
+    patience: Duration,
+) -> Option<Answer> {
+    let answer = ask_one(server, method, path, body, patience)?;
+    let Some(location) = answer.location.as_deref().filter(|_| answer.status == 307) else {
+        return Some(answer);
+    };
+    let is_meant = |place: &&Place| location.starts_with(&format!("http://{}/", address_of(**place)));
+    let meant = layout().servers().iter().find(is_meant)?;
+    ask_one(*meant, method, path, body, patience)
+}
+
+/// Asks one server after the other until one has something to say, and whoever is sent on goes there.
+pub(crate) fn ask_any(method: &str, path: &str, body: Option<&Value>) -> Option<Answer> {
+    let servers = layout().servers();
+    let first = NEXT.fetch_add(1, Ordering::Relaxed);
+    let mut last = None;
+    for turn in 0..servers.len() {
+        let answer = ask_through(servers[(first + turn) % servers.len()], method, path, body, patience());
+        match answer {
+            Some(answer) if answer.status == 503 || answer.status == 307 => last = Some(answer),
+            Some(answer) => return Some(answer),
+            None => {}
+        }
+    }
+    last
+}
+
+/// The status and the body; none when there is no whole answer.
+pub(crate) fn ask(method: &str, path: &str, body: Option<&Value>) -> Option<(u16, Value)> {
+    ask_any(method, path, body).map(|answer| (answer.status, answer.body))
+}
+
+/// A list or an object, when a server gives it. It shows all that anybody was shown before.
 pub(crate) fn get(path: &str) -> Option<Value> {
-    ask("GET", path, None).filter(|(status, _)| *status == 200).map(|(_, body)| body)
+    let path = match layout() {
+        Layout::One => path.to_owned(),
+        Layout::Three => format!("{path}?consistent=true"),
+    };
+    ask("GET", &path, None).filter(|(status, _)| *status == 200).map(|(_, body)| body)
 }
 
-/// Reads the events after a revision, those so far or also those to come, until the stream ends; `take` gets each one's
-/// id and data. Gives the status.
-pub(crate) fn events(since: u64, follow: bool, mut take: impl FnMut(u64, &str)) -> std::io::Result<u16> {
-    let stream = send("GET", &format!("/v1/events?since={since}&follow={follow}"), None)?;
+/// What one server gives, as far as it knows, or all that there is.
+pub(crate) fn get_from(server: Place, path: &str, is_consistent: bool) -> Option<Answer> {
+    let path = if is_consistent { format!("{path}?consistent=true") } else { path.to_owned() };
+    ask_one(server, "GET", &path, None, patience()).filter(|answer| answer.status == 200)
+}
+
+/// Reads a server's events after a revision, those so far or also those to come, until the stream ends; `take` gets each
+/// one's id and data. Gives the status.
+pub(crate) fn events(
+    server: Place,
+    since: u64,
+    follow: bool,
+    mut take: impl FnMut(u64, &str),
+) -> std::io::Result<u16> {
+    let path = format!("/v1/events?since={since}&follow={follow}");
+    let stream = send(address_of(server), "GET", &path, None, patience())?;
     // A comment comes every 15 seconds.
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut lines = BufReader::new(stream).lines();

@@ -1,4 +1,4 @@
-//! Chaos: a server and agents as real processes, in networks and on disks of their own, under faults. What happens is
+//! Chaos: servers and agents as real processes, in networks and on disks of their own, under faults. What happens is
 //! written down by those who cannot know better: the members' software, its handlers, whoever asks the API, and a proxy.
 //! Then it is judged by the invariants of `docs/guarantee.md`. `lockstep-sim` finds more; what it pretends (processes,
 //! disks, networks, clocks) is real here.
@@ -7,6 +7,7 @@ mod check;
 mod clock;
 mod command;
 mod drive;
+mod etcd;
 mod fault;
 mod history;
 mod http;
@@ -41,6 +42,12 @@ pub(crate) struct Options {
     /// How long faults are made; it takes a minute or two more until all is resolved and judged
     #[arg(long, value_name = "M", default_value = "2")]
     minutes: f64,
+    /// 1, with the embedded store, or 3, with their store in an etcd of three members
+    #[arg(long, value_name = "N", default_value = "1")]
+    servers: network::Layout,
+    /// Leaves etcd its own times instead of short ones: it takes longer to choose a leader
+    #[arg(long)]
+    etcd_default_timing: bool,
     /// Picks the faults and requests; random by default
     #[arg(long, value_name = "N")]
     seed: Option<u64>,

@@ -7,6 +7,7 @@
 //! software that is just starting apart; `MEMBER.processes`, what was started; `MEMBER.settings`, what it has taken.
 
 use crate::clock::Stamp;
+use crate::network::Layout;
 use crate::random::Random;
 use rustix::fs::FlockOperation;
 use rustix::process::{Pid, Signal};
@@ -75,6 +76,14 @@ pub(crate) enum Defect {
     LostSyncs,
     /// The follower of events reads aborted where it says committed.
     MisreadOutcome,
+    /// A reader who wants to be shown all that was shown before does not say so.
+    StaleRead,
+    /// A server that cannot reach etcd is taken to acknowledge what it refuses.
+    MinorityAcks,
+    /// Somebody writes to the journal in etcd without asking for the fence, under a reign that is over.
+    UnfencedWrite,
+    /// etcd loses what was acknowledged last.
+    LostWrites,
 }
 
 impl Defect {
@@ -85,6 +94,10 @@ impl Defect {
             Self::HoldsOn => "holds-on",
             Self::LostSyncs => "lost-syncs",
             Self::MisreadOutcome => "misread-outcome",
+            Self::StaleRead => "stale-read",
+            Self::MinorityAcks => "minority-acks",
+            Self::UnfencedWrite => "unfenced-write",
+            Self::LostWrites => "lost-writes",
         }
     }
 
@@ -96,6 +109,21 @@ impl Defect {
             Self::HoldsOn => "14 holds-end",
             Self::LostSyncs => "8 acknowledged-survives",
             Self::MisreadOutcome => "1 one-outcome",
+            Self::StaleRead => "reads-are-linear",
+            Self::MinorityAcks => "9 minority-never-acknowledges",
+            Self::UnfencedWrite => "11 deposed-write-nothing",
+            Self::LostWrites => "8 acknowledged-survives",
+        }
+    }
+
+    /// Whether it can be done with these servers.
+    pub(crate) fn is_for(self, layout: Layout) -> bool {
+        match self {
+            Self::ClaimsDone | Self::RunsOn | Self::HoldsOn | Self::MisreadOutcome => true,
+            Self::LostSyncs => layout == Layout::One,
+            Self::StaleRead | Self::MinorityAcks | Self::UnfencedWrite | Self::LostWrites => {
+                layout == Layout::Three
+            }
         }
     }
 }

@@ -1,12 +1,68 @@
-//! A network namespace for the server and one for each host, joined by a bridge; and the rules that cut them off.
+//! A network namespace for each server, for each member of etcd and for each host, joined by a bridge; and the rules that
+//! cut them off.
 
 use crate::command::{run, run_args};
 use std::io;
+use std::sync::OnceLock;
 
 /// Where the driver, its clients and its proxy are.
 pub(crate) const DRIVER: &str = "10.77.0.254";
-pub(crate) const SERVER: &str = "10.77.0.1";
 pub(crate) const SERVER_PORT: u16 = 7420;
+
+/// Who is somewhere, and its address.
+pub(crate) type Place = (&'static str, &'static str);
+
+const ONE_SERVER: [Place; 1] = [("server", "10.77.0.1")];
+const THREE_SERVERS: [Place; 3] = [("s1", "10.77.0.1"), ("s2", "10.77.0.2"), ("s3", "10.77.0.3")];
+const MEMBERS: [Place; 3] = [("e1", "10.77.0.101"), ("e2", "10.77.0.102"), ("e3", "10.77.0.103")];
+
+/// Which servers there are in a run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Layout {
+    /// With the embedded store, on a disk of its own.
+    #[value(name = "1")]
+    One,
+    /// With their store in an etcd of three members.
+    #[value(name = "3")]
+    Three,
+}
+
+static LAYOUT: OnceLock<Layout> = OnceLock::new();
+
+/// Said once, before anything else is done.
+pub(crate) fn set_layout(layout: Layout) {
+    LAYOUT.set(layout).expect("a run has one layout");
+}
+
+pub(crate) fn layout() -> Layout {
+    LAYOUT.get().copied().unwrap_or(Layout::One)
+}
+
+impl Layout {
+    pub(crate) fn servers(self) -> &'static [Place] {
+        match self {
+            Self::One => &ONE_SERVER,
+            Self::Three => &THREE_SERVERS,
+        }
+    }
+
+    pub(crate) fn members(self) -> &'static [Place] {
+        match self {
+            Self::One => &[],
+            Self::Three => &MEMBERS,
+        }
+    }
+
+    pub(crate) fn is_server(self, name: &str) -> bool {
+        self.servers().iter().any(|(known, _)| *known == name)
+    }
+
+    /// The address of a server or a member of etcd.
+    pub(crate) fn address(self, name: &str) -> &'static str {
+        let mut places = self.servers().iter().chain(self.members());
+        places.find(|(known, _)| *known == name).map(|(_, address)| *address).expect("it is one of them")
+    }
+}
 
 /// Which packets of a host a rule is for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -40,7 +96,10 @@ pub(crate) fn make(places: &[(String, String)]) -> io::Result<()> {
         }
     }
     // What a subscriber does not read has to be felt by the server soon.
-    run_args(&["ip", "netns", "exec", "server", "sysctl", "-q", "-w", "net.ipv4.tcp_wmem=4096 16384 65536"])?;
+    for (server, _) in layout().servers() {
+        let room = "net.ipv4.tcp_wmem=4096 16384 65536";
+        run_args(&["ip", "netns", "exec", server, "sysctl", "-q", "-w", room])?;
+    }
     Ok(())
 }
 
@@ -53,6 +112,17 @@ pub(crate) fn cut(place: &str, way: Way) -> io::Result<()> {
     };
     for chain in chains {
         run(&format!("ip netns exec {place} nft add rule inet chaos {chain} counter drop"))?;
+    }
+    Ok(())
+}
+
+/// Drops all that a place sends to others, and is sent by them.
+pub(crate) fn cut_between(place: &str, others: &[&str]) -> io::Result<()> {
+    let addresses: Vec<&str> = others.iter().map(|other| layout().address(other)).collect();
+    let addresses = format!("{{ {} }}", addresses.join(", "));
+    for (chain, end) in [("in", "saddr"), ("out", "daddr")] {
+        let rule = ["inet", "chaos", chain, "ip", end, &addresses, "counter", "drop"];
+        run_args(&[&["ip", "netns", "exec", place, "nft", "add", "rule"], &rule[..]].concat())?;
     }
     Ok(())
 }

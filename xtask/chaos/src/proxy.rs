@@ -1,14 +1,13 @@
-//! A proxy between some agents and the server: it delays what is said, by the same time or by chance, and lets what
+//! A proxy between some agents and the servers: it delays what is said, by the same time or by chance, and lets what
 //! an old connection said arrive after what a new one did. It also reads what passes, and notes what is judged.
 
 use crate::clock::Stamp;
 use crate::history::{Heard, Wire};
-use crate::http;
 use crate::random::Random;
 use crate::reader::Shared;
 use serde_json::Value;
 use std::io::{Read, Write};
-use std::net::{Shutdown, TcpListener, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, channel};
 use std::sync::{Arc, Mutex};
@@ -41,23 +40,50 @@ impl Knobs {
     }
 }
 
-/// Listens for the agent of one host.
-pub(crate) fn start(host: &str, address: &str, history: &Shared) -> std::io::Result<Arc<Knobs>> {
-    let listener = TcpListener::bind(address)?;
+/// A server as it is, and as the agent of one host is to see it.
+#[derive(Debug, Clone)]
+pub(crate) struct Way {
+    pub(crate) server: SocketAddr,
+    pub(crate) seen: String,
+}
+
+/// Listens for the agent of one host, in place of each server.
+pub(crate) fn start(host: &str, ways: &[Way], history: &Shared) -> std::io::Result<Arc<Knobs>> {
     let knobs = Arc::new(Knobs::default());
-    let (host, history, shared) = (host.to_owned(), history.clone(), knobs.clone());
-    std::thread::spawn(move || {
-        for agent in listener.incoming().flatten() {
-            let (host, history, knobs) = (host.clone(), history.clone(), shared.clone());
-            std::thread::spawn(move || connect(agent, host, history, &knobs));
-        }
-    });
+    for way in ways {
+        let listener = TcpListener::bind(&way.seen)?;
+        let (host, history, shared) = (host.to_owned(), history.clone(), knobs.clone());
+        let (server, ways) = (way.server, ways.to_vec());
+        std::thread::spawn(move || {
+            for agent in listener.incoming().flatten() {
+                let (host, history, knobs) = (host.clone(), history.clone(), shared.clone());
+                let ways = ways.clone();
+                std::thread::spawn(move || connect(agent, server, ways, host, history, &knobs));
+            }
+        });
+    }
     Ok(knobs)
 }
 
-fn connect(agent: TcpStream, host: String, history: Shared, knobs: &Arc<Knobs>) {
+/// Whoever is sent on to another server goes there through the proxy, too.
+fn sent_on(head: &[u8], ways: &[Way]) -> Option<Vec<u8>> {
+    let head = std::str::from_utf8(head).ok().filter(|head| head.starts_with("HTTP/1.1 307"))?;
+    let turn = |head: String, way: &Way| {
+        head.replace(&format!("http://{}/", way.server), &format!("http://{}/", way.seen))
+    };
+    Some(ways.iter().fold(head.to_owned(), turn).into_bytes())
+}
+
+fn connect(
+    agent: TcpStream,
+    server: SocketAddr,
+    ways: Vec<Way>,
+    host: String,
+    history: Shared,
+    knobs: &Arc<Knobs>,
+) {
     let connection = knobs.newest.fetch_add(1, Ordering::SeqCst) + 1;
-    let Ok(server) = TcpStream::connect_timeout(&http::server(), Duration::from_secs(2)) else { return };
+    let Ok(server) = TcpStream::connect_timeout(&server, Duration::from_secs(2)) else { return };
     let (Ok(agent_too), Ok(server_too), Ok(kept)) =
         (agent.try_clone(), server.try_clone(), agent.try_clone())
     else {
@@ -72,6 +98,7 @@ fn connect(agent: TcpStream, host: String, history: Shared, knobs: &Arc<Knobs>) 
         connection,
         history: history.clone(),
         is_from_agent,
+        ways: ways.clone(),
         bytes: Vec::new(),
         is_upgraded: false,
     };
@@ -91,6 +118,8 @@ fn pass(mut from: TcpStream, to: TcpStream, mut tap: Tap, knobs: Arc<Knobs>, con
     let mut last = Instant::now();
     let mut buffer = [0; 16 * 1024];
     while let Ok(len @ 1..) = from.read(&mut buffer) {
+        let turned =
+            (!is_from_agent && !tap.is_upgraded).then(|| sent_on(&buffer[..len], &tap.ways)).flatten();
         tap.take(&buffer[..len]);
         let jitter = knobs.jitter_ms.load(Ordering::Relaxed);
         let delay = knobs.delay_ms.load(Ordering::Relaxed) + random.within(0, jitter);
@@ -99,7 +128,7 @@ fn pass(mut from: TcpStream, to: TcpStream, mut tap: Tap, knobs: Arc<Knobs>, con
         }
         // Within a connection nothing overtakes.
         last = last.max(Instant::now() + Duration::from_millis(delay));
-        if pieces.send((last, buffer[..len].to_vec())).is_err() {
+        if pieces.send((last, turned.unwrap_or_else(|| buffer[..len].to_vec()))).is_err() {
             break;
         }
     }
@@ -133,6 +162,7 @@ struct Tap {
     connection: u64,
     history: Shared,
     is_from_agent: bool,
+    ways: Vec<Way>,
     bytes: Vec<u8>,
     /// Whether the HTTP head is over.
     is_upgraded: bool,
@@ -207,6 +237,15 @@ fn wire(message: &Value) -> Option<Wire> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn who_is_sent_on_is_sent_through_the_proxy() {
+        let way = |server: &str, seen: &str| Way { server: server.parse().unwrap(), seen: seen.to_owned() };
+        let ways = [way("10.0.0.1:1", "10.0.0.9:11"), way("10.0.0.2:1", "10.0.0.9:12")];
+        let head = |to: &str| format!("HTTP/1.1 307 T\r\nlocation: http://{to}/v1/agent\r\n\r\n");
+        assert_eq!(sent_on(head("10.0.0.2:1").as_bytes(), &ways), Some(head("10.0.0.9:12").into_bytes()));
+        assert_eq!(sent_on(b"HTTP/1.1 101 Switching Protocols\r\n", &ways), None);
+    }
 
     #[test]
     fn frames_are_read_masked_or_not_and_only_when_whole() {

@@ -1,8 +1,10 @@
 //! Those who look: one asks for lists, one follows the events. They write down all that they see.
 
-use crate::history::{History, text};
+use crate::clock::Stamp;
+use crate::history::{History, Read, listed, text};
 use crate::http;
 use crate::member::Defect;
+use crate::network::{Layout, Place, layout};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -22,11 +24,19 @@ const MEMBERS_PAUSE: Duration = Duration::from_millis(150);
 const TRANSITIONS_PAUSE: Duration = Duration::from_secs(1);
 /// The most transitions that are read whole in one look.
 const WHOLE_MAX: usize = 40;
+/// How often each of several servers is looked at by itself.
+const EACH_PAUSE: Duration = Duration::from_millis(400);
 
 /// Starts them; they end with the process.
 pub(crate) fn start(history: &Shared, defect: Option<Defect>) {
-    let shared = history.clone();
-    std::thread::spawn(move || follow(&shared, defect));
+    for server in layout().servers() {
+        let shared = history.clone();
+        std::thread::spawn(move || follow(*server, &shared, defect));
+        if layout() == Layout::Three {
+            let shared = history.clone();
+            std::thread::spawn(move || look_at_each(*server, &shared, defect));
+        }
+    }
     let shared = history.clone();
     std::thread::spawn(move || {
         let mut transitions = Instant::now();
@@ -44,7 +54,7 @@ pub(crate) fn start(history: &Shared, defect: Option<Defect>) {
 fn look_at_members(history: &Shared) {
     if let Some(list) = http::get("/v1/members") {
         let mut history = history.lock();
-        history.reads += 1;
+        history.reads_made += 1;
         history.members(&list);
     }
 }
@@ -55,7 +65,7 @@ pub(crate) fn look_at_transitions(history: &Shared) {
     let items = list["items"].as_array().cloned().unwrap_or_default();
     let known: BTreeSet<String> = {
         let mut history = history.lock();
-        history.reads += 1;
+        history.reads_made += 1;
         items.iter().for_each(|item| history.transition(item, "list"));
         history.transitions.keys().cloned().collect()
     };
@@ -68,10 +78,55 @@ pub(crate) fn look_at_transitions(history: &Shared) {
     }
 }
 
-fn follow(history: &Shared, defect: Option<Defect>) {
+/// What one server shows, in turn as it knows it and as nobody knows more.
+fn look_at_each(server: Place, history: &Shared, defect: Option<Defect>) {
+    let lists = [
+        ("/v1/members", false),
+        ("/v1/members", true),
+        ("/v1/transitions", false),
+        ("/v1/transitions", true),
+    ];
+    for (path, is_consistent) in lists.into_iter().cycle() {
+        // Asked as it should not be, it may show less.
+        let is_asked = is_consistent && defect != Some(Defect::StaleRead);
+        read_from(server, path, is_consistent, is_asked, history);
+        std::thread::sleep(EACH_PAUSE);
+    }
+}
+
+fn read_from(server: Place, path: &str, is_consistent: bool, is_asked: bool, history: &Shared) {
+    let Some(answer) = http::get_from(server, path, is_asked) else { return };
+    let Some(revision) = answer.body["revision"].as_u64() else { return };
+    let mut read = Read {
+        server: server.0.to_owned(),
+        begun: answer.begun,
+        at: Stamp::now(),
+        is_consistent,
+        revision,
+        transitions: None,
+    };
+    let mut history = history.lock();
+    history.reads_made += 1;
+    history.see(revision);
+    if path == "/v1/transitions" {
+        read.transitions = Some(listed(&answer.body));
+        let items = answer.body["items"].as_array().into_iter().flatten();
+        items.for_each(|item| history.transition(item, server.0));
+    } else {
+        history.members(&answer.body);
+    }
+    history.reads.push(read);
+}
+
+/// All that there is, asked of one server.
+pub(crate) fn read_consistently(server: Place, history: &Shared) {
+    read_from(server, "/v1/transitions", true, true, history);
+}
+
+fn follow(server: Place, history: &Shared, defect: Option<Defect>) {
     let mut since = 0;
     loop {
-        let status = http::events(since, true, |id, data| {
+        let status = http::events(server, since, true, |id, data| {
             since = id;
             let misread =
                 defect == Some(Defect::MisreadOutcome) && data.contains("\"outcome\":\"committed\"");

@@ -1,8 +1,9 @@
 //! What a run came to, in figures; and whether they are enough for it to prove anything.
 
 use crate::check;
-use crate::history::Evidence;
-use std::collections::BTreeMap;
+use crate::etcd::Seen;
+use crate::history::{Evidence, Struck, TakeOver};
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -45,7 +46,7 @@ pub(crate) fn print(evidence: &Evidence, totals: &Totals, took: Duration) -> BTr
     println!(
         "seen          {} events, {} answers, {} messages, {} runs of software, {} journals",
         history.events.len(),
-        history.reads,
+        history.reads_made,
         history.wire.len(),
         evidence.runs.len(),
         evidence.journals.len() + usize::from(evidence.store.is_some())
@@ -59,9 +60,12 @@ pub(crate) fn print(evidence: &Evidence, totals: &Totals, took: Duration) -> BTr
     let repairs =
         evidence.events("request").filter(|(_, event)| event.text("principal") == "lockstep").count();
     println!("leases        {failovers} ended with a member that others could replace, {repairs} repairs");
+    if let Some(seen) = &evidence.etcd {
+        print_take_overs(evidence, seen);
+    }
     println!("spared {}, excused {}, stalls {}", evidence.spared, evidence.excused, history.stalls.len());
     let mut broken = BTreeMap::new();
-    for (name, check) in check::ALL {
+    for (name, check) in check::all() {
         let verdict = check(evidence);
         if !verdict.broken.is_empty() {
             broken.insert(name, verdict.broken.len());
@@ -74,6 +78,56 @@ pub(crate) fn print(evidence: &Evidence, totals: &Totals, took: Duration) -> BTr
     }
     println!("took {:.0} s", took.as_secs_f64());
     broken
+}
+
+/// How long it took, from what took the active server away to the first write that was acknowledged again.
+fn print_take_overs(evidence: &Evidence, seen: &Seen) {
+    let history = &evidence.history;
+    let begun: Vec<&str> = seen.batches.values().filter_map(|batch| batch.begins.as_deref()).collect();
+    let servers: BTreeSet<&&str> = begun.iter().collect();
+    println!(
+        "reigns        {}, of {} servers, {} seen to begin; etcd had {} leaders; {} batches of {} records",
+        begun.len(),
+        servers.len(),
+        seen.reigns.len(),
+        seen.leaders.len(),
+        seen.batches.len(),
+        seen.cluster.revision
+    );
+    let kinds: BTreeSet<&str> = history.take_overs.iter().map(|over| over.kind).collect();
+    for kind in kinds {
+        let of_kind = || history.take_overs.iter().filter(|over| over.kind == kind);
+        // With nothing else done to etcd or the network between it and its servers.
+        let is_alone = |over: &&TakeOver| {
+            let touches = |struck: &Struck| {
+                let is_cut = struck.target.ends_with("/net") && struck.kind.contains("etcd");
+                let is_etcd = ["all", "net", "etcd", "etcd/net"].contains(&struck.target.as_str());
+                struck.kind != kind && (is_cut || is_etcd)
+            };
+            !evidence.is_struck(
+                touches,
+                over.from.minus_ms(5000),
+                over.from.plus_ms(over.took_ms.unwrap_or(0)),
+            )
+        };
+        let alone: Vec<u64> = of_kind().filter(is_alone).filter_map(|over| over.took_ms).collect();
+        let all: Vec<u64> = of_kind().filter_map(|over| over.took_ms).collect();
+        println!(
+            "  {kind:<28} {} times, {} not in time; to the first write {}; with etcd left alone {}",
+            of_kind().count(),
+            of_kind().filter(|over| over.took_ms.is_none()).count(),
+            median_and_max(all),
+            median_and_max(alone)
+        );
+    }
+}
+
+fn median_and_max(mut ms: Vec<u64>) -> String {
+    ms.sort_unstable();
+    match ms.last() {
+        Some(max) => format!("median {} ms, max {max} ms ({})", ms[ms.len() / 2], ms.len()),
+        None => "never".to_owned(),
+    }
 }
 
 /// What is missing for the run to count.
@@ -99,7 +153,15 @@ pub(crate) fn lacking(evidence: &Evidence, totals: &Totals, minutes: f64) -> Vec
     if minutes >= FAILOVER_MINUTES && evidence.events("evidence").next().is_none() {
         lacking.push("no lease ended with a member that others could replace".to_owned());
     }
-    for (name, check) in check::ALL {
+    if let Some(seen) = &evidence.etcd {
+        if evidence.history.take_overs.iter().all(|over| over.took_ms.is_none()) {
+            lacking.push("no server took over".to_owned());
+        }
+        if seen.leaders.len() < 2 {
+            lacking.push("etcd never chose another leader".to_owned());
+        }
+    }
+    for (name, check) in check::all() {
         // In a short run it is chance whether somebody runs by a lease that is known.
         let is_rare = name == "10 leases-end" && minutes < FAILOVER_MINUTES;
         if check(evidence).looked == 0 && !is_rare {
@@ -143,6 +205,19 @@ pub(crate) fn write(evidence: &Evidence, to: &Path) -> io::Result<()> {
     let lines =
         journals.flat_map(|(host, records)| records.iter().map(move |record| format!("{host} {record:?}\n")));
     fs::write(to.join("journals.txt"), lines.collect::<String>())?;
+    if let Some(seen) = &evidence.etcd {
+        let reigns =
+            seen.reigns.iter().map(|(reign, (since, name))| format!("reign {reign} since {since} {name}\n"));
+        let leaders = seen.leaders.iter().map(|(term, name)| format!("term {term} {name}\n"));
+        let batches = seen.batches.values().map(|batch| format!("{batch:?}\n"));
+        fs::write(to.join("etcd.txt"), reigns.chain(leaders).chain(batches).collect::<String>())?;
+        let reads = history.reads.iter().map(|read| format!("{read:?}\n"));
+        fs::write(to.join("reads.txt"), reads.collect::<String>())?;
+        let accepted = history.accepted.iter().map(|accepted| format!("{accepted:?}\n"));
+        let cuts = history.cut_off.iter().map(|cut| format!("{cut:?}\n"));
+        let overs = history.take_overs.iter().map(|over| format!("{over:?}\n"));
+        fs::write(to.join("writes.txt"), accepted.chain(cuts).chain(overs).collect::<String>())?;
+    }
     let wholes = history.transitions.values().map(|whole| format!("{whole}\n"));
     fs::write(to.join("transitions.txt"), wholes.collect::<String>())
 }

@@ -1,7 +1,9 @@
 //! The operators: random requests, some of them sent again, as they were and otherwise; aborts, drains.
 
+use crate::clock::Stamp;
 use crate::history::{Accepted, text};
 use crate::http;
+use crate::network::{Layout, layout};
 use crate::random::Random;
 use crate::reader::Shared;
 use serde_json::{Value, json};
@@ -52,7 +54,7 @@ pub(crate) const LEASED: &str = "lead";
 
 /// What operators declare: groups limited by `max`, one of them repaired by leases; holders, a service that requires,
 /// voters, observers, settings.
-pub(crate) const SPEC: &str = r#"{
+const SPEC: &str = r#"{
     "cluster": "chaos",
     "lease_ms": 3000,
     "groups": {
@@ -81,6 +83,15 @@ pub(crate) const SPEC: &str = r#"{
         { "from": "audit", "to": "batch" }
     ]
 }"#;
+
+/// The spec. Where servers take over from each other, leases are as long as that asks for, by default.
+pub(crate) fn spec() -> Value {
+    let mut spec: Value = serde_json::from_str(SPEC).expect("it is JSON");
+    if layout() == Layout::Three {
+        spec.as_object_mut().expect("it is an object").remove("lease_ms");
+    }
+    spec
+}
 
 /// The most requests that are under way at once: more would only queue.
 const UNDER_WAY_MAX: usize = 8;
@@ -170,11 +181,12 @@ impl Operator {
         if self.random.percent(5) {
             body["overrides"] = json!(["arbiter@h1"]);
         }
-        let first = self.post(&body);
+        let begun = Stamp::now();
+        let first = self.post(&body, begun);
         if self.random.percent(20) || first.is_none() {
             // The answer may have been lost, and the server may be away: later, too.
             std::thread::sleep(Duration::from_millis(self.random.within(0, 400)));
-            self.again(&body, first.as_deref());
+            self.again(&body, first.as_deref(), begun);
         }
         if let Some(id) = first
             && self.random.percent(10)
@@ -184,20 +196,15 @@ impl Operator {
     }
 
     /// Sends a request; gives the transition's name if it was accepted.
-    fn post(&mut self, body: &Value) -> Option<String> {
-        let (status, answer) = http::ask("POST", "/v1/transitions", Some(body))?;
-        let id = (status == 202).then(|| text(&answer, "id").to_owned())?;
-        let mut history = self.history.lock();
-        history.transition(&answer, "request");
-        history
-            .accepted
-            .push(Accepted { transition: id.clone(), request_id: text(body, "request_id").to_owned() });
-        Some(id)
+    fn post(&mut self, body: &Value, begun: Stamp) -> Option<String> {
+        let answer = http::ask_any("POST", "/v1/transitions", Some(body))?;
+        let is_accepted = self.history.lock().accept(text(body, "request_id"), &answer, begun);
+        is_accepted.then(|| text(&answer.body, "id").to_owned())
     }
 
     /// The same request once more has the same result.
-    fn again(&mut self, body: &Value, first: Option<&str>) {
-        let Some(second) = self.post(body) else { return };
+    fn again(&mut self, body: &Value, first: Option<&str>, begun: Stamp) {
+        let Some(second) = self.post(body, begun) else { return };
         let mut history = self.history.lock();
         history.repeated.0 += 1;
         if let Some(first) = first

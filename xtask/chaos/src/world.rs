@@ -1,8 +1,11 @@
-//! The processes and disks that faults are made to: a server on a disk of its own, and an agent on each host.
+//! The processes and disks that faults are made to: a server on a disk of its own, or three with an etcd of three members;
+//! and an agent on each host.
 
 use crate::command::{run, run_args};
+use crate::etcd;
+use crate::http;
 use crate::member::Defect;
-use crate::network::{self, SERVER, SERVER_PORT};
+use crate::network::{self, Layout, Place, SERVER_PORT, layout};
 use crate::proxy::{self, Knobs};
 use crate::reader::Shared;
 use crate::workload::GROUPS;
@@ -29,6 +32,10 @@ const RESTART_PAUSE: Duration = Duration::from_millis(300);
 /// Room for some snapshots, and soon filled up.
 const SERVER_DISK_MB: u64 = 48;
 const AGENT_DISK_MB: u64 = 6;
+/// How long a server may take to say which role it has: one that is stopped says nothing.
+const ROLE_PATIENCE: Duration = Duration::from_millis(300);
+/// What makes etcd choose a new leader within a second; without it, it takes two or three.
+const SOON: [&str; 2] = ["--heartbeat-interval=50", "--election-timeout=500"];
 
 /// A process that should run.
 #[derive(Debug)]
@@ -48,6 +55,10 @@ pub(crate) struct World {
     processes: BTreeMap<String, Process>,
     pub(crate) proxies: BTreeMap<String, Arc<Knobs>>,
     defect: Option<Defect>,
+    /// What is said of time to etcd.
+    timing: &'static [&'static str],
+    /// Members of etcd that were added to the others, and began with nothing.
+    added: BTreeSet<&'static str>,
 }
 
 impl World {
@@ -57,18 +68,22 @@ impl World {
         lockstep: &Path,
         history: &Shared,
         defect: Option<Defect>,
+        has_default_timing: bool,
     ) -> io::Result<Self> {
         let hosts = (10..).zip(HOSTS).map(|(last, host)| (host.to_owned(), format!("10.77.0.{last}")));
-        let places: Vec<_> = [("server".to_owned(), SERVER.to_owned())].into_iter().chain(hosts).collect();
+        let others = layout().servers().iter().chain(layout().members());
+        let others = others.map(|(name, address)| ((*name).to_owned(), (*address).to_owned()));
+        let places: Vec<_> = others.chain(hosts).collect();
         network::make(&places)?;
         for sub in ["log", "software"] {
             fs::create_dir_all(dir.join(sub))?;
         }
         crate::member::prepare(&dir.join("software"), defect)?;
-        let disk = dir.join("server-disk");
-        fs::create_dir_all(&disk)?;
-        File::create(dir.join("server.img"))?.set_len(SERVER_DISK_MB << 20)?;
-        run(&format!("mkfs.ext4 -q -m 0 {}", dir.join("server.img").display()))?;
+        if layout() == Layout::One {
+            fs::create_dir_all(dir.join("server-disk"))?;
+            File::create(dir.join("server.img"))?.set_len(SERVER_DISK_MB << 20)?;
+            run(&format!("mkfs.ext4 -q -m 0 {}", dir.join("server.img").display()))?;
+        }
         let exe = std::env::current_exe()?;
         let config = format!(
             "[handlers.software]\nexec = [{exe:?}, \"handler\"]\nenv = {{ CHAOS = {:?} }}\nstatus_ms = 1000\n\
@@ -83,9 +98,13 @@ impl World {
             processes: BTreeMap::new(),
             proxies: BTreeMap::new(),
             defect,
+            timing: if has_default_timing { &[] } else { &SOON },
+            added: BTreeSet::new(),
         };
-        world.mount_server_disk()?;
-        for name in ["server"].into_iter().chain(HOSTS) {
+        if layout() == Layout::One {
+            world.mount_server_disk()?;
+        }
+        for name in Self::all() {
             world.set_clock(name, 0)?;
             let idle =
                 Process { child: None, is_wanted: false, down_since: Instant::now(), ended: Vec::new() };
@@ -96,11 +115,38 @@ impl World {
             fs::create_dir_all(&disk)?;
             run(&format!("mount -t tmpfs -o size={AGENT_DISK_MB}m tmpfs {}", disk.display()))?;
         }
-        for (port, host) in (7430..).zip(PROXIED) {
-            let knobs = proxy::start(host, &format!("{}:{port}", network::DRIVER), history)?;
-            world.proxies.insert(host.to_owned(), knobs);
+        for host in PROXIED {
+            let ways: Vec<proxy::Way> = layout()
+                .servers()
+                .iter()
+                .map(|server| proxy::Way {
+                    server: http::address_of(*server),
+                    seen: server_of(host, *server),
+                })
+                .collect();
+            world.proxies.insert(host.to_owned(), proxy::start(host, &ways, history)?);
         }
         Ok(world)
+    }
+
+    /// Every process: servers, members of etcd, agents.
+    pub(crate) fn all() -> impl Iterator<Item = &'static str> {
+        let places = layout().servers().iter().chain(layout().members());
+        places.map(|(name, _)| *name).chain(HOSTS)
+    }
+
+    /// Those that have a wall clock which can be moved.
+    pub(crate) fn clocked() -> impl Iterator<Item = &'static str> {
+        layout().servers().iter().map(|(name, _)| *name).chain(HOSTS)
+    }
+
+    /// The server that says it is the active one.
+    pub(crate) fn active() -> Option<&'static str> {
+        let says = |server: &&Place| {
+            let answer = http::ask_one(**server, "GET", "/readyz", None, ROLE_PATIENCE);
+            answer.is_some_and(|answer| answer.status == 200 && answer.body["role"] == "active")
+        };
+        layout().servers().iter().find(says).map(|(name, _)| *name)
     }
 
     pub(crate) fn mount_server_disk(&self) -> io::Result<()> {
@@ -173,24 +219,61 @@ impl World {
     }
 
     fn spawn(&self, name: &str) -> io::Result<Child> {
-        if name == "server" {
-            let mut command = self.command("server", "server")?;
-            let listen = format!("{SERVER}:{SERVER_PORT}");
-            command.args(["server", "--insecure", "--listen", &listen, "--data"]).arg(self.server_data());
+        if layout().is_server(name) {
+            let mut command = self.command(name, name)?;
+            let listen = format!("{}:{SERVER_PORT}", layout().address(name));
+            command.args(["server", "--insecure", "--listen", &listen]);
+            match layout() {
+                Layout::One => command.arg("--data").arg(self.server_data()),
+                Layout::Three => command.args(["--store", &etcd::store_url(), "--name", name]),
+            };
             return command.spawn();
+        }
+        if let Some(member) = layout().members().iter().find(|(known, _)| *known == name) {
+            return self.spawn_member(*member);
         }
         self.spawn_agent(name, &self.agent_data(name), name)
     }
 
+    fn spawn_member(&self, member: Place) -> io::Result<Child> {
+        let log = File::options().create(true).append(true).open(self.log(member.0))?;
+        let (client, peer) = (etcd::client_url(member), etcd::peer_url(member));
+        let cluster: Vec<String> = layout()
+            .members()
+            .iter()
+            .map(|place| format!("{}={}", place.0, etcd::peer_url(*place)))
+            .collect();
+        let state = if self.added.contains(member.0) { "existing" } else { "new" };
+        Command::new("nsenter")
+            .arg(format!("--net=/run/netns/{}", member.0))
+            .args(["etcd", "--name", member.0, "--data-dir"])
+            .arg(self.member_data(member.0))
+            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
+            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
+            .args(["--initial-cluster", &cluster.join(","), "--initial-cluster-state", state])
+            .args(self.timing)
+            .process_group(0)
+            .stdin(Stdio::null())
+            .stdout(log.try_clone()?)
+            .stderr(log)
+            .spawn()
+    }
+
+    pub(crate) fn member_data(&self, member: &str) -> PathBuf {
+        self.dir.join(format!("{member}-data"))
+    }
+
+    /// From now on a member of etcd starts as one that was added to the others.
+    pub(crate) fn is_added(&mut self, member: &'static str) {
+        self.added.insert(member);
+    }
+
     /// An agent of a host, on some directory.
     pub(crate) fn spawn_agent(&self, host: &str, data: &Path, log: &str) -> io::Result<Child> {
-        let proxied = (7430..).zip(PROXIED).find(|(_, proxied)| *proxied == host);
-        let server = match proxied {
-            Some((port, _)) => format!("http://{}:{port}", network::DRIVER),
-            None => format!("http://{SERVER}:{SERVER_PORT}"),
-        };
+        let servers: Vec<String> =
+            layout().servers().iter().map(|server| format!("http://{}", server_of(host, *server))).collect();
         let mut command = self.command(host, log)?;
-        command.args(["agent", "--insecure", "--server", &server, "--name", host]);
+        command.args(["agent", "--insecure", "--server", &servers.join(","), "--name", host]);
         for group in GROUPS.iter().filter(|group| group.hosts.contains(&host)) {
             command.args(["--label", &format!("{}=yes", group.name)]);
         }
@@ -309,6 +392,16 @@ impl World {
         let (from, to) = (from.to_string_lossy(), to.to_string_lossy());
         run_args(&["cp", "-a", &from, &to]).map(drop)
     }
+}
+
+/// Where a host's agent finds a server: through the proxy, if it is one of those.
+fn server_of(host: &str, server: Place) -> String {
+    let Some(port) = (7430_u16..).zip(PROXIED).find(|(_, proxied)| *proxied == host).map(|(port, _)| port)
+    else {
+        return http::address_of(server).to_string();
+    };
+    let tens = (0..).zip(layout().servers()).find(|(_, known)| **known == server).map_or(0, |(tens, _)| tens);
+    format!("{}:{}", network::DRIVER, port + 10 * tens)
 }
 
 /// Whether a process is stopped.

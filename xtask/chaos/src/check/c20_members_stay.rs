@@ -3,6 +3,7 @@
 
 use super::Verdict;
 use crate::history::{Evidence, Struck};
+use crate::network::Layout;
 use std::collections::BTreeMap;
 
 /// Suspect, lost, alive, and once more alive when a session that was cut in the middle is replaced.
@@ -30,7 +31,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
     for (host, count) in changes {
         let touches = |struck: &&Struck| {
             let target = struck.target.split('/').next().unwrap_or_default();
-            [host, "server", "net"].contains(&target)
+            [host, "server", "all", "net", "etcd"].contains(&target) || Layout::Three.is_server(target)
         };
         let turns: u64 =
             evidence.history.struck.iter().filter(touches).map(|struck| struck.turns.max(1)).sum();
