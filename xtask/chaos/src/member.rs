@@ -293,6 +293,11 @@ impl Handler {
         let child = Command::new(exe)
             .args(["software", &self.line.member, &to])
             .env_clear()
+            // As software does that a handler starts: the guard finds by these what is not named yet.
+            .envs(
+                std::env::vars_os()
+                    .filter(|(key, _)| ["LOCKSTEP_CALL", "LOCKSTEP_MEMBER"].iter().any(|kept| key == kept)),
+            )
             .env("CHAOS", &self.dir)
             // The lock stays taken until the software has written itself down, also when this handler is killed
             // before that: whoever comes next then finds it, and ends it.
