@@ -1083,7 +1083,7 @@ async fn what_is_good_is_answered_as_the_design_says() {
         (
             "/v1/members",
             expect![[
-                r#"{"items":[{"actual":"offline","consumes":[],"evidence":null,"facts":{},"goal":"offline","group":"db","guarded":[],"host":"h1","leaving":false,"mark":null,"provides":[],"reason":null,"returns_to":null,"score":null,"settings":{"live":"blue"},"transition":null}],"revision":5}"#
+                r#"{"items":[{"actual":"offline","consumes":[],"evidence":null,"facts":{},"goal":"offline","group":"db","guarded":[],"host":"h1","leaving":false,"liveness":"alive","mark":null,"provides":[],"reason":null,"returns_to":null,"score":null,"settings":{"live":"blue"},"transition":null}],"revision":5}"#
             ]],
         ),
         ("/v1/relations", expect![[r#"{"items":[],"revision":5}"#]]),

@@ -526,7 +526,7 @@ fn what_is_lost_counts_where_it_may_be_and_cannot_be_moved() {
         &expect![[r#"
             exit 3
             ! rejected: host-lost
-            ! db@pg-a may still be primary, where at most 1 may be: its host is lost
+            ! db@pg-a may still be primary, where at most 1 may be: host pg-a is lost
             ! help: bring it back: its next status settles where it is; or make sure that the host has stopped, and say so: lockstep fence pg-a --confirm --reason TEXT; if it is gone for good: lockstep host forget pg-a --stopped
         "#]],
     );

@@ -189,6 +189,7 @@ fn a_day_at_the_terminal() {
                 guarded: []
                 host: pg-a
                 leaving: false
+                liveness: alive
                 mark: null
                 provides: []
                 reason: null
@@ -345,6 +346,10 @@ fn what_is_frozen_stays_until_it_is_thawed_or_overridden() {
             everything  thawed  local  nobody touches anything
 
             $ thaw app
+            exit 3
+            ! rejected: frozen
+            ! nothing was frozen by the name of app: the whole cluster is frozen by local: nobody touches anything
+            ! help: `lockstep thaw` without a name ends all freezes; to go ahead in spite of them: --override-freeze, with a --reason
 
             $ thaw db
             exit 0

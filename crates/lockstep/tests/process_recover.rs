@@ -261,6 +261,14 @@ fn a_person_who_knows_that_a_host_has_stopped_lets_others_take_over() {
         status.contains(&line) && status.contains("lockstep fence a --confirm --reason TEXT"),
         "{status}"
     );
+    // It runs on, and nobody hears it.
+    assert!(status.contains("  a primary?, b standby\n?: where it was last known to be"), "{status}");
+    assert_eq!(lab.cluster.member("db", "a")["liveness"], "lost");
+    let begin = lab.cluster.items("/v1/transitions")[0]["id"].as_str().unwrap().to_owned();
+    let (_, why) = lab.says(&["explain", &begin]);
+    assert!(why.contains(&format!("db@a is primary as last known: host a is lost since {since}\n")), "{why}");
+    let (exit, said) = lab.says(&["repair", "db"]);
+    assert!(exit == 3 && said.contains("db@a may still be primary"), "{said}");
     // Nobody has a handler for it.
     let (exit, said) = lab.says(&["fence", "a"]);
     assert!(exit == 3 && said.contains("no other living host has a handler called fence"), "{said}");

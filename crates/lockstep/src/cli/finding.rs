@@ -102,13 +102,19 @@ pub fn findings(
 ) -> Vec<Finding> {
     let mut findings = Vec::new();
     for host in hosts.iter().filter(|host| host.liveness != "alive") {
-        let here = members.iter().filter(|member| member.host == host.name).count();
+        let here: Vec<_> = members.iter().filter(|member| member.host == host.name).collect();
+        let are_settled = !here.is_empty() && here.iter().all(|member| member.evidence.is_some());
         let next = match host.liveness.as_str() {
             "suspect" => "wait: it is back or lost within its lease".to_owned(),
             "left" => "start its agent when it is to take part again".to_owned(),
             "fenced" => {
                 "its members count as stopped: start its agent when it is to take part again".to_owned()
             }
+            "lost" if are_settled => format!(
+                "it is known where its members are: start its agent when it is to take part again; if it is gone for good: \
+                 lockstep host forget {}",
+                host.name
+            ),
             _ => format!(
                 "see whether it runs and its agent reaches the server; until then its members count as anywhere; if \
                  nothing of it runs any more: lockstep fence {0} --confirm --reason TEXT; if it is gone for good: \
@@ -117,7 +123,7 @@ pub fn findings(
             ),
         };
         let since = host.since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
-        let problem = format!("host {} is {}{since} ({here} members)", host.name, host.liveness);
+        let problem = format!("host {} is {}{since} ({} members)", host.name, host.liveness, here.len());
         findings.push(Finding { problem, next, run: None });
     }
     let mut by_group: BTreeMap<&str, Vec<&Member>> = BTreeMap::new();
@@ -332,6 +338,19 @@ mod tests {
         let left = "app@h1 has failed in its last transition, and was left out: it is offline\n  \
                     mend it, then bring it where it belongs: lockstep run app@h1=STATE\n";
         assert_eq!(told("alive", json!([excluded])), format!("{short}{left}"));
+    }
+
+    #[test]
+    fn a_lost_host_whose_members_are_settled_is_only_missed() {
+        let settled = json!({"liveness": "lost", "goal": "offline", "actual": "offline", "evidence": "its lease has ended"});
+        let elsewhere = json!({"host": "h2", "liveness": "lost"});
+        expect![[r#"
+            host h1 is lost (1 members)
+              it is known where its members are: start its agent when it is to take part again; if it is gone for good: lockstep host forget h1
+            host h2 is lost (1 members)
+              see whether it runs and its agent reaches the server; until then its members count as anywhere; if nothing of it runs any more: lockstep fence h2 --confirm --reason TEXT; if it is gone for good: lockstep host forget h2
+        "#]]
+        .assert_eq(&told("lost", json!([settled, elsewhere])));
     }
 
     #[test]
