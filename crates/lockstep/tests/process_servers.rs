@@ -530,7 +530,7 @@ fn readers_are_answered_by_a_standby_and_events_go_on_at_another_server() {
     let rest = events(servers.address(&second), last, true, is_end);
     let all: Vec<u64> = revisions(&at_reader).into_iter().chain(revisions(&rest)).collect();
     assert_eq!(all, (1..=all.len() as u64).collect::<Vec<_>>(), "without gap or repeat");
-    wait_for("the follower to come to the end", || followed().iter().any(|event| is_end(event)));
+    wait_for("the follower to come to the end", || followed().iter().any(&is_end));
     let followed: Vec<u64> = revisions(&followed());
     assert_eq!(followed[..all.len()], all, "the command line moves by itself");
 }
