@@ -18,8 +18,9 @@ use tracing::{debug, info, warn};
 
 /// How long a reign lasts without a sign of life, on a store that asks for one. Too low: a store that chooses a new
 /// leader, or a server that is slow for a moment, costs a take-over, which aborts what is not decided. Too high: nothing
-/// is decided for as long after a server has died. A store may have a minimum of its own.
-pub(super) const REIGN_TTL: Duration = Duration::from_secs(2);
+/// is decided for as long after a server has died. etcd gives one and a half of its election time-out at least, in whole
+/// seconds, so that it is more where members are far apart.
+pub(super) const REIGN_TTL: Duration = Duration::from_secs(1);
 /// How long a server that has stepped down leaves the others alone with it, unless one of them has taken over.
 const HEAD_START: Duration = REIGN_TTL;
 /// The lease of hosts on a shared store, unless the spec says otherwise, in milliseconds: they outlast a take-over.
