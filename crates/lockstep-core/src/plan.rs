@@ -241,6 +241,7 @@ pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Re
     if planner.cascade()? {
         planner.displace()?;
     }
+    planner.forget_overruled();
     planner.check_members()?;
     planner.check_limits()?;
     planner.check_requires()?;

@@ -54,6 +54,19 @@ impl<'a> Planner<'a> {
         }
     }
 
+    /// Whom a repair leaves where it is, until another one, may be moved by another target of the same request: then that
+    /// is where it goes, and it is asked as any other that moves.
+    pub(super) fn forget_overruled(&mut self) {
+        let (wanted, returns) = (&self.wanted, &mut self.returns);
+        self.goals_only.retain(|id, _| {
+            let is_overruled = wanted.contains_key(id);
+            if is_overruled {
+                returns.remove(id);
+            }
+            !is_overruled
+        });
+    }
+
     /// Nobody is to be moved. A group that does not serve all the same, and should by its goals, waits for somebody.
     fn check_awaited(&self, name: &GroupName, group: &Group) -> Result<(), Rejection> {
         let count = self.cluster.members_of(name).count();
