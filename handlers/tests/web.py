@@ -8,10 +8,11 @@ import time
 
 from lab import free_port, wait_until
 
+WORKERS = 2
 # Everything below the lab's directory, so that no test needs root or touches the machine's own nginx.
 MAIN = """\
 {user}
-worker_processes 2;
+worker_processes {workers};
 error_log {directory}/{name}.error.log;
 pid {directory}/{name}.pid;
 events {{ worker_connections 256; }}
@@ -56,12 +57,13 @@ class Nginx:
 
     def text(self, http=None):
         user = "user root;" if os.geteuid() == 0 else ""
-        return MAIN.format(user=user, directory=self.lab.directory, name=self.name, http=http or self._http)
+        return MAIN.format(user=user, workers=WORKERS, directory=self.lab.directory, name=self.name, http=http or self._http)
 
     def start(self):
         self.lab.write(f"{self.name}.conf", self.text())
         self.lab.start(self.name, self.start_argv()).wait()
-        wait_until(self.pid, f"{self.name} runs")
+        # Its first process is there before the others, which may take a while to come.
+        wait_until(lambda: self.pid() and len(self.workers()) >= WORKERS, f"{self.name} runs")
         return self
 
     def start_argv(self):
