@@ -12,7 +12,7 @@ mod cluster;
 mod member;
 mod succession;
 
-use crate::load::{Server, directory};
+use crate::load::{self, Server, directory};
 use by_hand::ByHand;
 use cluster::Populated;
 use member::{Bare, Members, NEAR};
@@ -41,8 +41,8 @@ struct Line {
     median: f64,
     /// 99 of 100 are below.
     high: f64,
-    /// What it is compared with, its median and unit, and what part of it this takes.
-    beside: Option<(String, f64, &'static str, Option<f64>)>,
+    /// What it is beside, and where the time goes.
+    notes: Vec<String>,
     aim: Option<(String, bool)>,
 }
 
@@ -50,10 +50,12 @@ struct Line {
 struct Case {
     name: &'static str,
     cluster: Populated,
-    _server: Server,
+    server: Server,
     /// Nothing of the embedded store.
     etcd: Option<OnEtcd>,
     times: Vec<Duration>,
+    /// For how long the server has kept processors busy meanwhile, in all.
+    busy_ms: f64,
 }
 
 struct OnEtcd {
@@ -77,6 +79,8 @@ pub(crate) struct Options {
 pub(crate) fn run(options: &Options) {
     let runtime = Runtime::new().expect("threads");
     let is_wanted = |name: &str| options.only.as_ref().is_none_or(|only| only == name);
+    let load = std::fs::read_to_string("/proc/loadavg").expect("a file of Linux");
+    let load = load.split(' ').next().expect("a number").to_owned();
     let mut lines = Vec::new();
     if is_wanted("transition") {
         lines.extend(transitions(&runtime, &options.program, options.rounds));
@@ -84,13 +88,10 @@ pub(crate) fn run(options: &Options) {
     if is_wanted("succession") {
         lines.extend(successions(&runtime, &options.program));
     }
-    println!("{:<64} {:>9} {:>9}", "", "median", "99 %");
-    for Line { what, unit, median, high, beside, aim } in &lines {
+    println!("{:<64} {:>9} {:>9}    the machine's load before: {load}", "", "median", "99 %");
+    for Line { what, unit, median, high, notes, aim } in &lines {
         println!("{what:<64} {median:>9.2} {high:>9.2} {unit}");
-        if let Some((what, value, unit, ratio)) = beside {
-            let ratio = ratio.map_or_else(String::new, |ratio| format!(", {ratio:.2} of it"));
-            println!("    {what}: {value:.2} {unit}{ratio}");
-        }
+        notes.iter().for_each(|note| println!("    {note}"));
         if let Some((aim, is_met)) = aim {
             println!("    aim: {aim}: {}", if *is_met { "met" } else { "MISSED" });
         }
@@ -114,7 +115,7 @@ fn spread(times: &[Duration]) -> (f64, f64) {
 
 fn line(what: String, times: &[Duration]) -> Line {
     let (median, high) = spread(times);
-    Line { what, unit: "ms", median, high, beside: None, aim: None }
+    Line { what, unit: "ms", median, high, notes: Vec::new(), aim: None }
 }
 
 fn transitions(runtime: &Runtime, program: &Path, rounds: usize) -> Vec<Line> {
@@ -151,8 +152,8 @@ fn transitions(runtime: &Runtime, program: &Path, rounds: usize) -> Vec<Line> {
         let times = case.cluster.saturate(SATURATED);
         let rate = times.len() as f64 / SATURATED.as_secs_f64();
         let what = format!("{}: {HOSTS} clients side by side, request to outcome", case.name);
-        let beside = Some(("together".to_owned(), rate, "in a second", None));
-        lines.push(Line { beside, ..line(what, &times) });
+        let notes = vec![format!("{rate:.0} in a second")];
+        lines.push(Line { notes, ..line(what, &times) });
     }
     lines
 }
@@ -172,6 +173,7 @@ impl Case {
                 Server::start_on(program, &store, PathBuf::new())
             }
         };
+        succession::wait_active(&server.address);
         let cluster = Populated::start(&server.address, HOSTS);
         let etcd = members.map(|members| {
             runtime.block_on(async {
@@ -185,7 +187,7 @@ impl Case {
                 }
             })
         });
-        Self { name, cluster, _server: server, etcd, times: Vec::new() }
+        Self { name, cluster, server, etcd, times: Vec::new(), busy_ms: 0.0 }
     }
 
     /// A transition, and what it is compared with.
@@ -194,9 +196,13 @@ impl Case {
             etcd.as_mut().map_or(0, |etcd| runtime.block_on(etcd.bare.revision()))
         };
         let before = revision(&mut self.etcd);
+        let busy_before = load::cpu_ms(self.server.pid());
         let time = self.cluster.transition(state);
         let after = revision(&mut self.etcd);
-        self.times.extend(counts.then_some(time));
+        if counts {
+            self.times.push(time);
+            self.busy_ms += load::cpu_ms(self.server.pid()) - busy_before;
+        }
         let Some(etcd) = &mut self.etcd else { return };
         let (by_hand, put, append) = runtime.block_on(async {
             let by_hand = etcd.by_hand.exchange().await;
@@ -214,18 +220,20 @@ impl Case {
         let name = self.name;
         let mut transition =
             line(format!("{name}: transition over {HOSTS} hosts, request to outcome"), &self.times);
+        transition.notes.push(format!("the server is busy for {:.1} ms of it", self.busy_ms / rounds as f64));
         let Some(etcd) = &self.etcd else { return vec![transition] };
         let by_hand =
             line(format!("{name}: the same two phases by hand, {HOSTS} participants"), &etcd.by_hand_times);
         let ratio = by_hand.median / transition.median;
-        transition.beside = Some(("by hand".to_owned(), by_hand.median, "ms", Some(1.0 / ratio)));
         transition.aim = Some(("3 times as fast as by hand".to_owned(), ratio >= 3.0));
         let put = line(format!("{name}: a bare put of {PUT_BYTES} bytes"), &etcd.puts);
-        let mut append = line(format!("{name}: a bare transaction of {APPEND_BYTES} bytes"), &etcd.appends);
+        let append = line(format!("{name}: a bare transaction of {APPEND_BYTES} bytes"), &etcd.appends);
         let writes = etcd.writes as f64 / rounds as f64;
-        let what = format!("so a transition's {writes:.1} writes take, one after the other");
-        let all = writes * append.median;
-        append.beside = Some((what, all, "ms", None));
+        let in_writes = writes * append.median;
+        transition.notes.extend([
+            format!("by hand {ratio:.2} times as long"),
+            format!("{writes:.1} writes, one after the other: {in_writes:.2} ms if each takes what a bare one does"),
+        ]);
         vec![transition, by_hand, put, append]
     }
 }

@@ -301,7 +301,7 @@ pub(crate) fn run(program: &Path, hosts: usize, rounds: usize) -> Measured {
 }
 
 /// The time that a process has kept processors busy, in milliseconds.
-fn cpu_ms(pid: u32) -> f64 {
+pub(crate) fn cpu_ms(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
     let (_, after_name) = stat.rsplit_once(')').expect("a name in brackets");
     let ticks: Vec<f64> =

@@ -13,8 +13,12 @@ use std::time::{Duration, Instant};
 const ASK_AGAIN: Duration = Duration::from_millis(2);
 /// No server is waited for longer, whatever for.
 const WAIT_MAX: Duration = Duration::from_secs(30);
-/// A server that has stepped down leaves the others alone for two seconds. All are to take part in each succession.
+/// A server that has stepped down leaves the others alone for a while. All are to take part in each succession.
 const BETWEEN: Duration = Duration::from_millis(2500);
+/// How much longer it is until the next succession than until the one before, and after how many it is that short
+/// again: a reign's lease is renewed every so often, and each is to strike another moment of that.
+const LATER: Duration = Duration::from_millis(137);
+const PHASES: usize = 5;
 const SERVERS: usize = 3;
 
 /// Servers on one etcd.
@@ -48,10 +52,10 @@ impl Servers {
 
     /// The times of so many successions.
     pub(super) fn succeed(&mut self, end: End, runs: usize) -> Vec<Duration> {
-        (0..runs).map(|_| self.succeed_once(end)).collect()
+        (0..runs).map(|run| self.succeed_once(end, LATER * (run % PHASES) as u32)).collect()
     }
 
-    fn succeed_once(&mut self, end: End) -> Duration {
+    fn succeed_once(&mut self, end: End, later: Duration) -> Duration {
         let mut active = None;
         wait_for(|| {
             let roles: Vec<_> =
@@ -64,7 +68,7 @@ impl Servers {
             is("standby").iter().filter(|is| **is).count() == SERVERS - 1
         });
         let active = active.expect("the one that does not stand by");
-        std::thread::sleep(BETWEEN);
+        std::thread::sleep(BETWEEN + later);
         let mut addresses: Vec<String> = self.running.iter().map(|server| server.address.clone()).collect();
         let address = addresses.remove(active);
         let is_done = AtomicBool::new(false);
@@ -104,6 +108,11 @@ impl Servers {
         }
         time
     }
+}
+
+/// Waits until a server may decide.
+pub(super) fn wait_active(address: &str) {
+    wait_for(|| ask(address, &get("/readyz")).contains("\"role\":\"active\""));
 }
 
 fn wait_for(mut is_so: impl FnMut() -> bool) {
