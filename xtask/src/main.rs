@@ -15,6 +15,7 @@ cargo xtask COMMAND
   fix              formats, and applies what the lints can mend
   test [ARGS]      installs what the tests need (as root, on Debian), then runs all of them; ARGS go to the runner
   bench [--json F] measures, each figure beside its floor in the same run
+  bench etcd       measures the store in etcd beside the embedded one; --only transition or succession, --rounds N, --json F
   mutants [SEEDS]  lets the simulator look for each deliberate fault, in 3000 seeds unless SEEDS says otherwise
   chaos [ARGS]     real processes under faults (as root): --servers 1|3 --minutes M --seed N, --defect WHAT to see a check fail; --help has all
   soak [RUNS]      every case of each scenario with real software, 10 times unless RUNS says otherwise
@@ -27,9 +28,12 @@ const FEATURES: [&str; 2] = ["--features", "lockstep/etcd"];
 const BUILD_PACKAGES: [(&str, &str); 2] =
     [("protoc", "protobuf-compiler"), ("/usr/include/google/protobuf/descriptor.proto", "libprotobuf-dev")];
 
+/// The members of etcd that tests and benchmarks start.
+const ETCD: (&str, &str) = ("etcd", "etcd-server");
+
 /// What the tests run beside Rust: a program of each Debian package, and the package.
 const PACKAGES: [(&str, &str); 8] = [
-    ("etcd", "etcd-server"),
+    ETCD,
     ("openssl", "openssl"),
     ("python3", "python3"),
     ("redis-server", "redis-server"),
@@ -162,9 +166,19 @@ fn test(args: &[String]) -> Done {
     cargo(&with_features(&["test", "--workspace", "--locked", "--no-fail-fast"], &args))
 }
 
+/// With `etcd` first, the stores side by side; with `--release`, a build that takes half the time and is a twentieth slower.
 fn bench(args: &[String]) -> Done {
-    let args: Vec<&str> = args.iter().map(String::as_str).collect();
-    cargo(&[&["bench", "--locked", "--package", "lockstep", "--bench", "lockstep", "--"], &args[..]].concat())
+    const RELEASE: &str = "--release";
+    let (release, args): (Vec<&str>, Vec<&str>) =
+        args.iter().map(String::as_str).partition(|arg| *arg == RELEASE);
+    let profile: &[&str] = if release.is_empty() { &[] } else { &["--profile", "release"] };
+    let is_etcd = args.first() == Some(&"etcd");
+    if is_etcd {
+        install(&[&BUILD_PACKAGES[..], &[ETCD]].concat())?;
+    }
+    let features: &[&str] = if is_etcd { &FEATURES } else { &[] };
+    let bench = ["bench", "--locked", "--package", "lockstep", "--bench", "lockstep"];
+    cargo(&[&bench[..], profile, features, &["--"], &args].concat())
 }
 
 /// A checker that was never seen to fail counts as absent: each deliberate fault has to be caught.

@@ -50,9 +50,15 @@ impl Server {
     pub(crate) fn start(program: &Path, dir: &Path) -> Self {
         let data = dir.join("server");
         let _ = std::fs::remove_dir_all(&data);
+        let path = data.to_str().expect("a path in UTF-8").to_owned();
+        Self::start_on(program, &["--data", &path], data)
+    }
+
+    /// The same on any store.
+    pub(crate) fn start_on(program: &Path, store: &[&str], data: PathBuf) -> Self {
         let mut child = Command::new(program)
-            .args(["server", "--listen", "127.0.0.1:0", "--data"])
-            .arg(&data)
+            .args(["server", "--listen", "127.0.0.1:0"])
+            .args(store)
             .env("RUST_LOG", "warn")
             .stdout(Stdio::piped())
             .spawn()
@@ -89,7 +95,7 @@ pub(crate) fn directory() -> PathBuf {
 }
 
 /// Lets the agents of a declared cluster join; counts the outcomes that they are told, and what goes over the wire.
-fn populate(http: &mut Http, address: &str, hosts: usize) -> (Arc<AtomicUsize>, Traffic) {
+pub(crate) fn populate(http: &mut Http, address: &str, hosts: usize) -> (Arc<AtomicUsize>, Traffic) {
     let traffic = Traffic::default();
     let mut agents = Agents::new(address, hosts, traffic.clone());
     let told = agents.told.clone();
@@ -147,23 +153,7 @@ pub(crate) fn side_by_side(program: &Path, groups: usize, rounds: usize) -> Meas
     let data = running.data.as_path();
     let mut http = Http::declare(&running.address);
     let (told, traffic) = populate(&mut http, &running.address, hosts);
-    for host in 0..hosts {
-        let labels = json!({"labels": {"set": format!("s{:03}", host / MEMBERS)}});
-        let _: IgnoredAny = http.ask(
-            "POST",
-            &format!("/v1/hosts/{}/labels", format_args!("h{host:03}")),
-            &labels.to_string(),
-        );
-    }
-    let declared: serde_json::Map<_, _> = (0..groups)
-        .map(|group| (format!("s{group:03}"), json!({"select": {"set": format!("s{group:03}")}})))
-        .collect();
-    let _: IgnoredAny =
-        http.ask("PUT", "/v1/spec", &json!({"cluster": "bench", "groups": declared}).to_string());
-    // Members of the group of before are on their way out, and gone as soon as that is acknowledged.
-    while adopted(&mut http) != hosts {
-        std::thread::sleep(Duration::from_millis(10));
-    }
+    declare_sets(&mut http, groups, MEMBERS);
     let mut clients: Vec<Http> = (0..groups).map(|_| Http::connect(&running.address)).collect();
     let warm_up = 4;
     let (mut times, mut before) = (Vec::new(), 0);
@@ -204,6 +194,28 @@ pub(crate) fn side_by_side(program: &Path, groups: usize, rounds: usize) -> Meas
     Measured { times, floor_times, shape }
 }
 
+/// Declares so many groups of so many members each, in the place of the one that all hosts were in.
+pub(crate) fn declare_sets(http: &mut Http, groups: usize, members: usize) {
+    let hosts = groups * members;
+    for host in 0..hosts {
+        let labels = json!({"labels": {"set": format!("s{:03}", host / members)}});
+        let _: IgnoredAny = http.ask(
+            "POST",
+            &format!("/v1/hosts/{}/labels", format_args!("h{host:03}")),
+            &labels.to_string(),
+        );
+    }
+    let declared: serde_json::Map<_, _> = (0..groups)
+        .map(|group| (format!("s{group:03}"), json!({"select": {"set": format!("s{group:03}")}})))
+        .collect();
+    let _: IgnoredAny =
+        http.ask("PUT", "/v1/spec", &json!({"cluster": "bench", "groups": declared}).to_string());
+    // Members of the group of before are on their way out, and gone as soon as that is acknowledged.
+    while adopted(http) != hosts {
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
 /// Asks for a transition of each group on a connection of its own, and tells how long it took until all have ended.
 fn all_at_once(clients: &mut [Http], state: &str) -> Duration {
     let start = Instant::now();
@@ -225,9 +237,9 @@ fn all_at_once(clients: &mut [Http], state: &str) -> Duration {
 
 /// A transition, as far as it matters here.
 #[derive(Debug, Deserialize)]
-struct Asked {
-    id: String,
-    outcome: Option<String>,
+pub(crate) struct Asked {
+    pub(crate) id: String,
+    pub(crate) outcome: Option<String>,
 }
 
 /// What a process has of the machine's memory.
@@ -289,7 +301,7 @@ pub(crate) fn run(program: &Path, hosts: usize, rounds: usize) -> Measured {
 }
 
 /// The time that a process has kept processors busy, in milliseconds.
-fn cpu_ms(pid: u32) -> f64 {
+pub(crate) fn cpu_ms(pid: u32) -> f64 {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).expect("it runs");
     let (_, after_name) = stat.rsplit_once(')').expect("a name in brackets");
     let ticks: Vec<f64> =
@@ -324,8 +336,13 @@ pub(crate) fn adopted(http: &mut Http) -> usize {
 }
 
 /// Moves everybody, and tells how long it took until the answer with the outcome was there.
-fn transition(http: &mut Http, state: &str) -> Duration {
-    let body = json!({"targets": [format!("g={state}")]});
+pub(crate) fn transition(http: &mut Http, state: &str) -> Duration {
+    transition_of(http, "g", state)
+}
+
+/// The same of one group.
+pub(crate) fn transition_of(http: &mut Http, group: &str, state: &str) -> Duration {
+    let body = json!({"targets": [format!("{group}={state}")]});
     let start = Instant::now();
     let mut object: Asked = http.ask("POST", "/v1/transitions", &body.to_string());
     let mut time = start.elapsed();
@@ -343,7 +360,7 @@ fn transition(http: &mut Http, state: &str) -> Duration {
 pub(crate) struct Http(BufReader<TcpStream>);
 
 impl Http {
-    fn connect(address: &str) -> Self {
+    pub(crate) fn connect(address: &str) -> Self {
         let stream = TcpStream::connect(address).expect("the server");
         stream.set_nodelay(true).expect("a TCP socket");
         Self(BufReader::new(stream))
@@ -373,7 +390,7 @@ impl Http {
         }
     }
 
-    fn ask<T: DeserializeOwned>(&mut self, method: &str, path: &str, body: &str) -> T {
+    pub(crate) fn ask<T: DeserializeOwned>(&mut self, method: &str, path: &str, body: &str) -> T {
         serde_json::from_slice(&self.answer(method, path, body)).expect("what was asked for")
     }
 

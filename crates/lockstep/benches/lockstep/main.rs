@@ -13,8 +13,12 @@
 //! - Relations of 10,000 hosts, 1,000 groups and 20,000 derived edges, brought up to date after one change. Beside it:
 //!   the same derived anew.
 //!
+//! With `etcd`, in a build with that feature, it puts the store in etcd beside the embedded one instead ([`etcd`]).
+//!
 //! With `--long N` it runs N small transitions instead and shows what becomes of the server's directory and memory.
 
+#[cfg(feature = "etcd")]
+mod etcd;
 mod floor;
 mod idle;
 mod load;
@@ -68,6 +72,10 @@ fn main() {
         return load::long(&program, args[at + 1].parse().expect("a number"));
     }
     let only = args.iter().position(|arg| arg == "--only").map(|at| args[at + 1].clone());
+    #[cfg(feature = "etcd")]
+    if args.iter().any(|arg| arg == "etcd") {
+        return etcd::run(&etcd::Options { program, rounds, only, json });
+    }
     let is_wanted = |name: &str| only.as_ref().is_none_or(|only| only == name);
     let mut lines = Vec::new();
     lines.extend(is_wanted("transition").then(|| transition(&program, 100, rounds)));
