@@ -168,8 +168,8 @@ pub trait Store: Clone + Send + Sync + 'static {
     /// Ends a reign, so that another server may begin one at once.
     fn resign(&self, reign: Reign) -> impl Future<Output = Result<Fenced, Error>> + Send;
 
-    /// Returns once the reign is over, or may be: its lease was not renewed for as long as it lasts. It never returns
-    /// where a reign rests on no lease. Nothing depends on it: the fence holds whether or not anybody listens.
+    /// Returns once the reign is over, or may be: its lease was not renewed for at least as long as it lasts. It never
+    /// returns where a reign rests on no lease. Nothing depends on it: the fence holds whether or not anybody listens.
     fn ended(&self, reign: Reign) -> impl Future<Output = ()> + Send;
 
     /// Who reigns now; `None` while nobody does. Never an outdated answer.

@@ -25,6 +25,11 @@ const LEADER_POLL: Duration = Duration::from_secs(3);
 const RENEWALS: u32 = 3;
 const RENEWAL_ANSWERS: u32 = 6;
 
+/// How long a reign is not given up for want of an answer, if its lease is shorter. An etcd that stands still, or chooses
+/// a leader, ends no lease meanwhile, and the next leader lets all of them last anew: who gave up would only hand over
+/// to itself.
+const SILENCE: Duration = Duration::from_secs(2);
+
 /// A reign that this process began.
 #[derive(Debug)]
 pub(super) struct Held {
@@ -214,12 +219,13 @@ impl Shared {
             .and_then(ops)
     }
 
-    /// Renews a lease until that was not answered for as long as it lasts, or etcd does not know it any more.
+    /// Renews a lease until etcd does not know it any more, or has said nothing for as long as it lasts and for
+    /// [`SILENCE`].
     async fn renew(&self, lease: i64, ttl: Duration, begun: Duration) {
         let mut heard = begun;
         let mut stream = None;
         loop {
-            let left = (heard + ttl).saturating_sub(now());
+            let left = (heard + ttl.max(SILENCE)).saturating_sub(now());
             if left.is_zero() {
                 return warn!("etcd has not renewed this server's lease in time");
             }
