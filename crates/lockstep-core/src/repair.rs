@@ -595,17 +595,17 @@ impl Engine {
         let pause = self.recovery.repaired.get(name).map(|repaired| repaired.pause_until());
         let Some(until) = steady.max(pause).filter(|until| *until > self.now.time) else { return Ok(()) };
         self.look_again(until);
-        let (message, help) = match flaps {
-            Some((steady, host)) if Some(steady) > pause => (
-                format!("host {host} comes and goes, and has to stand for a while first"),
-                "see what is wrong with its network: `lockstep host list`",
-            ),
-            Some(_) | None => (
-                "it was repaired lately, and is tried again after a pause".to_owned(),
-                "see why: `lockstep transition list`",
-            ),
-        };
-        Err(Rejection::new(Code::Busy, message, help))
+        Err(match flaps {
+            Some((steady, host)) if Some(steady) > pause => {
+                let message = format!("host {host} comes and goes, and has to stand for a while first");
+                let help = "see what is wrong with its network: `lockstep host list`";
+                Rejection::new(Code::Busy, message, help).because_of(host)
+            }
+            Some(_) | None => {
+                let message = "it was repaired lately, and is tried again after a pause";
+                Rejection::new(Code::Busy, message, "see why: `lockstep transition list`")
+            }
+        })
     }
 
     /// Why a group is repaired, in words: the first of its members that is not where it should be, and how that is known.

@@ -276,6 +276,10 @@ pub struct Rejection {
     pub message: String,
     /// What to do about it.
     pub help: String,
+    /// The host that is in the way by not being heard. Since when is not said here: messages become causes in the journal,
+    /// and what is recorded does not hang on the wall clock.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<HostName>,
 }
 
 impl From<SpecError> for Rejection {
@@ -288,7 +292,12 @@ impl From<SpecError> for Rejection {
 impl Rejection {
     /// A refusal of that kind.
     pub fn new(code: Code, message: impl Into<String>, help: impl Into<String>) -> Self {
-        Self { code, message: message.into(), help: help.into() }
+        Self { code, message: message.into(), help: help.into(), host: None }
+    }
+
+    /// The same, because of a host.
+    pub fn because_of(self, host: &HostName) -> Self {
+        Self { host: Some(host.clone()), ..self }
     }
 }
 

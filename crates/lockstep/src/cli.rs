@@ -206,7 +206,7 @@ struct Inner<'a> {
 }
 
 impl From<Rejection> for Failure {
-    fn from(Rejection { code, message, help }: Rejection) -> Self {
+    fn from(Rejection { code, message, help, .. }: Rejection) -> Self {
         Self::Rejected { code: code.to_string(), message, help }
     }
 }

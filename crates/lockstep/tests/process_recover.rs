@@ -255,12 +255,13 @@ fn a_person_who_knows_that_a_host_has_stopped_lets_others_take_over() {
     let (_, status) = lab.says(&["status"]);
     let since = lab.cluster.items("/v1/hosts")[0]["since"].as_str().unwrap().to_owned();
     let line = format!(
-        "db waits to be repaired: db@a may still be primary, where at most 1 may be: host a is lost since {since}"
+        "db waits to be repaired: db@a may still be primary, where at most 1 may be: host a is lost, since {since}"
     );
     assert!(
         status.contains(&line) && status.contains("lockstep fence a --confirm --reason TEXT"),
         "{status}"
     );
+    assert_eq!((&waits()["host"], &waits()["since"]), (&json!("a"), &json!(since)));
     // It runs on, and nobody hears it.
     assert!(status.contains("  a primary?, b standby\n?: where it was last known to be"), "{status}");
     assert_eq!(lab.cluster.member("db", "a")["liveness"], "lost");

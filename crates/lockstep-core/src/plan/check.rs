@@ -86,8 +86,6 @@ impl Planner<'_> {
             let help = format!("ask for fewer, or raise max in [groups.{name}.limits.{state}]");
             return Rejection::new(Code::LimitBroken, message, help);
         };
-        let (code, why) = stuck(self.cluster, id);
-        let message = format!("{id} may still be {state}, where at most {max} may be: {why}");
         let host = &id.host;
         let help = if self.cluster.hosts[host].is_reachable() {
             format!(
@@ -99,7 +97,8 @@ impl Planner<'_> {
                  lockstep fence {host} --confirm --reason TEXT; if it is gone for good: lockstep host forget {host} --stopped"
             )
         };
-        Rejection::new(code, message, help)
+        let message = format!("{id} may still be {state}, where at most {max} may be:");
+        stuck(self.cluster, id, &message, help)
     }
 
     pub(super) fn check_requires(&self) -> Result<(), Rejection> {
@@ -188,16 +187,16 @@ pub(super) fn at_place(place: Option<Place<'_>>) -> String {
     place.map(|Place { label, value }| format!(" where {label} is {value}")).unwrap_or_default()
 }
 
-/// Why a member that cannot act cannot.
-pub(super) fn stuck(cluster: &Cluster, id: &MemberId) -> (Code, String) {
+/// A refusal because of a member that cannot act: the message with why it cannot.
+pub(super) fn stuck(cluster: &Cluster, id: &MemberId, message: &str, help: impl Into<String>) -> Rejection {
     let host = &cluster.hosts[&id.host];
     if !host.is_reachable() {
-        // A state that is read from files has no history.
-        let since = (host.since.0 > 0).then(|| format!(" since {}", host.since));
-        (Code::HostLost, format!("host {} is {}{}", id.host, host.liveness, since.unwrap_or_default()))
+        let message = format!("{message} host {} is {}", id.host, host.liveness);
+        Rejection::new(Code::HostLost, message, help).because_of(&id.host)
     } else if cluster.members[id].is_in_doubt() {
-        (Code::MemberInDoubt, "it is in doubt since its last transition".to_owned())
+        let message = format!("{message} it is in doubt since its last transition");
+        Rejection::new(Code::MemberInDoubt, message, help)
     } else {
-        (Code::ActualUnknown, "its state is not known".to_owned())
+        Rejection::new(Code::ActualUnknown, format!("{message} its state is not known"), help)
     }
 }

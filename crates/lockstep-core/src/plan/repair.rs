@@ -81,10 +81,9 @@ impl<'a> Planner<'a> {
             let min = group.min(state, count);
             let Some(id) = away.iter().find(|id| !self.cluster.can_act(id)) else { continue };
             if there.len() < min && there.len() + away.len() >= min {
-                let (code, why) = stuck(self.cluster, id);
-                let message = format!("{id} should be {state}, and {why}");
+                let message = format!("{id} should be {state}, and");
                 let help = "bring it back, or see that another member takes its place";
-                return Err(Rejection::new(code, message, help));
+                return Err(stuck(self.cluster, id, &message, help));
             }
         }
         Ok(())

@@ -184,9 +184,8 @@ pub(super) fn check_excludes(cluster: &Cluster, plan: &Plan, bonds: &[Bond]) -> 
                     "{entering} and {standing} exclude each other, and {in_the_way} may serve{place}"
                 );
                 if !cluster.can_act(in_the_way) {
-                    let (code, why) = stuck(cluster, in_the_way);
                     let help = "bring it back: its next status settles where it is; see `lockstep status`";
-                    return Some(Rejection::new(code, format!("{message}: {why}"), help));
+                    return Some(stuck(cluster, in_the_way, &format!("{message}:"), help));
                 }
                 let help = format!("take it down in the same request: {standing}=down");
                 Some(Rejection::new(Code::Excluded, message, help))

@@ -129,12 +129,25 @@ pub struct Waits {
     pub message: String,
     /// What to do about it.
     pub help: String,
+    /// The host that is in the way, if it is one.
+    #[serde(default)]
+    pub host: Option<String>,
+    /// Since when that host is as it is.
+    #[serde(default)]
+    pub since: Option<String>,
 }
 
 impl Waits {
-    fn of(rejection: &Rejection) -> Self {
-        let Rejection { code, message, help } = rejection;
-        Self { code: code.to_string(), message: message.clone(), help: help.clone() }
+    fn of(cluster: &Cluster, rejection: &Rejection) -> Self {
+        let Rejection { code, message, help, host } = rejection;
+        let since = host.as_ref().and_then(|host| cluster.hosts.get(host)).map(|host| host.since);
+        Self {
+            code: code.to_string(),
+            message: message.clone(),
+            help: help.clone(),
+            host: host.as_ref().map(ToString::to_string),
+            since: since.filter(|since| since.0 > 0).map(|since| since.to_string()),
+        }
     }
 }
 
@@ -193,7 +206,7 @@ impl Group {
                 Recover::Fence => "fence".to_owned(),
                 Recover::Lease => "lease".to_owned(),
             },
-            waits: view.waits.get(name).map(Waits::of),
+            waits: view.waits.get(name).map(|rejection| Waits::of(cluster, rejection)),
         }
     }
 

@@ -120,7 +120,7 @@ impl Problem {
 }
 
 impl From<Rejection> for Problem {
-    fn from(Rejection { code, message, help }: Rejection) -> Self {
+    fn from(Rejection { code, message, help, .. }: Rejection) -> Self {
         Self::new(status(code), code.as_str(), message, help)
     }
 }

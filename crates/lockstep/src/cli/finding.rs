@@ -164,7 +164,8 @@ fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) 
     };
     let mut findings = Vec::new();
     if let Some(waits) = &group.waits {
-        let problem = format!("{name} waits to be repaired: {}", waits.message);
+        let since = waits.since.as_ref().map(|since| format!(", since {since}")).unwrap_or_default();
+        let problem = format!("{name} waits to be repaired: {}{since}", waits.message);
         findings.push(Finding { problem, next: waits.help.clone(), run: None });
     }
     for (key, declared) in &group.declared {
