@@ -20,7 +20,7 @@ pub const TEXT_LEN_MAX: usize = 255;
 pub const LEASE_MS_DEFAULT: u64 = 3000;
 /// How long a lease may be, in milliseconds. Too low: hosts are lost when a network hiccups. Too high: nobody notices that
 /// one is.
-const LEASE_MS: std::ops::RangeInclusive<u64> = 300..=600_000;
+pub(crate) const LEASE_MS: std::ops::RangeInclusive<u64> = 300..=600_000;
 /// No deadline or hold is longer than a day: one that is was mistyped.
 pub const DURATION_MAX_MS: u64 = 24 * 60 * 60 * 1000;
 

@@ -7,11 +7,11 @@
 
 mod common;
 
-use common::{Process, wait_for};
+use common::{Etcd, Process, wait_for};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::Command;
 use tempfile::TempDir;
 
 const PAGE: &str = include_str!("../../../docs/deploy.md");
@@ -20,19 +20,8 @@ const SPEC: &str = "cluster = \"shop\"\n[groups.db]\nselect = { role = \"db\" }\
 /// The page's hosts, in a directory of their own.
 struct Hosts {
     dir: TempDir,
-    members: BTreeMap<u32, Member>,
+    members: BTreeMap<u32, Etcd>,
     servers: BTreeMap<u32, Process>,
-}
-
-/// A member of etcd, ended with this.
-struct Member(Child);
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        let _ = self.0.wait();
-    }
 }
 
 /// The body of a fenced block.
@@ -102,16 +91,9 @@ impl Hosts {
             let at = args.iter().position(|arg| arg == flag).unwrap();
             args.drain(at..at + 2);
         }
-        let log = fs::File::create(self.path().join(format!("etcd-{number}-{}.log", more.len()))).unwrap();
-        let child = Command::new("etcd")
-            .args(args)
-            .args(more)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("the tests need the Debian package etcd-server");
-        self.members.insert(number, Member(child));
+        let log = self.path().join(format!("etcd-{number}-{}.log", more.len()));
+        args.extend(more.iter().map(|arg| (*arg).to_owned()));
+        self.members.insert(number, Etcd::start(&log, &args));
     }
 
     fn start_server(&mut self, number: u32) {
@@ -214,12 +196,11 @@ fn three_servers_as_the_page_has_them_outlive_one_and_the_loss_of_a_majority() {
 fn the_units_start_what_there_is() {
     for unit in ["lockstep.service", "lockstep-agent.service"] {
         let args = exec_start(unit);
-        let mut help = vec![args[0].clone(), "--help".to_owned()];
-        let output = Command::new(env!("CARGO_BIN_EXE_lockstep")).args(&help).output().unwrap();
-        help.clear();
-        let text = String::from_utf8(output.stdout).unwrap();
+        let output =
+            Command::new(env!("CARGO_BIN_EXE_lockstep")).args([&args[0], "--help"]).output().unwrap();
+        let help = String::from_utf8(output.stdout).unwrap();
         for flag in args.iter().filter(|arg| arg.starts_with("--")) {
-            assert!(text.contains(flag.as_str()), "{unit}: {flag} is no flag of {}", args[0]);
+            assert!(help.contains(flag.as_str()), "{unit}: {flag} is no flag of {}", args[0]);
         }
     }
 }

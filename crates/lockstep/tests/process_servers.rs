@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Process, calls, host, http, listening, lockstep, wait_for};
+use common::{Etcd, Process, calls, host, http, listening, lockstep, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -13,7 +13,6 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -26,57 +25,38 @@ const SPEC: &str = "cluster = \"shop\"\n[groups.db]\nselect = { role = \"db\" }\
 /// How long servers may take to take over from one that was killed, on a machine with work to do.
 const TAKE_OVER: Duration = Duration::from_secs(15);
 
-/// One member of etcd, ended with this.
-struct Etcd {
-    child: Child,
-    port: u16,
+/// An etcd of one member that serves, and its port.
+fn start_etcd(dir: &Path, more: &[&str]) -> (Etcd, u16) {
+    let mut started = None;
+    wait_for("etcd", || {
+        let (etcd, port) = started.get_or_insert_with(|| try_start_etcd(dir, more));
+        // Another process may take a port between its choice and its use: then it ends, and another one is chosen.
+        if etcd.has_ended() {
+            started = None;
+            return false;
+        }
+        let address = SocketAddr::from(([127, 0, 0, 1], *port));
+        http(address, "GET", "/health", None).is_some_and(|(_, body)| body["health"] == "true")
+    });
+    started.unwrap()
 }
 
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-impl Etcd {
-    /// Another process may take a port between its choice and its use: then it ends, and another one is chosen.
-    fn start(dir: &Path, more: &[&str]) -> Self {
-        let mut started = None;
-        wait_for("etcd", || {
-            let etcd = started.get_or_insert_with(|| Self::try_start(dir, more));
-            if etcd.child.try_wait().unwrap().is_some() {
-                started = None;
-                return false;
-            }
-            let address = SocketAddr::from(([127, 0, 0, 1], etcd.port));
-            http(address, "GET", "/health", None).is_some_and(|(_, body)| body["health"] == "true")
-        });
-        started.unwrap()
-    }
-
-    fn try_start(dir: &Path, more: &[&str]) -> Self {
-        let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-        let [port, peer] = listeners.map(|listener| listener.local_addr().unwrap().port());
-        let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-        let data = dir.join(format!("etcd-{port}"));
-        let log = fs::File::create(dir.join(format!("etcd-{port}.log"))).unwrap();
-        let cluster = format!("default={peer}");
-        let child = Command::new("etcd")
-            .arg("--data-dir")
-            .arg(data)
-            .args(["--listen-client-urls", &client, "--advertise-client-urls", &client])
-            .args(["--listen-peer-urls", &peer, "--initial-advertise-peer-urls", &peer])
-            .args(["--initial-cluster", &cluster])
-            .args(more)
-            .stdin(Stdio::null())
-            .stdout(log.try_clone().unwrap())
-            .stderr(log)
-            .spawn()
-            .expect("the tests need the Debian package etcd-server");
-        Self { child, port }
-    }
+fn try_start_etcd(dir: &Path, more: &[&str]) -> (Etcd, u16) {
+    let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
+    let [port, peer] = listeners.map(|listener| listener.local_addr().unwrap().port());
+    let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
+    let data = dir.join(format!("etcd-{port}"));
+    let cluster = format!("default={peer}");
+    let args = [
+        ["--data-dir", data.to_str().unwrap()],
+        ["--listen-client-urls", &client],
+        ["--advertise-client-urls", &client],
+        ["--listen-peer-urls", &peer],
+        ["--initial-advertise-peer-urls", &peer],
+        ["--initial-cluster", &cluster],
+    ];
+    let args: Vec<_> = args.as_flattened().iter().chain(more).map(|arg| (*arg).to_owned()).collect();
+    (Etcd::start(&data.with_extension("log"), &args), port)
 }
 
 /// What is between a server and etcd, and may swallow all that is said.
@@ -123,7 +103,7 @@ struct Servers {
     dir: PathBuf,
     servers: BTreeMap<String, (Process, SocketAddr)>,
     agents: BTreeMap<String, Process>,
-    etcd: Etcd,
+    etcd: (Etcd, u16),
     relay: Relay,
     temporary: Option<TempDir>,
 }
@@ -146,8 +126,8 @@ impl Servers {
     fn start(etcd: &[&str]) -> Self {
         let temporary = host();
         let dir = temporary.path().to_owned();
-        let etcd = Etcd::start(&dir, etcd);
-        let relay = Relay::start(etcd.port);
+        let etcd = start_etcd(&dir, etcd);
+        let relay = Relay::start(etcd.1);
         let (servers, agents) = Default::default();
         let mut started = Self { dir, servers, agents, etcd, relay, temporary: Some(temporary) };
         // The first one is the active one, and reaches etcd through the relay.
@@ -163,7 +143,7 @@ impl Servers {
     }
 
     fn start_server(&mut self, name: &str, listen: &str) {
-        let port = if name == "s1" { self.relay.port } else { self.etcd.port };
+        let port = if name == "s1" { self.relay.port } else { self.etcd.1 };
         let store = format!("etcd://127.0.0.1:{port}/lockstep");
         let args = ["server", "--store", &store, "--name", name, "--listen", listen];
         let mut server = Process::start(&self.dir, name, &args);

@@ -159,7 +159,7 @@ impl<S: Store> Driver<S> {
                 // Not for longer than the reign: a store that does not answer must not keep it from ending.
                 let end = tokio::select! {
                     left = self.leave(how) => left?,
-                    () = &mut ended => Ok(Ended::Deposed),
+                    () = &mut ended => Ok(how),
                 };
                 // Whoever asked may have gone.
                 let _ = asker.send(end.as_ref().map(|_| ()).map_err(Rejection::clone));
@@ -249,7 +249,7 @@ impl<S: Store> Driver<S> {
             let appended = append.await;
             self.append = None;
             if appended? == Fenced::Deposed {
-                return Ok(Ok(Ended::Deposed));
+                return Ok(Ok(how));
             }
             self.engine.handle(self.clock.now(), Input::Appended);
             self.perform();
@@ -260,8 +260,8 @@ impl<S: Store> Driver<S> {
             return Ok(Ok(how));
         }
         match self.store.resign(self.reign).await {
-            Ok(Fenced::Held) => Ok(Ok(how)),
-            Ok(Fenced::Deposed) => Ok(Ok(if how == Ended::Stopped { how } else { Ended::Deposed })),
+            // Whether or not somebody else has ended it before.
+            Ok(Fenced::Held | Fenced::Deposed) => Ok(Ok(how)),
             // It ends by itself.
             Err(error) if how == Ended::Stopped => {
                 warn!(%error, "the reign ends only when its time is over");

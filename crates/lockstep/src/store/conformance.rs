@@ -43,7 +43,7 @@ async fn append<const N: usize>(store: &impl Store, reign: Reign, payloads: [&st
     }
 }
 
-async fn read_all(store: &impl Store, from: Index) -> Vec<Entry> {
+pub(crate) async fn read_all(store: &impl Store, from: Index) -> Vec<Entry> {
     let mut all: Vec<Entry> = Vec::new();
     loop {
         let next = all.last().map_or(from, |entry| Index(entry.index.0 + 1));

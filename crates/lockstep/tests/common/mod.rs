@@ -349,6 +349,31 @@ pub fn lockstep(dir: &Path, address: Option<SocketAddr>, args: &[&str]) -> (i32,
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
 }
 
+/// A member of etcd. Ended with this.
+pub struct Etcd(Child);
+
+impl Etcd {
+    /// Starts it with what it says in `log`, and waits for nothing.
+    pub fn start(log: &Path, args: &[String]) -> Self {
+        let log = File::create(log).unwrap();
+        let mut command = Command::new("etcd");
+        command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
+        Self(command.spawn().expect("the tests need the Debian package etcd-server"))
+    }
+
+    pub fn has_ended(&mut self) -> bool {
+        self.0.try_wait().unwrap().is_some()
+    }
+}
+
+impl Drop for Etcd {
+    fn drop(&mut self) {
+        // It may have ended already.
+        let _ = self.0.kill();
+        self.0.wait().unwrap();
+    }
+}
+
 /// Waits until `is_so`, and fails with what was waited for when it does not become so.
 #[track_caller]
 pub fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {

@@ -371,6 +371,29 @@ async fn a_standby_stops_when_it_is_told_to_and_an_active_server_resigns_first()
     assert!(begun.elapsed() < Duration::from_secs(1), "{:?}", begun.elapsed());
 }
 
+/// Its write has no answer when it is told to stop, and its reign ends before there is one.
+#[tokio::test(start_paused = true)]
+async fn who_is_told_to_stop_stops_also_when_it_is_deposed_meanwhile() {
+    for is_told in [false, true] {
+        let (stores, [first, second]) = two().await;
+        first.handle.watch().wait_for(|view| view.cluster.revision >= Index(1)).await.unwrap();
+        stores[0].set(Link { is_cut: true, ..Link::default() });
+        let handle = first.handle.clone();
+        let written = tokio::spawn(async move { apply(&handle, 1000).await });
+        let handle = first.handle.clone();
+        let stopped = tokio::spawn(async move { handle.stop().await });
+        tokio::time::sleep(Duration::from_millis(500)).await;
+        assert!(!stopped.is_finished(), "it waits for what is being written");
+        stores[0].expire();
+        // By its own clock, or by the answer to its write.
+        stores[0].set(Link { is_over: !is_told, is_cut: !is_told, ..Link::default() });
+        stopped.await.unwrap().unwrap();
+        assert_eq!(written.await.unwrap(), Err(Code::NotActive));
+        first.roles.await.unwrap().unwrap();
+        becomes(&second, &Role::Active).await;
+    }
+}
+
 #[tokio::test]
 async fn a_server_on_a_disk_of_its_own_has_nobody_to_step_down_to() {
     let data = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
 use super::*;
-use crate::store::conformance::candidate;
+use crate::store::conformance::{candidate, read_all};
 use crate::store::etcd::tests::process::Members;
 use crate::store::{Appended, Entry};
 
@@ -25,18 +25,7 @@ async fn write(store: &impl Store) -> Reign {
 
 /// What follows the snapshot.
 async fn entries(store: &impl Store) -> Vec<Entry> {
-    entries_from(store, Index(11)).await
-}
-
-async fn entries_from(store: &impl Store, from: Index) -> Vec<Entry> {
-    let mut all: Vec<Entry> = Vec::new();
-    loop {
-        let next = all.last().map_or(from, |entry| Index(entry.index.0 + 1));
-        match store.read(next).await.unwrap() {
-            page if page.is_empty() => return all,
-            page => all.extend(page),
-        }
-    }
+    read_all(store, Index(11)).await
 }
 
 #[tokio::test]
@@ -113,7 +102,7 @@ async fn reigns_go_on_above_the_last_one_also_where_that_is_above_the_head() {
     assert_eq!(copied.reign, Reign(reign.0 + 1), "the one of the migration");
     let store = Embedded::open(&back).await.unwrap();
     assert!(store.campaign(&candidate("a"), TTL).await.unwrap() > copied.reign);
-    assert_eq!(entries_from(&store, Index(1)).await[0].reign, reign);
+    assert_eq!(read_all(&store, Index(1)).await[0].reign, reign);
     store.close().await;
 }
 
