@@ -932,7 +932,8 @@ fn fill(path: &std::path::Path) -> io::Result<()> {
 }
 
 fn fill_server(world: &mut World) -> io::Result<Mend> {
-    let filler = world.dir.join("server-disk/filler");
+    let disk = world.dir.join("server-disk");
+    let filler = disk.join("filler");
     fill(&filler)?;
     let before = world.log_len("server");
     // The log has room in store: what operators declare over and over uses it up.
@@ -956,6 +957,8 @@ fn fill_server(world: &mut World) -> io::Result<Mend> {
     Ok(Box::new(move |world| {
         stop.store(true, Ordering::Relaxed);
         fs::remove_file(&filler)?;
+        // Or a power cut that follows brings it back, and the disk stays full.
+        fs::File::open(&disk)?.sync_all()?;
         let refused = writing.join().map_err(|_| io::Error::other("a writer panicked"))?;
         let said = world.said_since("server", before);
         Ok(bitten(refused > 0 || said.contains("no space is left") || said.contains("no room")))
