@@ -668,7 +668,7 @@ impl Engine {
         let asked: BTreeSet<GroupName> =
             request.targets.iter().flat_map(|target| self.head.groups_of(target)).collect();
         let is_contended = self.runs.values().any(|run| asked.iter().any(|group| run.claims(group)));
-        let plan = match plan::plan_request(&self.head, &request, &self.scores) {
+        let plan = match self.plan(&request) {
             Ok(plan) => {
                 self.check_not_behind(&plan)?;
                 self.check_windows(&request, &plan)?;

@@ -209,6 +209,16 @@ pub fn plan(cluster: &Cluster, targets: &[Target], scores: &Scores) -> Result<Pl
 
 /// Plans what a request asks for, or says why it cannot be.
 pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Result<Plan, Rejection> {
+    plan_without(cluster, request, scores, &BTreeSet::new())
+}
+
+/// The same, and what is repaired is not repaired with members of the hosts named.
+pub(crate) fn plan_without(
+    cluster: &Cluster,
+    request: &Request,
+    scores: &Scores,
+    unsteady: &BTreeSet<HostName>,
+) -> Result<Plan, Rejection> {
     let targets = &request.targets;
     if targets.len() > TARGETS_MAX {
         let message = format!("{} targets, at most {TARGETS_MAX}", targets.len());
@@ -218,6 +228,7 @@ pub fn plan_request(cluster: &Cluster, request: &Request, scores: &Scores) -> Re
         cluster,
         scores,
         request,
+        unsteady,
         wanted: BTreeMap::new(),
         whole: BTreeSet::new(),
         set: BTreeMap::new(),
@@ -253,6 +264,8 @@ struct Planner<'a> {
     cluster: &'a Cluster,
     scores: &'a Scores,
     request: &'a Request,
+    /// Hosts that come and go.
+    unsteady: &'a BTreeSet<HostName>,
     /// Where members are to end, those that are there already included.
     wanted: BTreeMap<MemberId, StateName>,
     /// Groups that the request names whole.

@@ -571,13 +571,13 @@ impl Engine {
             is_automatic: true,
             ..Request::default()
         };
-        let plan = plan::plan_request(&self.head, &request, &self.scores)?;
+        let plan = self.plan(&request)?;
         // Whose connection is closed is back in a moment, or lost and not asked.
         let is_connected = |host: &HostName| self.sessions.contains_key(host);
         if plan.is_empty() || !plan.asked().all(|who| is_connected(&who.member.host)) {
             return Ok(());
         }
-        self.check_steady(name, &plan)?;
+        self.check_steady(&request, &plan)?;
         self.check_not_behind(&plan)?;
         request.reason = Some(self.why(name));
         let id = TransitionId(self.propose(Body::Request { request: std::sync::Arc::new(request) }).0);
@@ -586,8 +586,23 @@ impl Engine {
         Ok(())
     }
 
-    /// Nothing is moved onto a host that comes and goes, and what was repaired lately is not repaired again at once.
-    fn check_steady(&mut self, name: &GroupName, plan: &plan::Plan) -> Result<(), Rejection> {
+    /// Plans a request by what is known now. What Lockstep repairs by itself it repairs with steady hosts, if they can.
+    pub(crate) fn plan(&self, request: &Request) -> Result<plan::Plan, Rejection> {
+        if repaired_by(request).is_some() {
+            let lost_lately = self.recovery.losses.keys();
+            let unsteady = lost_lately.filter(|host| self.steady_at(host) > self.now.time).cloned().collect();
+            match plan::plan_without(&self.head, request, &self.scores, &unsteady) {
+                Ok(plan) if !plan.is_empty() => return Ok(plan),
+                // It has to wait for one of them.
+                Ok(_) | Err(_) => {}
+            }
+        }
+        plan::plan_request(&self.head, request, &self.scores)
+    }
+
+    /// What Lockstep repairs by itself is not moved onto a host that comes and goes, and not repaired again at once.
+    pub(crate) fn check_steady(&mut self, request: &Request, plan: &plan::Plan) -> Result<(), Rejection> {
+        let Some(name) = repaired_by(request) else { return Ok(()) };
         // Whose place is given to another has a new goal and no step: nobody waits for it to stand.
         let hosts = plan.steps.iter().map(|step| &step.member.host);
         let flaps = hosts.map(|host| (self.steady_at(host), host)).max();
@@ -658,10 +673,7 @@ impl Engine {
     /// A repair has ended: one that failed is tried again, later each time.
     pub(crate) fn repair_ended(&mut self, id: TransitionId) {
         let transition = &self.head.transitions[&id];
-        let Some(Target::Repair(name)) = transition.request.targets.first().cloned() else { return };
-        if !transition.request.is_automatic {
-            return;
-        }
+        let Some(name) = repaired_by(&transition.request).cloned() else { return };
         let has_failed = transition.outcome != Some(Outcome::Committed);
         let at = self.now.time;
         self.recovery.repaired.retain(|_, last| at.since(last.at) < FLAP_MS);
@@ -669,5 +681,13 @@ impl Engine {
         let repaired = Repaired { count: last.map_or(1, |last| last.count + 1), at, has_failed };
         self.recovery.repaired.insert(name, repaired);
         self.look_again(repaired.pause_until().max(at.plus(1)));
+    }
+}
+
+/// The group that a request of Lockstep's own repairs.
+fn repaired_by(request: &Request) -> Option<&GroupName> {
+    match request.targets.first() {
+        Some(Target::Repair(name)) if request.is_automatic => Some(name),
+        Some(_) | None => None,
     }
 }

@@ -333,7 +333,7 @@ impl Engine {
                     continue;
                 }
                 let request = &transition.request;
-                let plan = plan::plan_request(&self.head, request, &self.scores).ok();
+                let plan = self.plan(request).ok();
                 self.enqueue(id, plan);
                 continue;
             };
@@ -428,7 +428,7 @@ impl Engine {
         let request = self.head.transitions[&id].request.clone();
         let plan = match run.fresh.take() {
             Some((at, plan)) if at == self.head.revision => plan,
-            Some(_) | None => match plan::plan_request(&self.head, &request, &self.scores) {
+            Some(_) | None => match self.plan(&request) {
                 Ok(plan) => Arc::new(plan),
                 Err(Rejection { code, message, .. }) => {
                     return self.give_up(id, run, code.as_str(), &message, None);
@@ -457,6 +457,8 @@ impl Engine {
         }
         let checked = self.check_overrides(&request, &plan);
         let checked = checked.and_then(|()| self.check_windows(&request, &plan));
+        // Planned anew it may move others: a host that is back just now was not in the plan before.
+        let checked = checked.and_then(|()| self.check_steady(&request, &plan));
         if let Err(Rejection { code, message, .. }) = checked {
             return self.give_up(id, run, code.as_str(), &message, None);
         }

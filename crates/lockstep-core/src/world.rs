@@ -1308,7 +1308,7 @@ impl World {
         let agent = link.agent.clone();
         let Some(order) = link.to_agent.pop_front() else { return self.hang_up(&agent) };
         let server = link.server;
-        self.note(Happened::Ordered { agent: agent.clone(), server, order: order.clone() });
+        self.note(Happened::Ordered { agent: agent.clone(), server, session, order: order.clone() });
         self.tell_agent(&agent, AgentInput::Order(order));
     }
 
@@ -1327,7 +1327,7 @@ impl World {
             self.drop_links();
             return Input::Closed { session };
         };
-        self.note(Happened::Reported { agent, server, report: report.clone() });
+        self.note(Happened::Reported { agent, server, session, report: report.clone() });
         Input::Report { session, report }
     }
 

@@ -19,7 +19,7 @@ const SHARED_SEEDS: u64 = 200;
 const SNAPSHOT_SEEDS: u64 = 5;
 
 /// Seeds that have found something, before it was mended.
-const FOUND: [u64; 49] = [
+const FOUND: [u64; 51] = [
     9,
     17,
     67,
@@ -69,6 +69,8 @@ const FOUND: [u64; 49] = [
     446_600,
     450_988,
     1_000_014_612,
+    481,
+    4754,
 ];
 
 #[test]

@@ -43,7 +43,8 @@ impl<'a> Planner<'a> {
             match group.max(state, count) {
                 Some(max) => self.fill(name, group, state, max, &free)?,
                 None => {
-                    let below = free.iter().filter(|id| self.is_below(group, id, state));
+                    let below =
+                        free.iter().filter(|id| self.is_steady(id) && self.is_below(group, id, state));
                     below.cloned().collect::<Vec<_>>().iter().try_for_each(|id| self.want(id, state))?;
                 }
             }
@@ -116,7 +117,8 @@ impl<'a> Planner<'a> {
         let owners: Vec<&MemberId> =
             self.cluster.members_of(name).filter(|id| self.should_be(id) == Some(state)).collect();
         let present = owners.iter().filter(|id| self.is_there(id, state)).count();
-        let able = owners.iter().filter(|id| free.contains(**id) && !self.is_there(id, state)).count();
+        let is_able = |id: &MemberId| free.contains(id) && self.is_steady(id) && !self.is_there(id, state);
+        let able = owners.iter().filter(|id| is_able(id)).count();
         let needed = (present + able).max(group.min(state, count)).min(owners.len()).min(max);
         let missing = needed.saturating_sub(present);
         if missing == 0 {
@@ -136,6 +138,11 @@ impl<'a> Planner<'a> {
         self.cluster.members[id].actual.as_ref() == Some(state) && (self.cluster.can_act(id) || has_left)
     }
 
+    /// Whether a member's host does not come and go.
+    fn is_steady(&self, id: &MemberId) -> bool {
+        !self.unsteady.contains(&id.host)
+    }
+
     fn rank(&self, group: &Group, id: &MemberId) -> Option<usize> {
         self.cluster.members[id].actual.as_ref().and_then(|actual| group.lifecycle.rank(actual))
     }
@@ -153,7 +160,8 @@ impl<'a> Planner<'a> {
     ) -> Result<Vec<MemberId>, Rejection> {
         let place = |id: &MemberId| (self.rank(group, id), owners.contains(&id));
         let is_candidate = |id: &&MemberId| {
-            !self.wanted.contains_key(*id) && self.rank(group, id) < group.lifecycle.rank(state)
+            let is_lower = self.rank(group, id) < group.lifecycle.rank(state);
+            is_lower && self.is_steady(id) && !self.wanted.contains_key(*id)
         };
         let mut candidates: Vec<&MemberId> = free.iter().filter(is_candidate).collect();
         if candidates.is_empty() {
@@ -199,7 +207,8 @@ impl<'a> Planner<'a> {
                 self.goals_only.insert(id, refuge);
                 continue;
             };
-            if self.rank(group, &id) < group.lifecycle.rank(&refuge) && group.min(&refuge, count) == 0 {
+            let can_wait = group.min(&refuge, count) == 0 || !self.is_steady(&id);
+            if self.rank(group, &id) < group.lifecycle.rank(&refuge) && can_wait {
                 // It only comes back. That may take long, and those who follow whoever takes its place are told at the
                 // outcome: so another repair sees to it.
                 self.goals_only.insert(id.clone(), actual.clone());

@@ -2,7 +2,7 @@
 
 use super::{Name, ServerId, StoreEvent};
 use crate::agent::{AgentRecord, CallId};
-use crate::engine::{Accepted, ReplyId};
+use crate::engine::{Accepted, ReplyId, SessionId};
 use crate::id::{Capability, GroupName, Index, MemberId, StateName};
 use crate::message::{Call, Order, Phase, Report};
 use crate::record::{Acknowledged, Body, Evidence, HostChange, Record, StepResult};
@@ -49,6 +49,8 @@ pub enum Happened {
         agent: Name,
         /// By which server.
         server: ServerId,
+        /// On which connection.
+        session: SessionId,
         /// The order.
         order: Order,
     },
@@ -58,6 +60,8 @@ pub enum Happened {
         agent: Name,
         /// Which server.
         server: ServerId,
+        /// On which connection.
+        session: SessionId,
         /// The report.
         report: Report,
     },

@@ -52,7 +52,7 @@ impl Invariant for LeasesEnd {
             return Ok(());
         }
         match what {
-            Happened::Reported { agent, server, report: Report::Renew { sent, .. } } => {
+            Happened::Reported { agent, server, report: Report::Renew { sent, .. }, .. } => {
                 if world.active() != Some(*server) {
                     self.late.insert((*server, agent.clone(), *sent));
                 }
@@ -64,7 +64,7 @@ impl Invariant for LeasesEnd {
             Happened::Ordered { agent, order: Order::Assign { members }, .. } => {
                 self.assigned.insert(agent.clone(), members.clone());
             }
-            Happened::Ordered { agent, server, order: Order::Renewed { sent, lease_ms } } => {
+            Happened::Ordered { agent, server, order: Order::Renewed { sent, lease_ms }, .. } => {
                 if self.late.contains(&(*server, agent.clone(), *sent)) {
                     return Err(format!("{agent} gets a renewal of a server that was deposed before it asked"));
                 }

@@ -24,7 +24,7 @@ impl Invariant for KilledIsNotDone {
     const NAME: &'static str = "13 killed-is-not-done";
 
     fn happened(&mut self, _: &World, what: &Happened) -> Verdict {
-        if let Happened::Ordered { agent, server, order: Order::Call(call) } = what
+        if let Happened::Ordered { agent, server, order: Order::Call(call), .. } = what
             && let (Some(id), Some(step)) = (call.transition, call.step)
         {
             let (ordered, answered) = self.tries.entry((*server, id, step)).or_default();

@@ -1,17 +1,19 @@
 //! A host that comes back hears what it missed before it is asked for anything new.
 
 use super::{Invariant, Verdict};
+use lockstep_core::engine::SessionId;
 use lockstep_core::id::TransitionId;
 use lockstep_core::message::{Order, Phase, Report};
 use lockstep_core::record::Body;
-use lockstep_core::world::{Happened, Name, ServerId, World};
+use lockstep_core::world::{Happened, Name, World};
 use std::collections::{BTreeMap, BTreeSet};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(crate) struct MissedOutcomesFirst {
     ended: BTreeSet<TransitionId>,
-    /// What each host has to hear of first, from the server that it has come to.
-    missed: BTreeMap<Name, (ServerId, BTreeSet<TransitionId>)>,
+    /// What has to be heard of first on a connection. Greetings of one host overtake each other: what it is asked on a
+    /// newer connection counts on what it has been told there.
+    missed: BTreeMap<SessionId, BTreeSet<TransitionId>>,
     excused: BTreeSet<Name>,
 }
 
@@ -28,14 +30,14 @@ impl Invariant for MissedOutcomesFirst {
         {
             self.ended.insert(*transition);
         }
-        if let Happened::Reported { agent, server, report: Report::Hello(hello) } = what
+        if let Happened::Reported { server, session, report: Report::Hello(hello), .. } = what
             && world.active() == Some(*server)
         {
             let missed = hello.open.iter().copied().filter(|id| self.ended.contains(id));
-            self.missed.insert(agent.clone(), (*server, missed.collect()));
+            self.missed.insert(*session, missed.collect());
         }
-        let Happened::Ordered { agent, order, server } = what else { return Ok(()) };
-        let Some((_, missed)) = self.missed.get_mut(agent).filter(|(of, _)| of == server) else { return Ok(()) };
+        let Happened::Ordered { agent, order, session, .. } = what else { return Ok(()) };
+        let Some(missed) = self.missed.get_mut(session) else { return Ok(()) };
         match order {
             Order::Outcome { transition, .. } => _ = missed.remove(transition),
             Order::Call(call) if !missed.is_empty() && !self.excused.contains(agent) => match call.phase {
