@@ -45,6 +45,8 @@ pub const OPEN_MAX: usize = 1000;
 const AWAY_MS: std::ops::RangeInclusive<u64> = 1000..=3_600_000;
 /// The most labels that may be set of one host.
 pub const LABELS_MAX: usize = 1000;
+/// How many runs of its agent are known of a host. Too few: of that many agents under one name, none is told.
+const AGENT_RUNS_MAX: usize = 8;
 
 /// An agent's connection, named by the driver.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -336,8 +338,8 @@ pub struct Engine {
     hosts_by_session: BTreeMap<SessionId, HostName>,
     /// When each host was last heard of; those that have not been since this engine began count from then.
     last_heard: BTreeMap<HostName, Heard>,
-    /// The agent run that each host was last seen with in this reign.
-    last_run: BTreeMap<HostName, RunId>,
+    /// The runs of agents that each host was seen with in this reign, newest last; a few of them.
+    agent_runs: BTreeMap<HostName, VecDeque<RunId>>,
     pub(crate) scores: Scores,
     pub(crate) runs: BTreeMap<TransitionId, Run>,
     /// The transitions for which something may have become possible.
@@ -400,7 +402,7 @@ impl Engine {
             sessions: BTreeMap::new(),
             hosts_by_session: BTreeMap::new(),
             last_heard: BTreeMap::new(),
-            last_run: BTreeMap::new(),
+            agent_runs: BTreeMap::new(),
             scores: Scores::new(),
             runs: BTreeMap::new(),
             stirred: BTreeSet::new(),
@@ -789,7 +791,7 @@ impl Engine {
         let index = self.propose(Body::Host { host: name.clone(), change: HostChange::Forgotten });
         self.last_heard.remove(name);
         self.host_is_forgotten(name);
-        self.last_run.remove(name);
+        self.agent_runs.remove(name);
         self.scores.retain(|id, _| id.host != *name);
         self.reports.forget_all(|id| id.host == *name);
         self.publications.forget_all(|id| id.host == *name);
@@ -955,8 +957,7 @@ impl Engine {
             }
         }
         let members = self.head.assignments(&host);
-        let is_new_run =
-            self.last_run.insert(host.clone(), hello.run.clone()).is_none_or(|last| last != hello.run);
+        let is_new_run = self.seen_with(&host, &hello.run);
         let (assigned, waits_for) = (members.clone(), hello.open.iter().copied().collect());
         let (run, fences) = (hello.run.clone(), hello.fences);
         self.sessions.insert(host.clone(), Session { id: session, run, assigned, waits_for, fences });
@@ -977,6 +978,26 @@ impl Engine {
         self.stop_again_on(&host);
         self.notices_taken(&host, hello.noticed);
         self.outcomes_taken(&host, &hello.open);
+    }
+
+    /// A host comes with a run of its agent; tells whether it is another one than last.
+    fn seen_with(&mut self, host: &HostName, run: &RunId) -> bool {
+        let runs = self.agent_runs.entry(host.clone()).or_default();
+        if runs.back() == Some(run) {
+            return false;
+        }
+        runs.retain(|older| older != run);
+        runs.push_back(run.clone());
+        if runs.len() > AGENT_RUNS_MAX {
+            runs.pop_front();
+        }
+        true
+    }
+
+    /// Whether the agent of a connected host was started after this one, which runs all the same.
+    fn is_overtaken(&self, hello: &Hello) -> bool {
+        let runs = self.agent_runs.get(&hello.host).filter(|_| self.sessions.contains_key(&hello.host));
+        runs.is_some_and(|runs| runs.contains(&hello.run) && runs.back() != Some(&hello.run))
     }
 
     // ---- what hosts know by now
@@ -1051,6 +1072,11 @@ impl Engine {
         match self.head.hosts.get(&hello.host) {
             Some(known) if known.agent != hello.agent => Some(format!(
                 "another agent has joined as {}: start this one with that one's --data directory or under another name",
+                hello.host
+            )),
+            Some(_) if self.is_overtaken(hello) => Some(format!(
+                "another agent runs as {} from a copy of this one's --data directory, and was started later: stop one of \
+                 the two, and give it a directory and a name of its own",
                 hello.host
             )),
             Some(_) | None => None,

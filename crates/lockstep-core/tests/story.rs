@@ -194,6 +194,7 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
         ["start", "server"] => world.start_server(),
         ["kill", "agent", name, rest @ ..] => world.kill_agent(name, rest == ["keep-in-flight"]),
         ["start", "agent", name] => world.start_agent(name),
+        ["copy", "agent", name, copy] => world.copy_agent(name, copy, world.agent_journal(name).to_vec()),
         ["pause", "server"] => world.pause_server(),
         ["resume", "server", number] => world.resume_server(ServerId(number.parse().unwrap())),
         ["kill", "agent-only", name] => world.kill_agent_only(name, false),

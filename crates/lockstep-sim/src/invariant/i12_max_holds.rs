@@ -2,6 +2,7 @@
 //! wherever its agents and servers are.
 
 use super::{Invariant, Verdict};
+use crate::sim::COPY;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::id::{GroupName, MemberId, StateName};
 use lockstep_core::message::Decision;
@@ -22,11 +23,14 @@ pub(crate) struct MaxHolds {
     /// Software that ran where any number may when its host was forgotten: it is adopted as it is when that comes back, and
     /// counts again once it has been down.
     adopted: BTreeSet<MemberId>,
+    /// Hosts whose agent has run twice at once: what one of the two says is not what a handler of the other is at.
+    doubled: BTreeSet<Name>,
 }
 
 impl MaxHolds {
     fn counts(&self, member: &MemberId) -> bool {
-        !self.released.contains(member.host.as_str()) && !self.adopted.contains(member)
+        let host = member.host.as_str();
+        !self.released.contains(host) && !self.doubled.contains(host) && !self.adopted.contains(member)
     }
 }
 
@@ -75,6 +79,10 @@ impl Invariant for MaxHolds {
 
     fn release(&mut self, name: &Name) {
         self.released.insert(name.clone());
+    }
+
+    fn excuse(&mut self, name: &Name) {
+        self.doubled.extend(name.strip_suffix(COPY).map(Name::from));
     }
 
     fn happened(&mut self, world: &World, what: &Happened) -> Verdict {
