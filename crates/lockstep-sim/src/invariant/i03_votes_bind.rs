@@ -6,6 +6,7 @@
 use super::{Invariant, Verdict};
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::cluster::Cluster;
+use lockstep_core::engine::SessionId;
 use lockstep_core::id::{HostName, Index, MemberId, RunId, TransitionId};
 use lockstep_core::message::{Decision, Phase, Report, Role};
 use lockstep_core::plan::Participant;
@@ -18,8 +19,12 @@ use std::collections::{BTreeMap, BTreeSet};
 pub(crate) struct VotesBind {
     /// What is durable at hosts: who has said yes to what.
     promised: BTreeSet<(TransitionId, MemberId, Phase)>,
-    /// The agent run that each server last heard the greeting of.
-    runs: BTreeMap<(ServerId, HostName), RunId>,
+    /// The agent run that speaks on each connection.
+    speaks: BTreeMap<SessionId, RunId>,
+    /// The agent runs that each server has heard the greetings of.
+    greeted: BTreeSet<(ServerId, HostName, RunId)>,
+    /// Those that live: a new one has taken the place of those before it. One that comes back after that lives beside it.
+    live: BTreeMap<(ServerId, HostName), BTreeSet<RunId>>,
     /// The yes that has reached a server, by its plan and the run that said it.
     said: BTreeSet<(ServerId, TransitionId, MemberId, Phase, Option<String>, RunId)>,
     /// Decisions that are durable: who reads them has not taken them.
@@ -51,16 +56,19 @@ impl VotesBind {
             if host.is_none_or(|host| host.liveness != Liveness::Alive) {
                 return Err(format!("{id} is decided while nobody hears the host of {member}"));
             }
-            let Some(run) = self.runs.get(&(server, member.host.clone())) else {
+            let Some(live) = self.live.get(&(server, member.host.clone())) else {
                 return Err(format!("{id} is decided without a word of {member}"));
             };
             for &phase in phases {
                 if !self.promised.contains(&(id, member.clone(), phase)) {
                     return Err(format!("{id} is decided, and no yes to {phase} of {member} is durable"));
                 }
-                let plan = Some(plan.hash.clone());
-                if !self.said.contains(&(server, id, member.clone(), phase, plan, run.clone())) {
-                    return Err(format!("{id} is decided without the yes to {phase} of {member} in its {run}"));
+                let is_said = |run: &RunId| {
+                    let plan = Some(plan.hash.clone());
+                    self.said.contains(&(server, id, member.clone(), phase, plan, run.clone()))
+                };
+                if !live.iter().any(is_said) {
+                    return Err(format!("{id} is decided without the yes to {phase} of {member} in a run of {live:?}"));
                 }
             }
         }
@@ -80,12 +88,17 @@ impl Invariant for VotesBind {
         {
             self.durable.insert(*transition);
         }
-        if let Happened::Reported { server, report: Report::Hello(hello), .. } = what {
-            self.runs.insert((*server, hello.host.clone()), hello.run.clone());
+        if let Happened::Reported { server, session, report: Report::Hello(hello), .. } = what {
+            self.speaks.insert(*session, hello.run.clone());
+            let live = self.live.entry((*server, hello.host.clone())).or_default();
+            if self.greeted.insert((*server, hello.host.clone(), hello.run.clone())) {
+                live.clear();
+            }
+            live.insert(hello.run.clone());
         }
-        if let Happened::Reported { server, report: Report::Done(done), .. } = what
+        if let Happened::Reported { server, session, report: Report::Done(done), .. } = what
             && let (Some(id), Answer::Yes) = (done.transition, done.answer)
-            && let Some(run) = self.runs.get(&(*server, done.member.host.clone()))
+            && let Some(run) = self.speaks.get(session)
         {
             let run = run.clone();
             self.said.insert((*server, id, done.member.clone(), done.phase, done.plan.clone(), run));
