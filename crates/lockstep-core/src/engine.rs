@@ -309,6 +309,15 @@ struct Renewal {
     lease_ms: Option<u64>,
 }
 
+/// Answers that no write confirms the reign for. It has to hold after what they answer came.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+struct Unconfirmed {
+    /// The newest of each connection. A store that does not answer must not fill the memory.
+    renewals: BTreeMap<SessionId, Renewal>,
+    /// To operators, each of whom waits for one.
+    replies: Vec<(ReplyId, Result<Accepted, Rejection>)>,
+}
+
 /// Hosts are told of a longer lease before this server goes away.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Away {
@@ -375,10 +384,9 @@ pub struct Engine {
     /// When that was recorded last. Nothing waits for it, so no alarm clock is set: the next renewal is soon enough.
     acknowledged_at: Time,
     pub(crate) recovery: Recovery,
-    /// Renewals to be answered once the store has confirmed the reign, and those for which it has been asked: the newest
-    /// of each connection. A store that does not answer must not fill the memory.
-    renewals: BTreeMap<SessionId, Renewal>,
-    confirming: Option<BTreeMap<SessionId, Renewal>>,
+    /// What is to be answered once the store has confirmed the reign, and that for which it has been asked.
+    unconfirmed: Unconfirmed,
+    confirming: Option<Unconfirmed>,
     away: Option<Away>,
     /// Whether the record that begins this reign is durable.
     has_begun: bool,
@@ -421,7 +429,7 @@ impl Engine {
             acknowledged_count: 0,
             acknowledged_at: now.time,
             recovery: Recovery::default(),
-            renewals: BTreeMap::new(),
+            unconfirmed: Unconfirmed::default(),
             confirming: None,
             away: None,
             has_begun: false,
@@ -490,6 +498,9 @@ impl Engine {
         self.settle();
         self.recover();
         self.settle();
+        if self.away.as_ref().is_some_and(|away| away.until <= self.now.time) {
+            self.answer_away();
+        }
         self.confirm();
     }
 
@@ -514,8 +525,8 @@ impl Engine {
                 }
             }
             Input::Confirmed => {
-                for (session, Renewal { sent, lease_ms }) in self.confirming.take().into_iter().flatten() {
-                    self.outbox.emit(Output::Order { session, order: Order::Renewed { sent, lease_ms } });
+                if let Some(confirmed) = self.confirming.take() {
+                    self.emit_confirmed(confirmed);
                 }
             }
             Input::Report { session, report } => self.report(session, report),
@@ -625,8 +636,15 @@ impl Engine {
         self.outbox.emit(Output::Event(event));
     }
 
+    /// Answers an operator, once the reign is known to have held after the question came: what it wrote shows that, or
+    /// the store says so. A server that does not know yet that it is deposed would else refuse what the next one has
+    /// accepted by then.
     pub(crate) fn reply(&mut self, reply: ReplyId, answer: Result<Accepted, Rejection>) {
-        self.outbox.emit(Output::Reply { reply, answer });
+        if self.outbox.has_queued() || mutant::is(Mutant::AnswerUnconfirmed) {
+            self.outbox.emit(Output::Reply { reply, answer });
+        } else {
+            self.unconfirmed.replies.push((reply, answer));
+        }
     }
 
     /// Sends an order to a host, if it is connected; it is sent again when the host comes back.
@@ -875,9 +893,9 @@ impl Engine {
                     self.goes_away(&host);
                 }
                 // What the one before it would have been told, which is not answered any more.
-                let untold = self.renewals.remove(&session).and_then(|before| before.lease_ms);
+                let untold = self.unconfirmed.renewals.remove(&session).and_then(|before| before.lease_ms);
                 let lease_ms = is_other.then_some(lease_ms).or(untold);
-                self.renewals.insert(session, Renewal { sent, lease_ms });
+                self.unconfirmed.renewals.insert(session, Renewal { sent, lease_ms });
             }
             Report::Done(done) => self.done(&host, done),
             Report::HoldEnded { transition, member } => {
@@ -1150,7 +1168,7 @@ impl Engine {
     /// Drops a session, unless a newer one has taken its place.
     fn forget_session(&mut self, session: SessionId) -> Option<HostName> {
         let host = self.hosts_by_session.remove(&session)?;
-        self.renewals.remove(&session);
+        self.unconfirmed.renewals.remove(&session);
         self.stir_all();
         if self.sessions.get(&host).is_some_and(|known| known.id == session) {
             self.sessions.remove(&host);
@@ -1471,20 +1489,26 @@ impl Engine {
         }
     }
 
-    /// Renewals are answered only if nobody had taken over by when they came: whoever has may have given places away that
-    /// hosts hold by their leases. One question serves all that have come since the last one.
+    /// What writes nothing is answered only if nobody had taken over by when it came: whoever has may have given places
+    /// away that hosts hold by their leases, and may have accepted what this server would refuse. One question serves
+    /// all that has come since the last one.
     fn confirm(&mut self) {
         if mutant::is(Mutant::RenewalUnconfirmed) {
-            for (session, Renewal { sent, lease_ms }) in std::mem::take(&mut self.renewals) {
-                self.outbox.emit(Output::Order { session, order: Order::Renewed { sent, lease_ms } });
-            }
+            let renewals = std::mem::take(&mut self.unconfirmed.renewals);
+            self.emit_confirmed(Unconfirmed { renewals, ..Unconfirmed::default() });
         }
-        if self.confirming.is_none() && !self.renewals.is_empty() {
-            self.confirming = Some(std::mem::take(&mut self.renewals));
+        if self.confirming.is_none() && self.unconfirmed != Unconfirmed::default() {
+            self.confirming = Some(std::mem::take(&mut self.unconfirmed));
             self.outbox.emit(Output::Confirm);
         }
-        if self.away.as_ref().is_some_and(|away| away.until <= self.now.time) {
-            self.answer_away();
+    }
+
+    fn emit_confirmed(&mut self, confirmed: Unconfirmed) {
+        for (session, Renewal { sent, lease_ms }) in confirmed.renewals {
+            self.outbox.emit(Output::Order { session, order: Order::Renewed { sent, lease_ms } });
+        }
+        for (reply, answer) in confirmed.replies {
+            self.outbox.emit(Output::Reply { reply, answer });
         }
     }
 

@@ -97,6 +97,8 @@ mutants! {
     FencePresumed = "fence-presumed",
     /// A server answers renewals without asking whether it is still the active one.
     RenewalUnconfirmed = "renewal-unconfirmed",
+    /// A server answers what writes nothing without asking whether it is still the active one.
+    AnswerUnconfirmed = "answer-unconfirmed",
     /// A repair takes others down from where they should be.
     RepairDisplaces = "repair-displaces",
     /// A repair that has failed is tried again at once.

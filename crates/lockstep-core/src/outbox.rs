@@ -54,6 +54,11 @@ impl<R, O> Outbox<R, O> {
         self.records.back_mut()
     }
 
+    /// Whether a record has been proposed that is not on its way: its write begins later.
+    pub(crate) fn has_queued(&self) -> bool {
+        !self.records.is_empty()
+    }
+
     /// Emits an output, which waits for all records proposed so far.
     pub(crate) fn emit(&mut self, output: O) {
         let after = if mutant::is(Mutant::SentBeforeAppend) { self.acknowledged } else { self.proposed };
@@ -71,13 +76,13 @@ impl<R, O> Outbox<R, O> {
 
     /// Whether anything may leave.
     pub(crate) fn is_ready(&self) -> bool {
-        (self.in_flight == 0 && !self.records.is_empty())
+        (self.in_flight == 0 && self.has_queued())
             || self.outputs.front().is_some_and(|(after, _)| *after <= self.acknowledged)
     }
 
     /// What may leave next, if anything may.
     pub(crate) fn poll(&mut self) -> Option<Out<R, O>> {
-        if self.in_flight == 0 && !self.records.is_empty() {
+        if self.in_flight == 0 && self.has_queued() {
             let count = self.records.len().min(BATCH_MAX);
             self.in_flight = count as u64;
             return Some(Out::Append(self.records.drain(..count).collect()));

@@ -766,3 +766,54 @@ fn a_declared_lease_goes_before_that_of_the_store() {
     written(&mut engine, at(0));
     assert_eq!(engine.acknowledged().lease_ms(), 1000);
 }
+
+/// What comes out until something is asked of the store, which answers when the test says so: questions and answers.
+fn asked_and_answered(engine: &mut Engine) -> (usize, Vec<(ReplyId, Result<Accepted, Code>)>) {
+    let (mut questions, mut answers) = (0, Vec::new());
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Confirm => questions += 1,
+            Output::Reply { reply, answer } => {
+                answers.push((reply, answer.map_err(|rejection| rejection.code)))
+            }
+            Output::Append { .. } | Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+        }
+    }
+    (questions, answers)
+}
+
+/// A server that has been deposed and does not know it would refuse what the next one has accepted by then.
+#[test]
+fn what_writes_nothing_is_answered_once_the_reign_has_been_confirmed_since_it_was_asked() {
+    let mut engine = idle();
+    let ask = |engine: &mut Engine, reply, target: &str| {
+        let targets = vec![target.parse().unwrap()];
+        let request = Request { request_id: format!("r{reply}"), targets, ..request() };
+        engine.handle(at(1), Input::Run { reply: ReplyId(reply), request });
+    };
+    ask(&mut engine, 1, "a=online");
+    assert_eq!(asked_and_answered(&mut engine), (1, vec![]), "there is nothing to do");
+    // Too late for the question that is on its way: the next one serves both.
+    ask(&mut engine, 2, "b=online");
+    ask(&mut engine, 3, "a=online");
+    assert_eq!(asked_and_answered(&mut engine), (0, vec![]));
+    engine.handle(at(2), Input::Confirmed);
+    assert_eq!(asked_and_answered(&mut engine), (1, vec![(ReplyId(1), Ok(Accepted::Nothing))]));
+    engine.handle(at(3), Input::Confirmed);
+    let both = vec![(ReplyId(2), Err(Code::UnknownGroup)), (ReplyId(3), Ok(Accepted::Nothing))];
+    assert_eq!(asked_and_answered(&mut engine), (0, both));
+    // What is written needs no question: the store takes no write of whoever is deposed.
+    let (groups, reason, principal) = (["a".parse().unwrap()].into(), "audit".to_owned(), "test".to_owned());
+    engine
+        .handle(at(3), Input::Freeze { reply: ReplyId(4), groups, end: FreezeEnd::Never, reason, principal });
+    assert_eq!(asked_and_answered(&mut engine), (0, vec![]));
+    // But that write may have been done by when this one comes.
+    ask(&mut engine, 5, "b=online");
+    assert_eq!(asked_and_answered(&mut engine).1, []);
+    engine.handle(at(4), Input::Appended);
+    let (questions, answers) = asked_and_answered(&mut engine);
+    assert!(matches!(answers[..], [(ReplyId(4), Ok(Accepted::Freezes(_)))]), "{answers:?}");
+    assert_eq!(questions, 1);
+    engine.handle(at(5), Input::Confirmed);
+    assert_eq!(asked_and_answered(&mut engine).1, [(ReplyId(5), Err(Code::UnknownGroup))]);
+}

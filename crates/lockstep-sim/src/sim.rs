@@ -46,6 +46,8 @@ pub(crate) const COPY: &str = "-copy";
 const SERVER: &str = "server";
 /// How many of the last lines are kept to be shown.
 const LINES_MAX: usize = 4000;
+/// How many of the newest requests come again at a server that is deposed.
+const LAST: usize = 3;
 /// How often a server tries again to write to a full disk before it stops, as the real one does.
 const FULL_TRIES_MAX: u32 = 5;
 /// The pause before that, in milliseconds.
@@ -884,6 +886,15 @@ impl Sim {
             let running: Vec<_> = servers.into_iter().filter(|id| !self.world.is_one_paused(*id)).collect();
             let Some(server) = running.choose(&mut self.rng) else { return Ok(()) };
             self.world.turn_to(Some(*server));
+            // One that does not know yet that it is deposed is asked for what another one may have accepted since.
+            if self.world.active() != Some(*server) && self.rng.random_ratio(1, 2) {
+                let last = &self.asked[self.asked.len().saturating_sub(LAST)..];
+                if let Some(request) = last.choose(&mut self.rng).cloned() {
+                    self.world.run(request);
+                    self.asks += 1;
+                }
+                return self.look();
+            }
         } else if !is_up {
             return Ok(());
         }

@@ -37,6 +37,7 @@ use miette::{GraphicalReportHandler, GraphicalTheme};
 use option::{AgentOptions, DevOptions};
 use output::{Colour, Form, clean, note, painted};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
@@ -384,19 +385,19 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
     let Cli { addr, output: form, command } = cli;
     match command {
         Command::Server(recover::ServerArgs { options, verb: None }) => {
-            staying("info", async { server::run(options).await.map_err(Failure::from) })
+            staying("info", async |told| server::run(options, told).await.map_err(Failure::from))
         }
         Command::Server(recover::ServerArgs { verb: Some(verb), .. }) => {
             asking(addr, async |client| recover::server(client, verb, form).await)
         }
-        Command::Agent(options) => {
-            staying("info", async { agent::run(options).await.map_err(Failure::from) })
-        }
+        Command::Agent(options) => staying("info", async |told| {
+            until(told, async { agent::run(options).await.map_err(Failure::from) }).await
+        }),
         Command::Guard(options) => {
             guard::run(&options).map(|()| Exit::Done).map_err(|error| Failure::error(chain(&error)))
         }
         Command::AgentConformance(args) => conformance::conformance(args, form),
-        Command::Dev(options) => staying("warn", async { dev::run(options).await }),
+        Command::Dev(options) => staying("warn", async |told| until(told, dev::run(options)).await),
         Command::Plan(args) if args.is_offline() => plan::offline(&args, form),
         Command::Rehearse(args) if args.is_offline() => rehearse::offline(&args, form),
         Command::Backup(args) if args.is_offline() => backup::offline(&args, form),
@@ -451,9 +452,20 @@ fn man(dir: Option<&Path>) -> Result<Exit, Failure> {
     Ok(Exit::Done)
 }
 
+/// Comes when a signal tells the process to end.
+type Told = Pin<Box<dyn Future<Output = ()>>>;
+
 /// Runs until it fails or is told to stop. Stopping needs no farewell: what was acknowledged is durable, and
-/// nothing else was said. `log` is what it logs unless `RUST_LOG` says otherwise.
-fn staying(log: &str, command: impl Future<Output = Result<(), Failure>>) -> Result<Exit, Failure> {
+/// nothing else was said.
+async fn until(told: Told, command: impl Future<Output = Result<(), Failure>>) -> Result<(), Failure> {
+    tokio::select! {
+        done = command => done,
+        () = told => Ok(()),
+    }
+}
+
+/// Runs what stays until it ends, which it is told by signals. `log` is what it logs unless `RUST_LOG` says otherwise.
+fn staying(log: &str, command: impl AsyncFnOnce(Told) -> Result<(), Failure>) -> Result<Exit, Failure> {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new(log));
     // Whoever reads the log may go, as journald does when it is restarted: that must not end us.
     let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
@@ -471,11 +483,13 @@ fn staying(log: &str, command: impl Future<Output = Result<(), Failure>>) -> Res
     runtime.block_on(async {
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
-        tokio::select! {
-            done = command => done.map(|()| Exit::Done),
-            _ = terminate.recv() => Ok(Exit::Done),
-            _ = interrupt.recv() => Ok(Exit::Done),
-        }
+        let told = async move {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = interrupt.recv() => {}
+            }
+        };
+        command(Box::pin(told)).await.map(|()| Exit::Done)
     })
 }
 

@@ -31,9 +31,15 @@ use session::Sessions;
 pub(crate) use session::read as read_report;
 use std::io::{self, Write};
 use std::net::SocketAddr;
-use std::time::{Instant, SystemTime};
+use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
+use tokio::time::timeout;
+use tracing::warn;
+
+/// How long a server that a signal tells to stop may take to finish its write and to give its reign up. Too low: a store
+/// that is slow costs the others the rest of the reign. Too high: whoever stops it loses patience and kills it.
+const STOP_MAX: Duration = Duration::from_secs(5);
 
 /// Why a server could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -175,15 +181,33 @@ impl Server {
     }
 }
 
-/// Runs a server until it is told to stop, its journal fails or the process ends.
+/// Runs a server until it is told to stop, by an operator or by `told`, or its journal fails. On a shared store it gives
+/// its reign up first, so that another server takes over at once.
 ///
 /// # Errors
 /// If it cannot start, or cannot write its journal any more.
-pub async fn run(options: ServerOptions) -> Result<(), ServerError> {
-    let server = Server::start(&options).await?;
+pub async fn run(options: ServerOptions, told: impl Future<Output = ()>) -> Result<(), ServerError> {
+    let mut told = std::pin::pin!(told);
+    let server = tokio::select! {
+        server = Server::start(&options) => server?,
+        () = &mut told => return Ok(()),
+    };
     // Whoever started it may read no more of it; it serves all the same.
     let _ = writeln!(io::stdout(), "listening on http://{}", server.address);
-    server.serve().await
+    let handle = server.handle.clone();
+    let stops = async {
+        told.await;
+        match timeout(STOP_MAX, handle.stop()).await {
+            // It has ended, and its clients read their last answers.
+            Ok(Ok(())) => std::future::pending().await,
+            Ok(Err(why)) => warn!(%why, "stopping without a farewell"),
+            Err(_) => warn!("stopping without a farewell: it would take too long"),
+        }
+    };
+    tokio::select! {
+        done = server.serve() => done,
+        () = stops => Ok(()),
+    }
 }
 
 /// The clocks that core is told the time by.

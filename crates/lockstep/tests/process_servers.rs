@@ -514,3 +514,19 @@ fn readers_are_answered_by_a_standby_and_events_go_on_at_another_server() {
     let followed: Vec<u64> = revisions(&followed());
     assert_eq!(followed[..all.len()], all, "the command line moves by itself");
 }
+
+/// The reign of a server that only vanished would last longer than the command line waits.
+#[test]
+fn a_server_that_a_signal_stops_gives_its_reign_up_and_the_next_one_writes_at_once() {
+    let mut servers = Servers::start(&["--election-timeout=10000", "--heartbeat-interval=1000"]);
+    for signal in [Signal::TERM, Signal::INT] {
+        let first = servers.active();
+        servers.servers[&first].0.signal(signal);
+        let (exit, said, errors) = servers.lockstep(&["freeze", "--for", "1h", "--reason", "audit"]);
+        assert_eq!(exit, 0, "{said} {errors}");
+        let (stopped, _) = servers.servers.get_mut(&first).unwrap();
+        assert_eq!(stopped.exit(), Some(0));
+        let said = stopped.said();
+        assert!(said.contains("the reign has been given up") && !said.contains("farewell"), "{said}");
+    }
+}

@@ -244,7 +244,7 @@ impl<S: Store> Driver<S> {
     /// Ends in order: who waits for what is being written is told that it is. Nobody else was promised anything. Or says
     /// why that cannot be.
     async fn leave(&mut self, how: Ended) -> Result<Result<Ended, Rejection>, ServerError> {
-        info!(?how, "an operator wants the reign to end");
+        info!(?how, "the reign is wanted to end");
         if let Some(append) = &mut self.append {
             let appended = append.await;
             self.append = None;
@@ -261,7 +261,10 @@ impl<S: Store> Driver<S> {
         }
         match self.store.resign(self.reign).await {
             // Whether or not somebody else has ended it before.
-            Ok(Fenced::Held | Fenced::Deposed) => Ok(Ok(how)),
+            Ok(Fenced::Held | Fenced::Deposed) => {
+                info!(reign = %self.reign, "the reign has been given up");
+                Ok(Ok(how))
+            }
             // It ends by itself.
             Err(error) if how == Ended::Stopped => {
                 warn!(%error, "the reign ends only when its time is over");

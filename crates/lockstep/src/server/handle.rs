@@ -1,5 +1,6 @@
 //! How the HTTP side talks to the one task that owns the engine: commands in, a snapshot out.
 
+use super::role::not_active;
 use crate::store::Candidate;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::HostAsk;
@@ -12,6 +13,7 @@ use lockstep_core::vote::Vote;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// The most commands that wait for the engine; more are answered `busy`.
@@ -282,12 +284,14 @@ impl Handle {
     ) -> Result<T, Rejection> {
         use lockstep_core::request::Code;
         let (reply, answer) = oneshot::channel();
-        if self.commands.try_send(command(reply)).is_err() {
-            return Err(Rejection::new(
-                Code::Busy,
-                "the server has more to do than it can queue",
-                "try again later",
-            ));
+        match self.commands.try_send(command(reply)) {
+            Ok(()) => {}
+            Err(TrySendError::Full(_)) => {
+                let message = "the server has more to do than it can queue";
+                return Err(Rejection::new(Code::Busy, message, "try again later"));
+            }
+            // It has stopped, and only finishes its last answers: another one is, or will be, the active server.
+            Err(TrySendError::Closed(_)) => return Err(not_active()),
         }
         answer.await.unwrap_or_else(|_| {
             let help = "ask again with the same request id: it is carried out once";

@@ -412,3 +412,18 @@ async fn a_server_on_a_disk_of_its_own_has_nobody_to_step_down_to() {
     assert_eq!(server.handle.role(), Role::Active);
     assert_eq!(get(&server, "/v1/spec?consistent=true").await.0, StatusCode::NOT_FOUND);
 }
+
+#[tokio::test(start_paused = true)]
+async fn one_that_does_not_know_that_it_is_deposed_refuses_nothing() {
+    let (stores, [first, second]) = two().await;
+    stores[0].set(Link { is_cut: true, ..Link::default() });
+    stores[0].expire();
+    becomes(&second, &Role::Active).await;
+    with_a_host(&stores[1]);
+    // It has not heard of the group, nor of who reigns.
+    let mut asked = std::pin::pin!(first.handle.run(online("once")));
+    let early = tokio::time::timeout(Duration::from_secs(60), &mut asked).await;
+    assert!(early.is_err(), "{early:?}");
+    stores[0].set(Link { is_cut: true, is_over: true, ..Link::default() });
+    assert_eq!(asked.await.unwrap_err().code, Code::NotActive);
+}
