@@ -40,6 +40,11 @@ const ACKNOWLEDGED_MAX: usize = 500;
 /// The most transitions without an outcome; more are refused with `busy`.
 pub const OPEN_MAX: usize = 1000;
 
+/// How long the result of a step waits for others before it is written, if nothing else is and nobody waits for it, in
+/// milliseconds. Too low: answers to one order come in a burst, and what has just missed a write waits for its end and
+/// for the next one. Too high: readers see later how far a transition has come.
+const RESULTS_MS: u64 = 20;
+
 /// How long a server may say that it is going to be away, in milliseconds. Too low is of no use; too high, and a host
 /// that dies meanwhile is not replaced for as long.
 const AWAY_MS: std::ops::RangeInclusive<u64> = 1000..=3_600_000;
@@ -342,6 +347,8 @@ pub struct Engine {
     acked: Arc<Cluster>,
     pending: VecDeque<(Index, Record)>,
     pub(crate) outbox: Outbox<(Index, Record), Output>,
+    /// When results of steps that wait for others are written, while there are some.
+    results_due: Time,
     pub(crate) now: Now,
     pub(crate) sessions: BTreeMap<HostName, Session>,
     hosts_by_session: BTreeMap<SessionId, HostName>,
@@ -406,6 +413,7 @@ impl Engine {
             head: cluster,
             pending: VecDeque::new(),
             outbox: Outbox::default(),
+            results_due: now.time,
             now,
             sessions: BTreeMap::new(),
             hosts_by_session: BTreeMap::new(),
@@ -502,6 +510,9 @@ impl Engine {
             self.answer_away();
         }
         self.confirm();
+        if self.results_due <= self.now.time {
+            self.outbox.hurry();
+        }
     }
 
     fn take(&mut self, input: Input) {
@@ -595,7 +606,8 @@ impl Engine {
     /// When [`Input::Tick`] is due at the latest; none when nothing waits for time.
     pub fn next_deadline(&self) -> Option<Time> {
         let away = self.away.as_ref().filter(|away| away.reply.is_some()).map(|away| away.until);
-        let due = self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due());
+        let results = self.outbox.is_late().then_some(self.results_due);
+        let due = self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due()).chain(results);
         due.chain(self.recovery_due()).chain(self.freeze_due()).chain(away).min()
     }
 
@@ -606,6 +618,13 @@ impl Engine {
     }
 
     pub(crate) fn propose(&mut self, body: Body) -> Index {
+        let index = self.propose_late(body);
+        self.outbox.hurry();
+        index
+    }
+
+    /// Proposes a record that nobody waits for until something else is proposed or sent.
+    fn propose_late(&mut self, body: Body) -> Index {
         let index = Index(self.head.revision.0 + 1);
         let record = Record { at: self.now.wall, body };
         // While it is held here, whoever changes it makes another one.
@@ -615,11 +634,13 @@ impl Engine {
         if mutant::is(Mutant::UnacknowledgedShown) {
             self.acked = Arc::new(self.head.clone());
         }
-        self.outbox.propose((index, record));
+        self.outbox.propose_late((index, record));
         index
     }
 
-    /// Writes a result down: with those before it, when they are not on their way to the journal yet.
+    /// Writes a result down: with those before it, when they are not on their way to the journal yet, and with those
+    /// that come soon after it. That it is durable is no condition of anything but what follows from it, and that makes
+    /// it be written at once.
     pub(crate) fn note_step(&mut self, id: TransitionId, result: StepResult) {
         match self.outbox.last_mut() {
             Some((_, Record { body: Body::Step { transition, results }, .. })) if *transition == id => {
@@ -628,7 +649,12 @@ impl Engine {
                 // It was told at this revision, and is no longer as it was.
                 self.told = None;
             }
-            Some(_) | None => _ = self.propose(Body::Step { transition: id, results: vec![result] }),
+            Some(_) | None => {
+                if !self.outbox.is_late() {
+                    self.results_due = self.now.time.plus(RESULTS_MS);
+                }
+                self.propose_late(Body::Step { transition: id, results: vec![result] });
+            }
         }
     }
 
