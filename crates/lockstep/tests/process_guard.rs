@@ -371,6 +371,31 @@ async fn a_guard_that_went_on_late_kills_at_once() {
     end_of(db_a.pid());
 }
 
+/// A guard that was killed while it was stopped has left its work to the next one, which is told the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_a_guard_is_noticed_and_one_that_is_told_late_kills_at_once() {
+    let data = data();
+    let db_a = software(data.path());
+    let guard = guard(data.path());
+    let at = now();
+    let until = at.plus(700);
+    guard.watch(at, until, db(&[db_a.pid()]), true).await.unwrap();
+    let pid = guard_of(data.path());
+    signal(pid, Signal::STOP);
+    wait_for("the lease to end", || now() > until.plus(200));
+    assert!(lives(db_a.pid()));
+    signal(pid, Signal::KILL);
+    tokio::time::timeout(Duration::from_millis(LATE_MS), guard.lost()).await.expect("nobody had to ask");
+    // It may have the id of one that has ended meanwhile.
+    let stranger = software(data.path());
+    let taken = guard.watch(at, until, db(&[db_a.pid(), stranger.pid()]), true).await.unwrap();
+    assert_eq!(taken.unknown, db(&[stranger.pid()]));
+    end_of(db_a.pid());
+    wait_for("the guard to have acted", || said(data.path()).contains("the lease is over"));
+    assert!(lives(stranger.pid()));
+    assert_ne!(guard_of(data.path()), pid);
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_directory_it_does_its_work_and_ends() {
     let data = data();
