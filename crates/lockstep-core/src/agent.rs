@@ -36,6 +36,8 @@ const RETRY_MS: (u64, u64) = (500, 30_000);
 const HANDLER_FENCE: &str = "fence";
 /// How long a handler may take that is called without an order, in milliseconds, unless it has its own bound.
 const OWN_CALL_MS: u64 = 60_000;
+/// The pause before another guard takes the place of one that has just taken another's.
+const GUARD_PAUSE_MS: u64 = 1_000;
 
 /// What `agent.toml` says of a handler, its command left aside.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -400,6 +402,8 @@ pub enum AgentInput {
         /// How much before the lease's end it acts, in milliseconds: a watchdog takes its own time.
         early_ms: u64,
     },
+    /// There is no guard any more, or none that answers.
+    GuardLost,
     /// A deadline may have passed.
     Tick,
 }
@@ -425,10 +429,12 @@ pub enum AgentOutput {
     },
     /// End a handler now and say [`AgentInput::Ended`].
     Kill(CallId),
-    /// Tell the guard when it has to stop these processes, unless it is told another time before, and say
-    /// [`AgentInput::Guarded`].
+    /// Tell the guard, or a new one where there is none, when it has to stop these processes, unless it is told another
+    /// time before, and say [`AgentInput::Guarded`] or [`AgentInput::GuardLost`]. It acts at once on a time that is over.
     Guard {
-        /// When, by the host's clock since boot.
+        /// Since when these processes are known, by the host's clock since boot: one that started later is another.
+        at: Time,
+        /// When, by the same clock.
         until: Time,
         /// The processes of each member; none are known of one without any.
         pids: BTreeMap<MemberId, BTreeSet<u32>>,
@@ -456,6 +462,15 @@ enum Why {
     Notice(Index),
     /// The lease ends.
     Lapse,
+}
+
+/// What a guard is told.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Watched {
+    /// When it was told this first.
+    at: Time,
+    until: Time,
+    pids: BTreeMap<MemberId, BTreeSet<u32>>,
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -537,7 +552,11 @@ pub struct AgentEngine {
     /// The processes that handlers have named.
     pids: BTreeMap<MemberId, BTreeSet<u32>>,
     /// What the guard was last told.
-    watched: Option<(Time, BTreeMap<MemberId, BTreeSet<u32>>)>,
+    watched: Option<Watched>,
+    /// When a guard is to be told the same once more, in the place of one that is lost.
+    replace_at: Option<Time>,
+    /// When that was done last.
+    replaced_at: Option<Time>,
     /// The members that it makes sure of.
     guarded: BTreeSet<MemberId>,
     /// How much before the lease's end it acts.
@@ -574,7 +593,9 @@ impl AgentEngine {
             lease: Held::until(until),
             // Whoever never ran by a lease runs on until it has one.
             has_lapsed: !state.members.values().any(|assignment| !assignment.leased.is_empty()),
-            watched: remembered.map(|_| (until, pids.clone())),
+            watched: remembered.map(|_| Watched { at: now, until, pids: pids.clone() }),
+            replace_at: None,
+            replaced_at: None,
             pids,
             guarded: BTreeSet::new(),
             guard_early_ms: 0,
@@ -586,6 +607,11 @@ impl AgentEngine {
             engine.record(AgentRecord::Identity { agent });
         }
         engine
+    }
+
+    /// Whether it has turned to stopping whoever needs the lease, or has nobody to stop.
+    pub fn has_lapsed(&self) -> bool {
+        self.has_lapsed
     }
 
     /// What is in the journal, what is on its way there included.
@@ -633,6 +659,7 @@ impl AgentEngine {
                 self.guard_early_ms = early_ms;
                 self.note_guarded(members);
             }
+            AgentInput::GuardLost => self.guard_lost(),
             AgentInput::Ended { call, answer, reason, findings } => {
                 self.ended(call, answer, reason, findings)
             }
@@ -683,7 +710,7 @@ impl AgentEngine {
         let renew = self.is_welcome.then_some(self.renew_at);
         let silent = self.is_connected.then(|| self.silent_at());
         let lapse = (!self.has_lapsed && self.leased().next().is_some()).then(|| self.lease.stops_at());
-        let silent = silent.into_iter().chain(lapse);
+        let silent = silent.into_iter().chain(lapse).chain(self.replace_at);
         holds.chain(later).chain(status).chain(renew).chain(silent).min()
     }
 
@@ -1118,19 +1145,48 @@ impl AgentEngine {
             .into_iter()
             .map(|member| (member.clone(), self.pids.get(&member).cloned().unwrap_or_default()))
             .collect();
-        // A guard acts at once on a lease that is over, or has not begun.
-        if (self.has_lapsed && !pids.is_empty()) || (pids.is_empty() && self.watched.is_none()) {
+        if pids.is_empty() && self.watched.is_none() {
             return;
         }
-        let watched = (self.lease.until, pids);
-        if self.watched.as_ref() != Some(&watched) {
-            let (until, pids) = watched.clone();
-            self.outbox.emit(AgentOutput::Guard { until, pids });
-            self.watched = Some(watched);
+        // A guard acts at once on a lease that is over, or has not begun: whoever was started since is not named to it.
+        // One that takes a lost one's place has to do what that was told to.
+        let is_due = self.replace_at.is_some_and(|at| at <= self.now);
+        let watched = if self.has_lapsed && !pids.is_empty() {
+            self.watched.clone().filter(|_| is_due)
+        } else {
+            let until = self.lease.until;
+            let is_known = |watched: &&Watched| watched.until == until && watched.pids == pids;
+            match self.watched.as_ref().filter(is_known) {
+                Some(watched) => Some(watched.clone()).filter(|_| is_due),
+                None => Some(Watched { at: self.now, until, pids }),
+            }
+        };
+        let Some(watched) = watched else { return };
+        if is_due {
+            self.replaced_at = Some(self.now);
+        }
+        self.replace_at = None;
+        let Watched { at, until, pids } = watched.clone();
+        self.outbox.emit(AgentOutput::Guard { at, until, pids });
+        self.watched = Some(watched);
+    }
+
+    /// Another one takes its place, at once: the lease may end at any moment, and the stop of a member may hang. One that
+    /// cannot be started is tried again after a pause.
+    fn guard_lost(&mut self) {
+        self.note_guarded(BTreeSet::new());
+        let is_needed = self.watched.as_ref().is_some_and(|watched| !watched.pids.is_empty());
+        if is_needed && !mutant::is(Mutant::GuardNotReplaced) {
+            let paused = self.replaced_at.map(|at| at.plus(GUARD_PAUSE_MS));
+            self.replace_at = Some(paused.map_or(self.now, |at| at.max(self.now)));
         }
     }
 
-    fn note_guarded(&mut self, members: BTreeSet<MemberId>) {
+    fn note_guarded(&mut self, mut members: BTreeSet<MemberId>) {
+        // What is told to one that stands in for another is of a lease that is over.
+        if self.has_lapsed {
+            members.clear();
+        }
         if self.guarded == members {
             return;
         }

@@ -87,6 +87,8 @@ mutants! {
     UndoKeepsSettings = "undo-keeps-settings",
     /// The end of a lease is taken for evidence of members that nothing stops.
     GuardPresumed = "guard-presumed",
+    /// A guard that is lost is not replaced before the next renewal.
+    GuardNotReplaced = "guard-not-replaced",
     /// An agent whose lease has ended goes on.
     LeaseUnheeded = "lease-unheeded",
     /// Whoever comes back keeps what it has, whatever its goal is by now.

@@ -798,15 +798,19 @@ impl World {
         }
     }
 
-    /// Ends a host's guard, and every one that its agent starts from now on. Its agent finds out.
-    pub fn end_guard(&mut self, name: &str) {
-        let process = self.process(name);
-        process.has_guard = false;
-        process.guard = None;
-        self.tell_agent(name, AgentInput::Guarded { members: BTreeSet::new(), early_ms: 0 });
+    /// Kills a host's guard. Its agent finds out.
+    pub fn kill_guard(&mut self, name: &str) {
+        self.process(name).guard = None;
+        self.tell_agent(name, AgentInput::GuardLost);
     }
 
-    /// A guard that its host's agent starts stands again; that is at the next renewal.
+    /// The same, and every one that the agent starts from now on ends too.
+    pub fn end_guard(&mut self, name: &str) {
+        self.process(name).has_guard = false;
+        self.kill_guard(name);
+    }
+
+    /// A guard that its host's agent starts stands again.
     pub fn let_guard(&mut self, name: &str) {
         self.process(name).has_guard = true;
     }
@@ -1266,13 +1270,12 @@ impl World {
                     running.script.takes_ms = 0;
                 }
             }
-            AgentOutput::Guard { until, pids } => {
+            AgentOutput::Guard { .. } if !process.has_guard => self.tell_agent(name, AgentInput::GuardLost),
+            AgentOutput::Guard { at: _, until, pids } => {
                 let has_some = |(_, pids): &(&MemberId, &BTreeSet<u32>)| !pids.is_empty();
                 let found = pids.iter().filter(has_some).map(|(member, _)| member.clone()).collect();
-                let members = if process.has_guard { found } else { BTreeSet::new() };
-                let is_needed = process.has_guard && !pids.is_empty();
-                process.guard = is_needed.then_some(Watch { until, members: pids });
-                self.tell_agent(name, AgentInput::Guarded { members, early_ms: 0 });
+                process.guard = (!pids.is_empty()).then_some(Watch { until, members: pids });
+                self.tell_agent(name, AgentInput::Guarded { members: found, early_ms: 0 });
             }
             AgentOutput::Joined => self.note(Happened::Joined(name.clone())),
             AgentOutput::Disconnect(message) => {

@@ -141,6 +141,7 @@ fn obey(world: &mut World, line: &str, body: &str) -> Vec<String> {
         }
         ["away", ms] => drop(world.go_away(ms.parse().unwrap())),
         ["end-guard", name] => world.end_guard(name),
+        ["kill-guard", name] => world.kill_guard(name),
         ["fencer", name] => world.set_fence(name),
         ["power-off", host] => world.power_off(&HostName::new(host).unwrap()),
         ["scores", scores @ ..] => {

@@ -2,6 +2,7 @@
 
 use crate::invariant::Violation;
 use crate::sim::{COPY, Later, Sim, Slow};
+use lockstep_core::agent::AgentEngine;
 use lockstep_core::engine::SessionId;
 use lockstep_core::log::{Crash, Op};
 use lockstep_core::world::{AskId, Asked, Choice, Machine, Name, ServerId, StoreWay, Way, World};
@@ -273,12 +274,22 @@ impl Sim {
             }
             Fault::GuardEnds => {
                 let is_needed = self.world.is_guarded(&name);
-                self.world.end_guard(&name);
-                if is_needed {
-                    self.unguarded.insert(name.clone());
-                }
                 let ms = self.rng.random_range(100..=20_000);
-                self.later(ms, Later::LetGuard(name));
+                // Half of them are killed, and another may be started at once.
+                let is_alone = ms % 2 == 0;
+                if is_alone {
+                    self.world.kill_guard(&name);
+                } else {
+                    self.world.end_guard(&name);
+                    self.later(ms, Later::LetGuard(name.clone()));
+                }
+                // A handler that has begun to stop a member already may hang.
+                let stops = self.world.agent(&name).is_some_and(AgentEngine::has_lapsed);
+                if is_needed && stops && !is_alone {
+                    self.release(&name, "its agent's stop may hang");
+                } else if is_needed {
+                    self.unguarded.insert(name);
+                }
                 is_needed
             }
             // They come with calls and with the next start.

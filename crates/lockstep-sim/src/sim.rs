@@ -506,9 +506,9 @@ impl Sim {
         self.later(ms, Later::StartAgent(name));
     }
 
-    /// Where a guard has ended the agent stops its members by itself when the lease ends, and tells the server that it has
-    /// to. When it cannot do that either, before the server has heard of it, two things that stop members have failed at
-    /// once, and nothing is promised of them.
+    /// Where a guard has ended the agent starts another. When there can be none it stops its members by itself when the
+    /// lease ends, and tells the server that it has to. When it cannot do that either, before the server has heard of it,
+    /// two things that stop members have failed at once, and nothing is promised of them.
     fn look_for_guards(&mut self) {
         for name in self.unguarded.clone() {
             let is_known = self.world.cluster().is_some_and(|cluster| {
@@ -525,11 +525,16 @@ impl Sim {
                 self.unguarded.remove(&name);
             } else if cannot {
                 self.unguarded.remove(&name);
-                self.tally.unstopped += 1;
-                self.say(format!("nothing stops {name}: its agent cannot, and its guard has ended"));
-                self.invariants.release(&name);
+                self.release(&name, "its agent cannot");
             }
         }
+    }
+
+    /// Nothing is promised of a host's members any more: its guard has ended, and its agent cannot do it either.
+    pub(crate) fn release(&mut self, name: &Name, why: &str) {
+        self.tally.unstopped += 1;
+        self.say(format!("nothing stops {name}: {why}, and its guard has ended"));
+        self.invariants.release(name);
     }
 
     fn note(&mut self, what: &Happened) {

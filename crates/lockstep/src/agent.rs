@@ -11,7 +11,7 @@ use crate::config::{AgentConfig, ConfigError, Handler};
 use crate::guard::WatchdogConfig;
 use crate::handler;
 use crate::store::{self, Journal};
-use guard::{Guard, Taken};
+use guard::{Guard, NotGuarded, Taken};
 use leftover::Leftovers;
 use link::Servers;
 use lockstep_core::agent::{
@@ -199,6 +199,14 @@ async fn remembered(guard: &Guard) -> Option<Remembered> {
     }
 }
 
+/// When the guard is gone, if there is one.
+async fn lost(guard: Option<&Guard>) {
+    match guard {
+        Some(guard) => guard.lost().await,
+        None => pending().await,
+    }
+}
+
 /// The members that a guard makes sure of: those whose processes it has found, or all, where a watchdog resets the host.
 fn guarded(pids: &BTreeMap<MemberId, BTreeSet<u32>>, taken: &Taken) -> BTreeSet<MemberId> {
     let is_guarded = |(member, pids): &(&MemberId, &BTreeSet<u32>)| {
@@ -232,6 +240,7 @@ impl Driver {
             let input = tokio::select! {
                 input = heard.recv() => input.expect("the driver holds a sender itself"),
                 () = wait(tick) => Heard::Engine(AgentInput::Tick),
+                () = lost(self.guard.as_ref()) => Heard::Engine(AgentInput::GuardLost),
             };
             self.take(input)?;
             for _ in 1..INPUTS_MAX {
@@ -255,7 +264,7 @@ impl Driver {
             AgentInput::Disconnected => self.link = None,
             AgentInput::Ended { call, .. } => _ = self.kills.remove(call),
             AgentInput::Appended | AgentInput::Connected | AgentInput::Order(_) => {}
-            AgentInput::Guarded { .. } | AgentInput::Tick => {}
+            AgentInput::Guarded { .. } | AgentInput::GuardLost | AgentInput::Tick => {}
         }
         self.engine.handle(now(), input);
         Ok(())
@@ -274,7 +283,7 @@ impl Driver {
                     let kill = self.kills.remove(&call);
                     kill.into_iter().for_each(|kill| _ = kill.send(()));
                 }
-                AgentOutput::Guard { until, pids } => self.guard(until, pids),
+                AgentOutput::Guard { at, until, pids } => self.guard(at, until, pids),
                 AgentOutput::Joined => {
                     // Whoever started it may read no more of it; the session stands all the same.
                     let _ = writeln!(io::stdout(), "joined as {}", self.name);
@@ -288,7 +297,7 @@ impl Driver {
         }
     }
 
-    fn guard(&mut self, until: Time, pids: BTreeMap<MemberId, BTreeSet<u32>>) {
+    fn guard(&mut self, at: Time, until: Time, pids: BTreeMap<MemberId, BTreeSet<u32>>) {
         if pids.is_empty() {
             if let Some(guard) = self.guard.take() {
                 let goodbye = guard.goodbye();
@@ -301,16 +310,23 @@ impl Driver {
             return;
         }
         let guard = self.guard.get_or_insert_with(|| Guard::start(&self.data, self.watchdog.clone()));
-        let (taken, inputs) = (guard.watch(until, pids.clone(), true), self.inputs.clone());
+        let (taken, inputs) = (guard.watch(at, until, pids.clone(), true), self.inputs.clone());
         tokio::spawn(async move {
-            let (members, early_ms) = match taken.await {
-                Ok(taken) => (guarded(&pids, &taken), taken.early_ms),
-                Err(error) => {
-                    warn!(%error, "nothing is guarded");
-                    (BTreeSet::new(), 0)
+            let taken = taken.await;
+            if let Err(error) = &taken {
+                warn!(%error, "nothing is guarded");
+            }
+            let input = match taken {
+                Ok(taken) => {
+                    AgentInput::Guarded { members: guarded(&pids, &taken), early_ms: taken.early_ms }
                 }
+                // It would refuse the same once more.
+                Err(NotGuarded::Refused(_)) => {
+                    AgentInput::Guarded { members: BTreeSet::new(), early_ms: 0 }
+                }
+                Err(NotGuarded::Silent | NotGuarded::Absent(_)) => AgentInput::GuardLost,
             };
-            let _ = inputs.send(Heard::Engine(AgentInput::Guarded { members, early_ms })).await;
+            let _ = inputs.send(Heard::Engine(input)).await;
         });
     }
 

@@ -131,7 +131,7 @@ async fn what_was_named_and_all_that_it_started_ends_with_the_lease_and_not_befo
     let guard = guard(data.path());
     assert_eq!(guard.ask().await.unwrap().until, None);
     let until = now().plus(1_500);
-    assert_eq!(guard.watch(until, db(&[db_a.pid()]), true).await.unwrap(), Taken::default());
+    assert_eq!(guard.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap(), Taken::default());
     let watching = guard.ask().await.unwrap();
     assert_eq!((watching.until, watching.members, watching.over), (Some(until), db(&[db_a.pid()]), false));
     let all = [db_a.pid(), db_a.noted("child"), db_a.noted("apart")];
@@ -150,15 +150,15 @@ async fn a_renewal_moves_the_end_and_a_member_that_is_left_out_is_free() {
     let child = second.noted("child");
     let guard = guard(data.path());
     let soon = now().plus(700);
-    guard.watch(soon, db(&[first.pid(), second.pid()]), true).await.unwrap();
+    guard.watch(now(), soon, db(&[first.pid(), second.pid()]), true).await.unwrap();
     let until = now().plus(1_800);
-    guard.watch(until, db(&[first.pid()]), true).await.unwrap();
+    guard.watch(now(), until, db(&[first.pid()]), true).await.unwrap();
     let ended = end_of(first.pid());
     assert!(ended >= until, "{until:?} {ended:?}");
     assert!(lives(second.pid()) && lives(child));
     // After its end a lease may stand again: the agent was back in time for another one.
     let until = now().plus(300);
-    guard.watch(until, db(&[second.pid()]), true).await.unwrap();
+    guard.watch(now(), until, db(&[second.pid()]), true).await.unwrap();
     assert!(end_of(second.pid()) >= until);
 }
 
@@ -168,12 +168,12 @@ async fn an_orphan_of_the_named_is_ended_too() {
     let db_a = software(data.path());
     let (child, apart) = (db_a.noted("child"), db_a.noted("apart"));
     let guard = guard(data.path());
-    guard.watch(now().plus(60_000), db(&[db_a.pid()]), true).await.unwrap();
+    guard.watch(now(), now().plus(60_000), db(&[db_a.pid()]), true).await.unwrap();
     // Answers come before it looks around; the second one comes after.
     guard.ask().await.unwrap();
     signal(db_a.pid(), Signal::KILL);
     end_of(db_a.pid());
-    let taken = guard.watch(now().plus(300), db(&[db_a.pid()]), true).await.unwrap();
+    let taken = guard.watch(now(), now().plus(300), db(&[db_a.pid()]), true).await.unwrap();
     assert_eq!(taken.unknown, db(&[db_a.pid()]), "it is gone");
     end_of(child);
     end_of(apart);
@@ -187,7 +187,7 @@ async fn a_process_that_got_the_id_of_a_dead_one_is_spared() {
     let pid = old.id();
     let both = |other: &Script| db(&[pid, other.pid()]);
     let other = Script::start(data.path(), SLEEP, &[]);
-    guard.watch(now().plus(60_000), both(&other), true).await.unwrap();
+    guard.watch(now(), now().plus(60_000), both(&other), true).await.unwrap();
     old.kill().unwrap();
     old.wait().unwrap();
     // The kernel gives ids in order, so the next one can be chosen by who may; others may be quicker.
@@ -200,7 +200,7 @@ async fn a_process_that_got_the_id_of_a_dead_one_is_spared() {
             heir.is_some()
         });
     }
-    let taken = guard.watch(now().plus(300), both(&other), true).await.unwrap();
+    let taken = guard.watch(now(), now().plus(300), both(&other), true).await.unwrap();
     assert_eq!(taken.unknown, db(&[pid]), "named again, it is still the dead one");
     end_of(other.pid());
     wait_for("the guard to have acted", || said(data.path()).contains("the lease is over"));
@@ -222,7 +222,7 @@ async fn what_ends_or_stops_its_agent_does_not_end_or_stop_the_guard() {
         wait_for("the guard to listen", || data.path().join("guard.sock").exists());
         let told = guard(data.path());
         let until = now().plus(1_000);
-        told.watch(until, db(&[db_a.pid()]), true).await.unwrap();
+        told.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
         for signal in &signals {
             kill_process_group(Pid::from_child(&agent.child), *signal).unwrap();
         }
@@ -243,7 +243,7 @@ async fn a_restarted_agent_learns_when_its_lease_ends() {
     let db_a = software(data.path());
     let until = now().plus(60_000);
     let earlier = guard(data.path());
-    earlier.watch(until, db(&[db_a.pid()]), true).await.unwrap();
+    earlier.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
     let pid = guard_of(data.path());
     drop(earlier);
     let later = guard(data.path());
@@ -260,20 +260,20 @@ async fn it_ends_with_a_goodbye_and_is_started_anew_when_it_is_needed() {
     let guard = guard(data.path());
     guard.goodbye().await.unwrap();
     assert!(!data.path().join("guard.sock").exists(), "none is started for that");
-    guard.watch(now().plus(1_000), db(&[db_a.pid()]), true).await.unwrap();
+    guard.watch(now(), now().plus(1_000), db(&[db_a.pid()]), true).await.unwrap();
     let pid = guard_of(data.path());
     guard.goodbye().await.unwrap();
     wait_for("the guard to end", || !lives(pid));
     assert!(!data.path().join("guard.sock").exists());
     assert!(lives(db_a.pid()));
     let until = now().plus(1_000);
-    guard.watch(until, db(&[db_a.pid()]), true).await.unwrap();
+    guard.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
     let again = guard_of(data.path());
     assert_ne!(again, pid);
     // One that dies is as good as none.
     signal(again, Signal::KILL);
     wait_for("the guard to end", || !lives(again));
-    guard.watch(until, db(&[db_a.pid()]), true).await.unwrap();
+    guard.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
     assert!(end_of(db_a.pid()) >= until);
 }
 
@@ -312,12 +312,12 @@ async fn handlers_at_work_for_its_members_end_with_all_that_they_started() {
     let guard = guard(data.path());
     let named = Script::start(data.path(), SLEEP, &[]);
     let until = now().plus(300);
-    guard.watch(until, db(&[named.pid()]), false).await.unwrap();
+    guard.watch(now(), until, db(&[named.pid()]), false).await.unwrap();
     end_of(named.pid());
     wait_for("the guard to have acted", || said(data.path()).contains("the lease is over"));
     assert!(lives(noted.pid()) && lives(begun.pid()), "calls were not to be ended");
     let until = now().plus(300);
-    guard.watch(until, db(&[]), true).await.unwrap();
+    guard.watch(now(), until, db(&[]), true).await.unwrap();
     for pid in [noted.pid(), begun.pid(), daemons[0], daemons[1]] {
         assert!(end_of(pid) >= until);
     }
@@ -339,11 +339,11 @@ async fn a_stopped_guard_does_not_stop_its_agent_and_acts_when_it_goes_on() {
     let db_a = software(data.path());
     let guard = guard(data.path());
     let until = now().plus(700);
-    guard.watch(until, db(&[db_a.pid()]), true).await.unwrap();
+    guard.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
     let pid = guard_of(data.path());
     signal(pid, Signal::STOP);
     for _ in 0..2 {
-        let answer = tokio::time::timeout(Duration::from_millis(LATE_MS), guard.watch(until, db(&[]), true));
+        let answer = tokio::time::timeout(Duration::from_millis(LATE_MS), guard.watch(now(), until, db(&[]), true));
         let error = answer.await.expect("a bounded time").unwrap_err();
         assert!(matches!(error, NotGuarded::Silent), "{error}");
     }
@@ -362,13 +362,38 @@ async fn a_guard_that_went_on_late_kills_at_once() {
     let db_a = software(data.path());
     let guard = guard(data.path());
     let until = now().plus(500);
-    guard.watch(until, db(&[db_a.pid()]), true).await.unwrap();
+    guard.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
     let pid = guard_of(data.path());
     signal(pid, Signal::STOP);
     wait_for("the lease to end", || now() > until.plus(200));
     assert!(lives(db_a.pid()));
     signal(pid, Signal::CONT);
     end_of(db_a.pid());
+}
+
+/// A guard that was killed while it was stopped has left its work to the next one, which is told the same.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_loss_of_a_guard_is_noticed_and_one_that_is_told_late_kills_at_once() {
+    let data = data();
+    let db_a = software(data.path());
+    let guard = guard(data.path());
+    let at = now();
+    let until = at.plus(700);
+    guard.watch(at, until, db(&[db_a.pid()]), true).await.unwrap();
+    let pid = guard_of(data.path());
+    signal(pid, Signal::STOP);
+    wait_for("the lease to end", || now() > until.plus(200));
+    assert!(lives(db_a.pid()));
+    signal(pid, Signal::KILL);
+    tokio::time::timeout(Duration::from_millis(LATE_MS), guard.lost()).await.expect("nobody had to ask");
+    // It may have the id of one that has ended meanwhile.
+    let stranger = software(data.path());
+    let taken = guard.watch(at, until, db(&[db_a.pid(), stranger.pid()]), true).await.unwrap();
+    assert_eq!(taken.unknown, db(&[stranger.pid()]));
+    end_of(db_a.pid());
+    wait_for("the guard to have acted", || said(data.path()).contains("the lease is over"));
+    assert!(lives(stranger.pid()));
+    assert_ne!(guard_of(data.path()), pid);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -379,7 +404,7 @@ async fn without_its_directory_it_does_its_work_and_ends() {
     let db_a = software(data.path());
     let guard = guard(&place);
     let until = now().plus(1_000);
-    guard.watch(until, db(&[db_a.pid()]), true).await.unwrap();
+    guard.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
     let pid = guard_of(&place);
     fs::remove_dir_all(&place).unwrap();
     assert!(end_of(db_a.pid()) >= until);
@@ -404,10 +429,10 @@ async fn a_watchdog_is_fed_while_all_is_well_and_leaves_itself_time_to_bite() {
     let guard = guarded_by(data.path(), Some(watchdog));
     guard.ask().await.unwrap();
     let db_a = software(data.path());
-    let too_short = guard.watch(now().plus(2_000), db(&[db_a.pid()]), true).await.unwrap();
+    let too_short = guard.watch(now(), now().plus(2_000), db(&[db_a.pid()]), true).await.unwrap();
     assert_eq!((too_short.early_ms, fed().as_str()), (0, ""), "it would reset a healthy host");
     let until = now().plus(4_000);
-    let taken = guard.watch(until, db(&[db_a.pid()]), true).await.unwrap();
+    let taken = guard.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
     assert_eq!(taken, Taken { unknown: Pids::new(), early_ms: 1_250 });
     wait_for("the watchdog to be fed", || fed().len() > 2);
     let ended = end_of(db_a.pid());

@@ -34,6 +34,7 @@ status)
     fi
     ;;
 commit | undo | stop)
+    [ "$1" = stop ] && [ -e "$DIR/stop-hangs" ] && exec sleep 600
     if [ "$LOCKSTEP_TO" = offline ]; then
         while runs "$me"; do kill -9 "$pid" 2> /dev/null; sleep 0.01; done
         exit 0
@@ -209,6 +210,30 @@ fn a_killed_agent_s_member_is_killed_by_the_guard_and_replaced() {
     lab.wait("a", "standby");
     assert_eq!(lab.cluster.member("db", "a")["evidence"], Value::Null);
     lab.never_two_primaries();
+}
+
+/// There is no server, the stop of a member hangs, and its guard is killed, before the lease ends or after: another one
+/// takes its place without being asked for, and does what is due.
+#[test]
+fn a_guard_that_is_killed_has_another_in_its_place() {
+    for is_late in [false, true] {
+        let mut lab = Lab::start("lease", 3000);
+        let software = lab.software("a");
+        lab.cluster.touch("stop-hangs");
+        let lock = lab.cluster.dir.join("data-a/guard.lock");
+        let guard = pid_in(&lock).unwrap();
+        let tell = |signal| kill_process(Pid::from_raw(guard).unwrap(), signal).unwrap();
+        lab.cluster.server.kill();
+        if is_late {
+            tell(Signal::STOP);
+            let ended = Instant::now() + Duration::from_millis(3000);
+            wait_for("the lease to end", || Instant::now() > ended);
+        }
+        assert!(lives(software));
+        tell(Signal::KILL);
+        wait_for("another guard", || pid_in(&lock).is_some_and(|pid| pid != guard && lives(pid)));
+        wait_for("db@a to be killed", || !lives(software));
+    }
 }
 
 /// An agent that is stopped and goes on after its lease has ended finds its member down, and keeps it down until it is

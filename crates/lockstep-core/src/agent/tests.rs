@@ -114,7 +114,7 @@ fn wanted(engine: &mut AgentEngine, now: Time) -> Wanted {
         match output {
             AgentOutput::Append(_) => engine.handle(now, AgentInput::Appended),
             AgentOutput::Run { call, order, .. } => wanted.runs.push((call, order.phase)),
-            AgentOutput::Guard { until, pids } => {
+            AgentOutput::Guard { at: _, until, pids } => {
                 wanted.guards.push((until.0, pids.values().map(BTreeSet::len).sum()));
             }
             AgentOutput::Send(Report::State { guarded, .. } | Report::Guarded { states: guarded, .. }) => {
@@ -364,6 +364,61 @@ fn a_release_that_hangs_keeps_neither_news_of_the_guard_nor_the_stop_waiting() {
     engine.handle(Time(2730), ended(said.runs[0].0, Answer::Yes, false));
     engine.handle(Time(4000), AgentInput::Tick);
     assert_eq!(phases(&wanted(&mut engine, Time(4000))), [Phase::Release]);
+}
+
+/// The lease ends without a server, and a stop hangs. A guard that is lost then has another in its place, which hears
+/// what the first one was told, however late it is; and one that cannot be started is tried again after a pause.
+#[test]
+fn a_lost_guard_is_replaced_when_the_lease_is_over_too() {
+    let member: MemberId = "db@p".parse().unwrap();
+    let primary = StateName::new("primary").unwrap();
+    let leased = Assignment { leased: BTreeSet::from([primary.clone()]), ..assignment(&member) };
+    let mut engine = agent(AgentState::default(), Time(0));
+    engine.handle(Time(0), AgentInput::GuardLost);
+    assert_eq!(wanted(&mut engine, Time(0)).guards, [], "there is nobody to guard");
+    engine.handle(Time(0), AgentInput::Connected);
+    let welcome = Order::Welcome { reign: Reign(1), lease_ms: 3000, members: vec![leased] };
+    engine.handle(Time(0), AgentInput::Order(welcome));
+    engine.handle(Time(1), AgentInput::Order(Order::Renewed { sent: Time(0), lease_ms: None }));
+    let status = wanted(&mut engine, Time(1)).runs[0].0;
+    let ended = |call, pid| {
+        let (state, pids) = (Some(primary.clone()), Some(BTreeSet::from([pid])));
+        let findings = Findings { state, pids, ..Findings::default() };
+        AgentInput::Ended { call, answer: Answer::Yes, reason: None, findings }
+    };
+    engine.handle(Time(2), ended(status, 7));
+    assert_eq!(wanted(&mut engine, Time(2)).guards, [(3000, 1)]);
+    let members = BTreeSet::from([member.clone()]);
+    engine.handle(Time(3), AgentInput::Guarded { members, early_ms: 0 });
+    let status = wanted(&mut engine, Time(3)).runs[0].0;
+    engine.handle(Time(4), ended(status, 7));
+    assert_eq!(wanted(&mut engine, Time(4)).guarded, [1]);
+    engine.handle(Time(5), AgentInput::Disconnected);
+    engine.handle(Time(2700), AgentInput::Tick);
+    let said = wanted(&mut engine, Time(2700));
+    assert!(said.runs.iter().any(|(_, phase)| *phase == Phase::Stop), "{said:?}");
+
+    let replaced = |engine: &mut AgentEngine, now, input| {
+        engine.handle(Time(now), input);
+        let mut told = Vec::new();
+        while let Some(output) = engine.poll_output() {
+            if let AgentOutput::Guard { at, until, pids } = output {
+                told.push((at.0, until.0, pids[&member].iter().copied().collect::<Vec<_>>()));
+            }
+        }
+        told
+    };
+    let same = [(2, 3000, vec![7])];
+    assert_eq!(replaced(&mut engine, 2800, AgentInput::GuardLost), same);
+    // It does not stand.
+    assert_eq!(replaced(&mut engine, 2801, AgentInput::GuardLost), []);
+    assert_eq!(engine.next_deadline(), Some(Time(3800)));
+    assert_eq!(replaced(&mut engine, 3799, AgentInput::Tick), []);
+    assert_eq!(replaced(&mut engine, 3800, AgentInput::Tick), same, "it acts at once");
+    let members = BTreeSet::from([member.clone()]);
+    assert_eq!(replaced(&mut engine, 3801, AgentInput::Guarded { members, early_ms: 0 }), []);
+    assert!(engine.guarded.is_empty(), "that lease is over");
+    assert_eq!(replaced(&mut engine, 90_000, AgentInput::GuardLost), same, "at once again");
 }
 
 /// What is to be run, and what was answered.

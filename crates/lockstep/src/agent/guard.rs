@@ -2,7 +2,6 @@
 //! guard. It decides nothing, and however the guard fares, an answer comes within a bounded time: that nobody answers
 //! means that nothing is guarded.
 
-use crate::agent::now;
 use crate::guard::WatchdogConfig;
 use crate::guard::message::{Answer, LOG, PACKET_BYTES_MAX, Pids, Request, SOCKET, Said, Say, VERSION};
 pub use crate::guard::message::{Taken, Watching};
@@ -10,15 +9,16 @@ use lockstep_core::time::Time;
 use rustix::fs::{Mode, OFlags};
 use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType};
 use std::fs::File;
-use std::future::Future;
+use std::future::{Future, pending};
 use std::io;
 use std::os::fd::AsRawFd;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::UnixDatagram;
 use tokio::process::{Child, Command};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Notify, mpsc, oneshot};
 use tokio::time::{Instant, sleep, timeout_at};
 use tracing::{info, warn};
 
@@ -50,6 +50,7 @@ pub enum NotGuarded {
 #[derive(Debug, Clone)]
 pub struct Guard {
     questions: mpsc::Sender<Question>,
+    lost: Arc<Notify>,
 }
 
 struct Question {
@@ -69,8 +70,15 @@ impl Guard {
     pub fn start_program(program: &Path, data: &Path, watchdog: Option<WatchdogConfig>) -> Self {
         let (questions, asked) = mpsc::channel(QUESTIONS_MAX);
         let place = Place { program: program.to_owned(), data: data.to_owned(), watchdog };
-        tokio::spawn(keep(place, asked));
-        Self { questions }
+        let lost = Arc::new(Notify::new());
+        tokio::spawn(keep(place, asked, lost.clone()));
+        Self { questions, lost }
+    }
+
+    /// Waits until a guard that answered has gone without a goodbye. A loss that nobody has waited for counts at the next
+    /// call. Another is started by whatever is said next.
+    pub async fn lost(&self) {
+        self.lost.notified().await;
     }
 
     /// What the guard was told last, perhaps by an earlier run of this agent: when its lease ends.
@@ -82,18 +90,20 @@ impl Guard {
         }
     }
 
-    /// Guards `members` from now on, and nothing else, until `until` (milliseconds of CLOCK_BOOTTIME). With `calls`,
-    /// their handlers that are at work then are ended too. Calls take effect in the order in which they are made; a
+    /// Guards `members` from now on, and nothing else, until `until` (milliseconds of CLOCK_BOOTTIME; at once, if that is
+    /// over). They are known since `at`: a process that started later only has the id of one of them. With `calls`, their
+    /// handlers that are at work then are ended too. Calls take effect in the order in which they are made; a
     /// future that is dropped takes nothing back.
     ///
     /// A member is guarded when it has a process here and none in [`Taken::unknown`].
     pub fn watch(
         &self,
+        at: Time,
         until: Time,
         members: Pids,
         calls: bool,
     ) -> impl Future<Output = Result<Taken, NotGuarded>> + Send + 'static {
-        let said = self.put(Say::Watch { at: now(), until, members, calls });
+        let said = self.put(Say::Watch { at, until, members, calls });
         async {
             said.await.and_then(|said| if let Said::Taken(taken) = said { Ok(taken) } else { odd(said) })
         }
@@ -137,18 +147,40 @@ struct Line {
     n: u64,
 }
 
-/// Answers questions, one at a time.
-async fn keep(place: Place, mut asked: mpsc::Receiver<Question>) {
-    let mut line = None;
+/// Answers questions, one at a time, and sees whether the guard is there in between.
+async fn keep(place: Place, mut asked: mpsc::Receiver<Question>, lost: Arc<Notify>) {
+    let mut line: Option<Line> = None;
     // Kept, so that it is buried when it ends.
     let mut child = None;
-    while let Some(Question { say, answer }) = asked.recv().await {
+    loop {
+        let question = tokio::select! {
+            biased;
+            question = asked.recv() => question,
+            error = gone(line.as_ref()) => {
+                warn!(%error, "the guard is gone");
+                line = None;
+                lost.notify_one();
+                continue;
+            }
+        };
+        let Some(Question { say, answer }) = question else { return };
         let said = place.say(&mut line, &mut child, say).await;
         if matches!(said, Err(NotGuarded::Absent(_)) | Ok(Said::Goodbye)) {
             line = None;
         }
         // Nobody may wait for it any more.
         let _ = answer.send(said);
+    }
+}
+
+/// Waits until the guard at the other end has gone.
+async fn gone(line: Option<&Line>) -> io::Error {
+    let Some(line) = line else { return pending().await };
+    loop {
+        // What it says now answers what nobody waits for any more.
+        if let Err(error) = line.hear().await {
+            return error;
+        }
     }
 }
 
@@ -253,6 +285,7 @@ impl Line {
         }
     }
 
+    /// The next answer. Nothing is lost of one when this is dropped.
     async fn hear(&self) -> io::Result<Answer> {
         let mut buffer = vec![0; PACKET_BYTES_MAX];
         let read = self.socket.recv(&mut buffer).await?;
