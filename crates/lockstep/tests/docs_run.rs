@@ -27,9 +27,10 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 /// Pages that tell of things which no page can show by running them.
-const WITHOUT_COMMANDS: [&str; 14] = [
+const WITHOUT_COMMANDS: [&str; 15] = [
     "api.md",
     "backup.md",
+    "benchmarks.md",
     "deploy.md",
     "etcd-keys.md",
     "etcd.md",

@@ -25,8 +25,8 @@ use tokio::runtime::Runtime;
 /// How many hosts a transition moves, and how many clients there are at most.
 const HOSTS: usize = 100;
 const WARM_UP: usize = 6;
-/// What an append of such a transition has, about: its records, in bytes.
-const APPEND_BYTES: usize = 4096;
+/// What an append of such a transition has on average: its records, in bytes.
+const APPEND_BYTES: usize = 9 << 10;
 const PUT_BYTES: usize = 120;
 /// For how long clients do what they can.
 const SATURATED: Duration = Duration::from_secs(5);

@@ -26,6 +26,10 @@ use std::time::{Duration, Instant};
 /// How often agents look at their clocks: they renew their leases every second.
 const CLOCKS_LOOKED_AT: Duration = Duration::from_millis(20);
 
+/// How many writes a transition waits for, one after the other: the request, the begin, the decision, and the results
+/// with the outcome.
+const WRITES: usize = 4;
+
 /// How many sockets are read from in one go.
 const EVENTS_MAX: usize = 1024;
 
@@ -182,8 +186,8 @@ pub(crate) fn side_by_side(program: &Path, groups: usize, rounds: usize) -> Meas
                 (out / orders, back / answers)
             })
             .into(),
-        syncs: 5,
-        sync_bytes: (written / 5).max(1),
+        syncs: WRITES,
+        sync_bytes: (written / WRITES).max(1),
     };
     let mut floor = Floor::start(&shape, &dir);
     let floor_times = (0..rounds).map(|_| floor.exchange()).collect();
@@ -287,8 +291,8 @@ pub(crate) fn run(program: &Path, hosts: usize, rounds: usize) -> Measured {
                 (out / orders, back / answers)
             })
             .into(),
-        syncs: 5,
-        sync_bytes: (written / 5).max(1),
+        syncs: WRITES,
+        sync_bytes: (written / WRITES).max(1),
     };
     let mut floor = Floor::start(&shape, &dir);
     let floor_times = (0..rounds).map(|_| floor.exchange()).collect();
