@@ -292,12 +292,19 @@ impl Shared {
             .when([self.holds(fence), is_expected])
             .and_then(puts)
             .or_else([get(keys.leader()), get(head)]);
-        match self.cluster.txn(ANSWER, txn).await {
-            Ok(answer) if answer.is_done => {
+        match self.cluster.txn_tried(txn).await {
+            Ok((answer, _)) if answer.is_done => {
                 self.tell(last);
                 Ok(Appended::Done(last))
             }
-            Ok(answer) => self.refusal(fence, &answer),
+            Ok((answer, is_doubted)) => match self.refusal(fence, &answer)? {
+                // A try that was not answered is there: the reign holds, and nobody else writes under it.
+                Appended::Conflict(head) if is_doubted && head == last => {
+                    self.tell(last);
+                    Ok(Appended::Done(last))
+                }
+                refused => Ok(refused),
+            },
             Err(Trouble::NoRoom) => self.settle(fence, expected, last).await,
             Err(trouble) => Err(trouble),
         }

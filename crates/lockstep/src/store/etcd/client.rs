@@ -16,10 +16,15 @@ use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
 use tonic::Code;
+use tracing::debug;
 
 /// How long one request may take. Longer than etcd needs for a new leader at its usual settings would make a server
 /// that waits lose its reign; much shorter, and a slow disk looks like no answer.
 pub(super) const ANSWER: Duration = Duration::from_secs(2);
+/// How long the first tries may take of what may be asked for again before its end is known. A member whose leader has
+/// just died loses what it is asked for, and answers never; a new leader is there half a second to two seconds later. Too
+/// low: a slow disk is asked for everything twice. Too high: a new leader waits for work.
+const TRIES: [Duration; 3] = [Duration::from_millis(500), Duration::from_millis(500), Duration::from_secs(1)];
 /// The same for requests of which each carries up to a megabyte or deletes many keys.
 pub(super) const BULK_ANSWER: Duration = Duration::from_secs(10);
 /// How long a read is asked for again: an etcd with its usual settings has a new leader by then.
@@ -142,6 +147,12 @@ impl Cluster {
         self.pass_over(self.current.load(Ordering::Relaxed) % self.members.len());
     }
 
+    /// Asks this member from now on.
+    #[cfg(test)]
+    pub(super) fn ask_first(&self, at: usize) {
+        self.current.store(at, Ordering::Relaxed);
+    }
+
     async fn client(&self, at: usize) -> Result<Client, etcd_client::Error> {
         let member = &self.members[at];
         let mut client = member.client.lock().await;
@@ -221,13 +232,32 @@ impl Cluster {
         Ok(Answer { is_done: answer.succeeded(), revision, ops: answer.op_responses() })
     }
 
+    /// Does a transaction of which at most one try can hold: tries that were not answered may still be done later, and
+    /// then those after them are not. It asks the next member soon at first. Also says whether a try was not answered.
+    pub(super) async fn txn_tried(&self, txn: Txn) -> Result<(Answer, bool), Trouble> {
+        let mut doubt = None;
+        for limit in TRIES.into_iter().chain([ANSWER]) {
+            match self.txn(limit, txn.clone()).await {
+                Err(Trouble::InDoubt(why)) => {
+                    debug!(%why, "etcd has not answered a try");
+                    doubt = Some(why);
+                }
+                Ok(answer) => return Ok((answer, doubt.is_some())),
+                // That is said of this try; an earlier one may still be done.
+                Err(trouble) => return Err(doubt.map_or(trouble, Trouble::InDoubt)),
+            }
+        }
+        Err(Trouble::InDoubt(doubt.expect("there are tries, and none was answered")))
+    }
+
     /// Reads several ranges at one revision that no completed write is later than. What only reads is asked for again,
     /// of each member at least once, for as long as etcd may need for a new leader.
     pub(super) async fn read(&self, doing: &'static str, gets: Vec<TxnOp>) -> Result<Answer, Error> {
         let begun = Instant::now();
         let mut asked = 0;
         loop {
-            match self.txn(ANSWER, Txn::new().and_then(gets.clone())).await {
+            let limit = TRIES.get(asked).copied().unwrap_or(ANSWER);
+            match self.txn(limit, Txn::new().and_then(gets.clone())).await {
                 Ok(answer) => return Ok(answer),
                 Err(Trouble::InDoubt(_)) if asked < self.members.len() || begun.elapsed() < PATIENCE => {
                     asked += 1;

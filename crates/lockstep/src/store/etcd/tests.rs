@@ -130,6 +130,21 @@ async fn an_append_to_a_stopped_etcd_is_unknown_and_lands_once() {
     }
 }
 
+/// Well before it is unknown: a member whose leader has died answers never what it was asked for meanwhile.
+#[tokio::test]
+async fn what_one_member_does_not_answer_the_next_one_does() {
+    let members = Members::start(3, &[]).await;
+    let (store, reign) = reigning(&members, LONG).await;
+    let silent = (leader_of(&members).await + 1) % 3;
+    members.members[silent].stop();
+    for index in 1..=3 {
+        store.inner.shared.cluster.ask_first(silent);
+        assert_eq!(append_one(&store, reign, index).await.unwrap(), Appended::Done(Index(index)));
+    }
+    members.members[silent].go_on();
+    assert_whole(&store, 3).await;
+}
+
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_with_the_leader_of_three() {
     let mut members = Members::start(3, &[]).await;
@@ -656,4 +671,31 @@ async fn measure_an_append_beside_a_put() {
         let at = |part: f64| times[(times.len() as f64 * part) as usize];
         println!("{what}: median {:?}, 99 % {:?}", at(0.5), at(0.99));
     }
+}
+
+/// Not a check: how long a write takes that is sent right after etcd's leader was killed.
+#[tokio::test]
+#[ignore = "it measures"]
+async fn measure_a_write_through_the_loss_of_the_leader() {
+    let mut members = Members::start(3, &[]).await;
+    let (store, reign) = reigning(&members, LONG).await;
+    let mut times = Vec::new();
+    for index in 1..=10 {
+        let leader = leader_of(&members).await;
+        // A follower is asked first: it does not know yet that its leader is gone.
+        store.inner.shared.cluster.ask_first((leader + 1) % 3);
+        append_surely(&store, reign, 2 * index - 1).await;
+        members.members[leader].kill();
+        let begun = std::time::Instant::now();
+        append_surely(&store, reign, 2 * index).await;
+        times.push(begun.elapsed());
+        members.members[leader].restart();
+        until("all are back", async || {
+            let at = members.address_of(&[leader], PREFIX);
+            Etcd::open(&at, &EtcdOptions::default()).await.ok()
+        })
+        .await;
+    }
+    times.sort();
+    println!("from {:?} to {:?}, median {:?}", times[0], times[9], times[5]);
 }
