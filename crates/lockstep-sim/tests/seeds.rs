@@ -19,7 +19,7 @@ const SHARED_SEEDS: u64 = 200;
 const SNAPSHOT_SEEDS: u64 = 5;
 
 /// Seeds that have found something, before it was mended.
-const FOUND: [u64; 51] = [
+const FOUND: [u64; 52] = [
     9,
     17,
     67,
@@ -39,6 +39,7 @@ const FOUND: [u64; 51] = [
     531,
     549,
     558,
+    559,
     755,
     759,
     978,

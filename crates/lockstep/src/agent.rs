@@ -321,9 +321,7 @@ impl Driver {
                     AgentInput::Guarded { members: guarded(&pids, &taken), early_ms: taken.early_ms }
                 }
                 // It would refuse the same once more.
-                Err(NotGuarded::Refused(_)) => {
-                    AgentInput::Guarded { members: BTreeSet::new(), early_ms: 0 }
-                }
+                Err(NotGuarded::Refused(_)) => AgentInput::Guarded { members: BTreeSet::new(), early_ms: 0 },
                 Err(NotGuarded::Silent | NotGuarded::Absent(_)) => AgentInput::GuardLost,
             };
             let _ = inputs.send(Heard::Engine(input)).await;

@@ -343,7 +343,8 @@ async fn a_stopped_guard_does_not_stop_its_agent_and_acts_when_it_goes_on() {
     let pid = guard_of(data.path());
     signal(pid, Signal::STOP);
     for _ in 0..2 {
-        let answer = tokio::time::timeout(Duration::from_millis(LATE_MS), guard.watch(now(), until, db(&[]), true));
+        let answer =
+            tokio::time::timeout(Duration::from_millis(LATE_MS), guard.watch(now(), until, db(&[]), true));
         let error = answer.await.expect("a bounded time").unwrap_err();
         assert!(matches!(error, NotGuarded::Silent), "{error}");
     }
