@@ -767,8 +767,10 @@ fn a_declared_lease_goes_before_that_of_the_store() {
     assert_eq!(engine.acknowledged().lease_ms(), 1000);
 }
 
-/// What comes out until something is asked of the store, which answers when the test says so: questions and answers.
-fn asked_and_answered(engine: &mut Engine) -> (usize, Vec<(ReplyId, Result<Accepted, Code>)>) {
+type Answers = Vec<(ReplyId, Result<Accepted, Code>)>;
+
+/// What comes out while the store answers only when the test says so: how often it is asked, and what operators are told.
+fn asked_and_answered(engine: &mut Engine) -> (usize, Answers) {
     let (mut questions, mut answers) = (0, Vec::new());
     while let Some(output) = engine.poll_output() {
         match output {
