@@ -35,223 +35,89 @@ const TRY_MAX: Duration = Duration::from_secs(1);
 /// How long etcd may take to replace a member: it does not when it has not seen all others for some seconds.
 const REPLACE_MAX: Duration = Duration::from_secs(30);
 
-/// What may be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    ServerKilled,
-    ServerStopped,
-    ServerKilledInTransition,
-    ServerDiskFull,
-    ServerSyncFails,
-    ServerKilledInSync,
-    ServerPowerCut,
-    ServerClockForward,
-    ServerClockBack,
-    AllKilled,
-    AgentKilled,
-    AgentStopped,
-    AgentDiskFull,
-    AgentSyncFails,
-    AgentKilledInSync,
-    AgentClockForward,
-    AgentClockBack,
-    AgentRestored,
-    AgentDoubled,
-    HandlerKilled,
-    HandlerStopped,
-    SoftwareKilled,
-    GuardKilled,
-    CutFull,
-    CutOut,
-    CutIn,
-    CutPartial,
-    LinkFlaps,
-    ConnectionReset,
-    Delay,
-    Jitter,
-    Overtaken,
-    SlowSubscriber,
-    ActiveKilled,
-    ActiveStopped,
-    ActiveKilledInTransition,
-    StandbyKilled,
-    StandbyStopped,
-    SteppedDown,
-    ServerLosesEtcd,
-    CutServerMember,
-    CutMemberMember,
-    CutAgentServer,
-    MinorityCutOff,
-    EtcdLeaderKilled,
-    EtcdMemberStopped,
-    EtcdMemberReplaced,
-    EtcdNoMajority,
-    EtcdCompacted,
+/// Writes down the kinds of faults in one place: each one's variant, its name, and the servers that it is made with.
+macro_rules! kinds {
+    ($($kind:ident = $name:literal, [$($layout:ident),+];)+) => {
+        /// What may be done.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Kind {
+            $($kind,)+
+        }
+
+        impl Kind {
+            pub(crate) const ALL: [Self; [$(Self::$kind),+].len()] = [$(Self::$kind),+];
+
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)+
+                }
+            }
+
+            /// Whether it is made with these servers. What is done to the disk of one server's store has no place where
+            /// etcd has the disks; and what is done to one of several servers depends on whether it is the active one.
+            pub(crate) fn is_for(self, layout: Layout) -> bool {
+                match self {
+                    $(Self::$kind => [$(Layout::$layout),+].contains(&layout),)+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    // The slowest one to bite, which is made first.
+    SlowSubscriber = "slow-subscriber", [One, Three];
+    ServerKilled = "server-killed", [One];
+    ServerStopped = "server-stopped", [One];
+    ServerKilledInTransition = "server-killed-in-transition", [One];
+    ServerDiskFull = "server-disk-full", [One];
+    ServerSyncFails = "server-sync-fails", [One];
+    ServerKilledInSync = "server-killed-in-sync", [One];
+    ServerPowerCut = "server-power-cut", [One];
+    ServerClockForward = "server-clock-forward", [One, Three];
+    ServerClockBack = "server-clock-back", [One, Three];
+    AllKilled = "all-killed", [One, Three];
+    AgentKilled = "agent-killed", [One, Three];
+    AgentStopped = "agent-stopped", [One, Three];
+    AgentDiskFull = "agent-disk-full", [One, Three];
+    AgentSyncFails = "agent-sync-fails", [One, Three];
+    AgentKilledInSync = "agent-killed-in-sync", [One, Three];
+    AgentClockForward = "agent-clock-forward", [One, Three];
+    AgentClockBack = "agent-clock-back", [One, Three];
+    AgentRestored = "agent-restored", [One, Three];
+    AgentDoubled = "agent-doubled", [One, Three];
+    HandlerKilled = "handler-killed", [One, Three];
+    HandlerStopped = "handler-stopped", [One, Three];
+    SoftwareKilled = "software-killed", [One, Three];
+    GuardKilled = "guard-killed", [One, Three];
+    CutFull = "cut-full", [One, Three];
+    CutOut = "cut-out", [One, Three];
+    CutIn = "cut-in", [One, Three];
+    CutPartial = "cut-partial", [One, Three];
+    LinkFlaps = "link-flaps", [One, Three];
+    ConnectionReset = "connection-reset", [One, Three];
+    Delay = "delay", [One, Three];
+    Jitter = "jitter", [One, Three];
+    Overtaken = "overtaken", [One, Three];
+    ActiveKilled = "active-killed", [Three];
+    ActiveStopped = "active-stopped", [Three];
+    ActiveKilledInTransition = "active-killed-in-transition", [Three];
+    StandbyKilled = "standby-killed", [Three];
+    StandbyStopped = "standby-stopped", [Three];
+    SteppedDown = "stepped-down", [Three];
+    ServerLosesEtcd = "server-loses-etcd", [Three];
+    CutServerMember = "cut-server-etcd", [Three];
+    CutMemberMember = "cut-etcd-etcd", [Three];
+    CutAgentServer = "cut-agent-server", [Three];
+    MinorityCutOff = "minority-cut-off", [Three];
+    EtcdLeaderKilled = "etcd-leader-killed", [Three];
+    EtcdMemberStopped = "etcd-member-stopped", [Three];
+    EtcdMemberReplaced = "etcd-member-replaced", [Three];
+    EtcdNoMajority = "etcd-no-majority", [Three];
+    EtcdCompacted = "etcd-compacted", [Three];
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 49] = [
-        Self::SlowSubscriber,
-        Self::ServerKilled,
-        Self::ServerStopped,
-        Self::ServerKilledInTransition,
-        Self::ServerDiskFull,
-        Self::ServerSyncFails,
-        Self::ServerKilledInSync,
-        Self::ServerPowerCut,
-        Self::ServerClockForward,
-        Self::ServerClockBack,
-        Self::AllKilled,
-        Self::AgentKilled,
-        Self::AgentStopped,
-        Self::AgentDiskFull,
-        Self::AgentSyncFails,
-        Self::AgentKilledInSync,
-        Self::AgentClockForward,
-        Self::AgentClockBack,
-        Self::AgentRestored,
-        Self::AgentDoubled,
-        Self::HandlerKilled,
-        Self::HandlerStopped,
-        Self::SoftwareKilled,
-        Self::GuardKilled,
-        Self::CutFull,
-        Self::CutOut,
-        Self::CutIn,
-        Self::CutPartial,
-        Self::LinkFlaps,
-        Self::ConnectionReset,
-        Self::Delay,
-        Self::Jitter,
-        Self::Overtaken,
-        Self::ActiveKilled,
-        Self::ActiveStopped,
-        Self::ActiveKilledInTransition,
-        Self::StandbyKilled,
-        Self::StandbyStopped,
-        Self::SteppedDown,
-        Self::ServerLosesEtcd,
-        Self::CutServerMember,
-        Self::CutMemberMember,
-        Self::CutAgentServer,
-        Self::MinorityCutOff,
-        Self::EtcdLeaderKilled,
-        Self::EtcdMemberStopped,
-        Self::EtcdMemberReplaced,
-        Self::EtcdNoMajority,
-        Self::EtcdCompacted,
-    ];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::ServerKilled => "server-killed",
-            Self::ServerStopped => "server-stopped",
-            Self::ServerKilledInTransition => "server-killed-in-transition",
-            Self::ServerDiskFull => "server-disk-full",
-            Self::ServerSyncFails => "server-sync-fails",
-            Self::ServerKilledInSync => "server-killed-in-sync",
-            Self::ServerPowerCut => "server-power-cut",
-            Self::ServerClockForward => "server-clock-forward",
-            Self::ServerClockBack => "server-clock-back",
-            Self::AllKilled => "all-killed",
-            Self::AgentKilled => "agent-killed",
-            Self::AgentStopped => "agent-stopped",
-            Self::AgentDiskFull => "agent-disk-full",
-            Self::AgentSyncFails => "agent-sync-fails",
-            Self::AgentKilledInSync => "agent-killed-in-sync",
-            Self::AgentClockForward => "agent-clock-forward",
-            Self::AgentClockBack => "agent-clock-back",
-            Self::AgentRestored => "agent-restored",
-            Self::AgentDoubled => "agent-doubled",
-            Self::HandlerKilled => "handler-killed",
-            Self::HandlerStopped => "handler-stopped",
-            Self::SoftwareKilled => "software-killed",
-            Self::GuardKilled => "guard-killed",
-            Self::CutFull => "cut-full",
-            Self::CutOut => "cut-out",
-            Self::CutIn => "cut-in",
-            Self::CutPartial => "cut-partial",
-            Self::LinkFlaps => "link-flaps",
-            Self::ConnectionReset => "connection-reset",
-            Self::Delay => "delay",
-            Self::Jitter => "jitter",
-            Self::Overtaken => "overtaken",
-            Self::SlowSubscriber => "slow-subscriber",
-            Self::ActiveKilled => "active-killed",
-            Self::ActiveStopped => "active-stopped",
-            Self::ActiveKilledInTransition => "active-killed-in-transition",
-            Self::StandbyKilled => "standby-killed",
-            Self::StandbyStopped => "standby-stopped",
-            Self::SteppedDown => "stepped-down",
-            Self::ServerLosesEtcd => "server-loses-etcd",
-            Self::CutServerMember => "cut-server-etcd",
-            Self::CutMemberMember => "cut-etcd-etcd",
-            Self::CutAgentServer => "cut-agent-server",
-            Self::MinorityCutOff => "minority-cut-off",
-            Self::EtcdLeaderKilled => "etcd-leader-killed",
-            Self::EtcdMemberStopped => "etcd-member-stopped",
-            Self::EtcdMemberReplaced => "etcd-member-replaced",
-            Self::EtcdNoMajority => "etcd-no-majority",
-            Self::EtcdCompacted => "etcd-compacted",
-        }
-    }
-
-    /// Whether it is made with these servers. What is done to the disk of one server's store has no place where etcd has
-    /// the disks; and what is done to one of several servers depends on whether it is the active one.
-    pub(crate) fn is_for(self, layout: Layout) -> bool {
-        match self {
-            Self::ServerKilled
-            | Self::ServerStopped
-            | Self::ServerKilledInTransition
-            | Self::ServerDiskFull
-            | Self::ServerSyncFails
-            | Self::ServerKilledInSync
-            | Self::ServerPowerCut => layout == Layout::One,
-            Self::ActiveKilled
-            | Self::ActiveStopped
-            | Self::ActiveKilledInTransition
-            | Self::StandbyKilled
-            | Self::StandbyStopped
-            | Self::SteppedDown
-            | Self::ServerLosesEtcd
-            | Self::CutServerMember
-            | Self::CutMemberMember
-            | Self::CutAgentServer
-            | Self::MinorityCutOff
-            | Self::EtcdLeaderKilled
-            | Self::EtcdMemberStopped
-            | Self::EtcdMemberReplaced
-            | Self::EtcdNoMajority
-            | Self::EtcdCompacted => layout == Layout::Three,
-            Self::ServerClockForward
-            | Self::ServerClockBack
-            | Self::AllKilled
-            | Self::AgentKilled
-            | Self::AgentStopped
-            | Self::AgentDiskFull
-            | Self::AgentSyncFails
-            | Self::AgentKilledInSync
-            | Self::AgentClockForward
-            | Self::AgentClockBack
-            | Self::AgentRestored
-            | Self::AgentDoubled
-            | Self::HandlerKilled
-            | Self::HandlerStopped
-            | Self::SoftwareKilled
-            | Self::GuardKilled
-            | Self::CutFull
-            | Self::CutOut
-            | Self::CutIn
-            | Self::CutPartial
-            | Self::LinkFlaps
-            | Self::ConnectionReset
-            | Self::Delay
-            | Self::Jitter
-            | Self::Overtaken
-            | Self::SlowSubscriber => true,
-        }
-    }
-
     /// Whether it is made to the active server, or to another one.
     fn is_of_roles(self) -> bool {
         let of_roles = [
