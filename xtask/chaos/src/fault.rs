@@ -225,6 +225,29 @@ pub(crate) struct Striker {
     pub(crate) defect: Option<Defect>,
 }
 
+/// The process or host that a target is, or is of.
+fn place_of(target: &str) -> &str {
+    target.split('/').next().unwrap_or_default()
+}
+
+/// Whether a fault that lasts is in the way of another one: whoever is killed with all others is in nobody else's hands,
+/// and a cut of many is no other's.
+fn is_taken(kind: Kind, target: &str, other: &Active) -> bool {
+    let are = |all: &str, is_one: &dyn Fn(&str) -> bool| {
+        (target == all && is_one(&other.target)) || (other.target == all && is_one(target))
+    };
+    let is_process = |target: &str| {
+        World::all().any(|name| name == target) || target.ends_with("/handler") || target == ETCD
+    };
+    // A member is replaced while the others are well and reach each other.
+    let replaces = [kind, other.kind].contains(&Kind::EtcdMemberReplaced)
+        && [target, &other.target].iter().any(|target| [NET, "etcd/net"].contains(target));
+    other.target == target
+        || are(NET, &|target| target.ends_with("/net"))
+        || are(ALL, &is_process)
+        || replaces
+}
+
 fn bitten(has_bitten: bool) -> (bool, u64) {
     (has_bitten, 1)
 }
@@ -245,24 +268,7 @@ impl Striker {
             None => return Ok(None),
         };
         let target = kind.target(&mut self.random, &self.spared, active_server);
-        let host = target.split('/').next().unwrap_or_default().to_owned();
-        // Whoever is killed with all others is in nobody else's hands, and a cut of many is no other's.
-        let is_taken = |other: &Active| {
-            let are = |one: &str, two: &str, is_other: &dyn Fn(&str) -> bool| {
-                (target == one && is_other(&other.target)) || (other.target == two && is_other(&target))
-            };
-            let is_process = |target: &str| {
-                World::all().any(|name| name == target) || target.ends_with("/handler") || target == ETCD
-            };
-            // A member is replaced while the others are well and reach each other.
-            let replaces = [kind, other.kind].contains(&Kind::EtcdMemberReplaced)
-                && [&target, &other.target].iter().any(|target| [NET, "etcd/net"].contains(&target.as_str()));
-            other.target == target
-                || are(NET, NET, &|target| target.ends_with("/net"))
-                || are(ALL, ALL, &is_process)
-                || replaces
-        };
-        if active.iter().any(is_taken) {
+        if active.iter().any(|other| is_taken(kind, &target, other)) {
             return Ok(None);
         }
         let from = Stamp::now();
@@ -275,9 +281,27 @@ impl Striker {
             has_bitten: false,
             turns: 1,
         });
+        let Some((lasts, mend)) = self.make(world, kind, &target, active_server, from)? else {
+            // What was written down as made was not.
+            self.history.lock().struck.pop();
+            return Ok(None);
+        };
+        Ok(Some(Active { kind, target, from, until: Instant::now() + lasts, mend }))
+    }
+
+    /// Makes a fault; tells how long it lasts and how it is mended, or nothing where it cannot be made now.
+    fn make(
+        &mut self,
+        world: &mut World,
+        kind: Kind,
+        target: &str,
+        active_server: &'static str,
+        from: Stamp,
+    ) -> io::Result<Option<(Duration, Mend)>> {
+        let host = place_of(target).to_owned();
         let long = Duration::from_millis(self.random.within(1000, self.longest_ms));
         let short = Duration::from_millis(self.random.within(200, 2000));
-        let (lasts, mend): (Duration, Mend) = match kind {
+        let made: (Duration, Mend) = match kind {
             Kind::ServerKilled | Kind::AgentKilled | Kind::StandbyKilled => {
                 (if self.random.percent(50) { short } else { long }, kill(world, &host))
             }
@@ -377,9 +401,7 @@ impl Striker {
                 (long.max(Duration::from_millis(REIGN_OVER_MS)), mend)
             }
             Kind::EtcdLeaderKilled => {
-                let Some((leader, _)) = etcd::leader() else {
-                    return self.nothing_done();
-                };
+                let Some((leader, _)) = etcd::leader() else { return Ok(None) };
                 (long, kill(world, leader))
             }
             Kind::EtcdMemberStopped => {
@@ -388,7 +410,7 @@ impl Striker {
             }
             Kind::EtcdMemberReplaced => {
                 if !etcd::is_whole() {
-                    return self.nothing_done();
+                    return Ok(None);
                 }
                 let places = layout().members();
                 let member = places[usize::try_from(self.random.within(0, 2)).expect("it is small")];
@@ -403,16 +425,10 @@ impl Striker {
             }
             Kind::EtcdCompacted => {
                 let was_done = etcd::compact();
-                (Duration::ZERO, Box::new(move |_: &mut World| Ok(bitten(was_done))) as Mend)
+                (Duration::ZERO, Box::new(move |_| Ok(bitten(was_done))))
             }
         };
-        Ok(Some(Active { kind, target, from, until: Instant::now() + lasts, mend }))
-    }
-
-    /// What was written down as made was not.
-    fn nothing_done(&self) -> io::Result<Option<Active>> {
-        self.history.lock().struck.pop();
-        Ok(None)
+        Ok(Some(made))
     }
 
     /// Somebody sends requests until one is acknowledged.
