@@ -625,11 +625,10 @@ impl Engine {
 
     /// Why a group is repaired, in words: the first of its members that is not where it should be, and how that is known.
     fn why(&self, name: &GroupName) -> String {
-        let should_be = |member: &'_ Member| member.returns_to.clone().or_else(|| member.goal.clone());
         let gone = self.head.members_of(name).find_map(|id| {
             let member = &self.head.members[id];
             let (actual, by) = (member.actual.as_ref()?, member.evidence.as_ref()?);
-            let is_elsewhere = should_be(member).is_some_and(|should| *actual != should);
+            let is_elsewhere = member.should_be().is_some_and(|should| actual != should);
             let liveness = self.head.hosts[&id.host].liveness;
             is_elsewhere.then(|| format!("host {} is {liveness}, and {id} is {actual}: {by}", id.host))
         });
@@ -637,12 +636,12 @@ impl Engine {
             self.head.members_of(name).find_map(|id| {
                 let member = &self.head.members[id];
                 let host = &self.head.hosts[&id.host];
-                let should = should_be(member)?;
+                let should = member.should_be()?;
                 if !host.is_reachable() && !host.has_left() {
                     return Some(format!("host {} is {}", id.host, host.liveness));
                 }
                 let actual = member.actual.as_ref()?;
-                (*actual != should).then(|| format!("{id} is {actual}, should be {should}"))
+                (actual != should).then(|| format!("{id} is {actual}, should be {should}"))
             })
         };
         gone.or_else(wrong).unwrap_or_else(|| format!("what {name} requires has failed"))

@@ -41,7 +41,7 @@ impl Invariant for GroupsAreRepaired {
                 let should = members.iter().filter(|id| {
                     let member = &cluster.members[**id];
                     let may_rise = !member.leaving && !cluster.hosts[&id.host].is_drained;
-                    may_rise && member.returns_to.as_ref().or(member.goal.as_ref()) == Some(state)
+                    may_rise && member.should_be() == Some(state)
                 });
                 let really = members.iter().filter(|id| world.software().get(id) == Some(state)).count();
                 if should.count() >= min && really < min {
