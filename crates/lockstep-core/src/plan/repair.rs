@@ -10,7 +10,7 @@ use crate::id::{GroupName, MemberId, StateName};
 use crate::record::Liveness;
 use crate::relation::Relation;
 use crate::request::{Code, Rejection};
-use crate::spec::{Group, Kind};
+use crate::spec::Group;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -237,8 +237,7 @@ impl<'a> Planner<'a> {
             let actual = self.cluster.members[*id].actual.as_ref();
             actual.is_some_and(|state| self.cluster.spec.groups[name].lifecycle.serves(state))
         };
-        let required = self.cluster.relations.of(name);
-        for relation in required.filter(|known| known.from == *name && known.kind == Kind::Requires) {
+        for relation in self.cluster.relations.required_by(name) {
             for pair in rule::pairs(self.cluster, relation) {
                 if self.is_pair_met(relation, &pair, false) {
                     continue;
