@@ -5,7 +5,7 @@ use crate::clock::Stamp;
 use crate::command::run_args;
 use crate::etcd;
 use crate::history::{Accepted, CutOff, Struck, TakeOver, text};
-use crate::http;
+use crate::http::{self, Ask};
 use crate::member::Defect;
 use crate::network::{self, Layout, Place, Way, layout};
 use crate::random::Random;
@@ -667,7 +667,7 @@ fn some(random: &mut Random, of: &[Place]) -> &'static str {
 fn try_write(history: &Shared, server: Place, request_id: &str, target: &str) -> bool {
     let body = json!({ "targets": [target], "request_id": request_id });
     let begun = Stamp::now();
-    let Some(answer) = http::ask_through(server, "POST", "/v1/transitions", Some(&body), TRY_MAX) else {
+    let Some(answer) = http::ask_through(server, Ask::post("/v1/transitions", &body, TRY_MAX)) else {
         return false;
     };
     history.lock().accept(request_id, &answer, begun)
@@ -702,7 +702,7 @@ impl Asked {
                     let target = if asked % 2 == 0 { "audit=up" } else { "audit=down" };
                     let body = json!({ "targets": [target], "request_id": id });
                     // It alone: whom it sends us on to may well answer.
-                    let answer = http::ask_one(*place, "POST", "/v1/transitions", Some(&body), TRY_MAX);
+                    let answer = http::ask_one(*place, Ask::post("/v1/transitions", &body, TRY_MAX));
                     let mut history = shared.lock();
                     if let Some(answer) = answer {
                         history.accept(&id, &answer, begun);
@@ -750,7 +750,7 @@ fn cut_between(place: &str, others: &[&str]) -> io::Result<Mend> {
 fn step_down(server: &str) -> Mend {
     let place = (layout().servers().iter().find(|(name, _)| *name == server)).copied();
     let asked = place.and_then(|place| {
-        http::ask_one(place, "POST", "/v1/server/step-down", Some(&json!({})), Duration::from_secs(3))
+        http::ask_one(place, Ask::post("/v1/server/step-down", &json!({}), Duration::from_secs(3)))
     });
     let has_stepped_down = asked.is_some_and(|answer| answer.status == 200);
     Box::new(move |_| Ok(bitten(has_stepped_down)))
