@@ -45,7 +45,7 @@ const PACKAGES: [(&str, &str); 8] = [
 
 /// What chaos makes faults with.
 const CHAOS_PACKAGES: [(&str, &str); 7] = [
-    ("etcd", "etcd-server"),
+    ETCD,
     ("python3", "python3"),
     ("ip", "iproute2"),
     ("nft", "nftables"),

@@ -182,6 +182,11 @@ impl Member {
         self.mark == Mark::InDoubt
     }
 
+    /// Where it should be: its goal, or what it goes back to by itself.
+    pub fn should_be(&self) -> Option<&StateName> {
+        self.returns_to.as_ref().or(self.goal.as_ref())
+    }
+
     /// In the lowest state nothing runs that a guard could have been told of; what is started next is nothing that it
     /// knows, until its agent says so.
     fn forget_guard(&mut self, lowest: Option<&StateName>) {

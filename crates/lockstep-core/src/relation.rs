@@ -281,6 +281,14 @@ impl Relations {
         self.by_group.get(group).into_iter().flatten()
     }
 
+    /// The relations by which a group requires others.
+    pub fn required_by<'a>(
+        &'a self,
+        group: &'a GroupName,
+    ) -> impl Iterator<Item = &'a Arc<Relation>> + use<'a> {
+        self.of(group).filter(|relation| relation.from == *group && relation.kind == Kind::Requires)
+    }
+
     /// Since when a relation has led to one of its groups.
     pub fn since(&self, relation: &Relation, to: &GroupName) -> Option<Since> {
         self.active.get(relation)?.get(to).copied()

@@ -3,15 +3,15 @@
 //!
 //! Repair is planned and carried out as everything else is. What is here decides when, and for whom it waits.
 
-use crate::cluster::{Mark, Member};
+use crate::cluster::Mark;
 use crate::engine::{Accepted, Engine, Event, ReplyId};
 use crate::id::{GroupName, HostName, MemberId, StateName, TransitionId};
-use crate::message::{Call, Done, Outcome, Phase};
+use crate::message::{Call, Done, Order, Outcome, Phase};
 use crate::mutant::{self, Mutant};
 use crate::plan;
 use crate::record::{Body, Cause, Evidence, HostChange, Liveness};
 use crate::request::{Code, Rejection, Request, Target};
-use crate::spec::{Kind, OnFailure, Recover};
+use crate::spec::{OnFailure, Recover};
 use crate::time::Time;
 use crate::transition::Try;
 use crate::vote::Answer;
@@ -20,13 +20,20 @@ use std::collections::{BTreeMap, BTreeSet};
 /// What is lost within a tenth of a lease is one event; at most so many milliseconds. Too low: a switch that fails
 /// leads to a repair for each of its hosts. Too high: repair comes late.
 const TOGETHER_MS_MAX: u64 = 500;
-/// The pause before a group is repaired once more, in milliseconds, doubled each time: the first and the last.
+/// The pause before a group is repaired once more, or all that can fence a host are asked once more, in milliseconds,
+/// doubled each time: the first and the last. A host that flaps has to stand for no longer than the last either.
 const PAUSE_MS: (u64, u64) = (1000, 300_000);
 /// How long a fence handler may take, in milliseconds: a power switch answers within seconds.
 const FENCE_MS: u64 = 60_000;
 /// Losses of a host within so many milliseconds of each other make it one that flaps: nothing is moved onto it until it
 /// has stood for a while, longer each time. Of a group's repairs likewise.
 const FLAP_MS: u64 = 600_000;
+
+/// The pause after so many that went before it.
+fn pause_ms(before: u32) -> u64 {
+    let (first, last) = PAUSE_MS;
+    first.saturating_mul(1 << before.min(16)).min(last)
+}
 
 /// What is under way, or waited for, beside transitions. It is all made anew from the cluster by a server that starts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -64,10 +71,8 @@ impl Repaired {
         if mutant::is(Mutant::RepairUnpaused) {
             return self.at;
         }
-        let (first, last) = PAUSE_MS;
         let again = self.count - u32::from(!self.has_failed);
-        let pause_ms = if again == 0 { 0 } else { first.saturating_mul(1 << (again - 1).min(16)).min(last) };
-        self.at.plus(pause_ms)
+        self.at.plus(again.checked_sub(1).map_or(0, pause_ms))
     }
 }
 
@@ -315,8 +320,7 @@ impl Engine {
                 return self.stir_recovery();
             }
             fencing.tried.clear();
-            let (first, last) = PAUSE_MS;
-            fencing.due = now.plus(first.saturating_mul(1 << fencing.rounds.min(16)).min(last));
+            fencing.due = now.plus(pause_ms(fencing.rounds));
             fencing.rounds += 1;
             self.recovery.fences.insert(host.clone(), fencing);
             return;
@@ -335,19 +339,13 @@ impl Engine {
             ..Call::bare(fencing.member.clone(), Phase::Fence)
         };
         self.recovery.fences.insert(host.clone(), fencing);
-        self.order(&on, crate::message::Order::Call(order));
+        self.order(&on, Order::Call(order));
     }
 
     fn fence_again(&mut self) {
         let now = self.now.time;
-        let due: Vec<HostName> = self
-            .recovery
-            .fences
-            .iter()
-            .filter(|(_, fencing)| fencing.due <= now)
-            .map(|(host, _)| host.clone())
-            .collect();
-        for host in due {
+        let due = self.recovery.fences.iter().filter(|(_, fencing)| fencing.due <= now);
+        for host in due.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
             let fencing = self.recovery.fences.get_mut(&host).expect("it was just seen");
             fencing.tried.extend(fencing.on.take());
             self.fence_next(&host);
@@ -431,8 +429,8 @@ impl Engine {
     /// forbids. That it is to be judged is durable: a server that starts meanwhile asks the same of it.
     pub(crate) fn judge_return(&mut self, id: &MemberId, actual: Option<&StateName>) {
         let Some(actual) = actual else { return };
-        let is_judged = |member: &Member| member.is_returning && member.transition.is_none();
-        let is_due = self.head.members.get(id).is_some_and(|member| is_judged(member));
+        let member = self.head.members.get(id);
+        let is_due = member.is_some_and(|member| member.is_returning && member.transition.is_none());
         let is_asked = self.recovery.stops.contains_key(id) || mutant::is(Mutant::ReturnUnjudged);
         if !is_due || is_asked || self.head.may_stay(id, actual) {
             return;
@@ -527,10 +525,12 @@ impl Engine {
     }
 
     fn repairable(&self) -> Vec<GroupName> {
-        let groups = self.head.spec.groups.iter().filter(|(_, group)| group.recover != Recover::Off);
+        let groups = &self.head.spec.groups;
+        let repairs_itself =
+            |name: &GroupName| groups.get(name).is_some_and(|group| group.recover != Recover::Off);
         let mut order = Vec::new();
         let mut seen = BTreeSet::new();
-        for (name, _) in groups {
+        for name in groups.keys().filter(|name| repairs_itself(name)) {
             // What it requires, however far, comes before it.
             let mut open = vec![(name, false)];
             while let Some((group, is_done)) = open.pop() {
@@ -542,17 +542,13 @@ impl Engine {
                 }
             }
         }
-        order.retain(|name| {
-            self.head.spec.groups.get(name).is_some_and(|group| group.recover != Recover::Off)
-        });
+        order.retain(repairs_itself);
         order
     }
 
     /// The groups that one requires.
     fn required_by<'a>(&'a self, name: &'a GroupName) -> impl Iterator<Item = &'a GroupName> + 'a {
-        let required = self.head.relations.of(name);
-        let required = required.filter(|known| known.from == *name && known.kind == Kind::Requires);
-        required.flat_map(|known| known.to.iter())
+        self.head.relations.required_by(name).flat_map(|known| known.to.iter())
     }
 
     /// Whether a transition moves a group, or a repair of it waits for its turn.
@@ -625,11 +621,10 @@ impl Engine {
 
     /// Why a group is repaired, in words: the first of its members that is not where it should be, and how that is known.
     fn why(&self, name: &GroupName) -> String {
-        let should_be = |member: &'_ Member| member.returns_to.clone().or_else(|| member.goal.clone());
         let gone = self.head.members_of(name).find_map(|id| {
             let member = &self.head.members[id];
             let (actual, by) = (member.actual.as_ref()?, member.evidence.as_ref()?);
-            let is_elsewhere = should_be(member).is_some_and(|should| *actual != should);
+            let is_elsewhere = member.should_be().is_some_and(|should| actual != should);
             let liveness = self.head.hosts[&id.host].liveness;
             is_elsewhere.then(|| format!("host {} is {liveness}, and {id} is {actual}: {by}", id.host))
         });
@@ -637,12 +632,12 @@ impl Engine {
             self.head.members_of(name).find_map(|id| {
                 let member = &self.head.members[id];
                 let host = &self.head.hosts[&id.host];
-                let should = should_be(member)?;
+                let should = member.should_be()?;
                 if !host.is_reachable() && !host.has_left() {
                     return Some(format!("host {} is {}", id.host, host.liveness));
                 }
                 let actual = member.actual.as_ref()?;
-                (*actual != should).then(|| format!("{id} is {actual}, should be {should}"))
+                (actual != should).then(|| format!("{id} is {actual}, should be {should}"))
             })
         };
         gone.or_else(wrong).unwrap_or_else(|| format!("what {name} requires has failed"))

@@ -12,7 +12,11 @@ use crate::reader::{self, Shared};
 use crate::report::{self, Totals};
 use crate::workload::{self, GROUPS, LEASED};
 use crate::world::{EXCUSED, HOSTS, World};
-use crate::{BROKEN, CANNOT_RUN, INVALID, Options, check, http, journal, member};
+use crate::{
+    BROKEN, CANNOT_RUN, INVALID, Options, check,
+    http::{self, Ask},
+    journal, member,
+};
 use lockstep_core::cluster::Cluster;
 use serde_json::{Value, json};
 use std::collections::{BTreeMap, BTreeSet};
@@ -165,7 +169,7 @@ fn start_cluster(world: &mut World) -> io::Result<()> {
     }
     wait("a server to be the active one", world, || World::active().is_some())?;
     wait("all servers to be ready", world, || {
-        let is_ready = |server| http::ask_one(server, "GET", "/readyz", None, Duration::from_secs(1));
+        let is_ready = |server| http::ask_one(server, Ask::get("/readyz", Duration::from_secs(1)));
         layout().servers().iter().all(|server| is_ready(*server).is_some_and(|it| it.status == 200))
     })?;
     let spec = workload::spec();

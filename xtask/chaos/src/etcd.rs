@@ -2,7 +2,7 @@
 //! down who reigned since which revision, each batch of the journal and the revision that it was written at, and who led
 //! etcd. The names of keys and the form of values are those of `docs/etcd-keys.md`, read here by other code.
 
-use crate::http;
+use crate::http::{self, Ask};
 use crate::network::{Place, layout};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
@@ -91,7 +91,7 @@ pub(crate) fn store_url() -> String {
 /// What one member answers.
 fn ask_one(member: Place, what: &str, body: &Value, patience: Duration) -> Option<Value> {
     let (status, _, answer) =
-        http::exchange(address_of(member), "POST", &format!("/v3/{what}"), Some(body), patience)?;
+        http::exchange(address_of(member), Ask::post(&format!("/v3/{what}"), body, patience))?;
     (status == 200).then_some(answer)
 }
 

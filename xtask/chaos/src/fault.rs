@@ -5,7 +5,7 @@ use crate::clock::Stamp;
 use crate::command::run_args;
 use crate::etcd;
 use crate::history::{Accepted, CutOff, Struck, TakeOver, text};
-use crate::http;
+use crate::http::{self, Ask};
 use crate::member::Defect;
 use crate::network::{self, Layout, Place, Way, layout};
 use crate::random::Random;
@@ -35,223 +35,89 @@ const TRY_MAX: Duration = Duration::from_secs(1);
 /// How long etcd may take to replace a member: it does not when it has not seen all others for some seconds.
 const REPLACE_MAX: Duration = Duration::from_secs(30);
 
-/// What may be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(crate) enum Kind {
-    ServerKilled,
-    ServerStopped,
-    ServerKilledInTransition,
-    ServerDiskFull,
-    ServerSyncFails,
-    ServerKilledInSync,
-    ServerPowerCut,
-    ServerClockForward,
-    ServerClockBack,
-    AllKilled,
-    AgentKilled,
-    AgentStopped,
-    AgentDiskFull,
-    AgentSyncFails,
-    AgentKilledInSync,
-    AgentClockForward,
-    AgentClockBack,
-    AgentRestored,
-    AgentDoubled,
-    HandlerKilled,
-    HandlerStopped,
-    SoftwareKilled,
-    GuardKilled,
-    CutFull,
-    CutOut,
-    CutIn,
-    CutPartial,
-    LinkFlaps,
-    ConnectionReset,
-    Delay,
-    Jitter,
-    Overtaken,
-    SlowSubscriber,
-    ActiveKilled,
-    ActiveStopped,
-    ActiveKilledInTransition,
-    StandbyKilled,
-    StandbyStopped,
-    SteppedDown,
-    ServerLosesEtcd,
-    CutServerMember,
-    CutMemberMember,
-    CutAgentServer,
-    MinorityCutOff,
-    EtcdLeaderKilled,
-    EtcdMemberStopped,
-    EtcdMemberReplaced,
-    EtcdNoMajority,
-    EtcdCompacted,
+/// Writes down the kinds of faults in one place: each one's variant, its name, and the servers that it is made with.
+macro_rules! kinds {
+    ($($kind:ident = $name:literal, [$($layout:ident),+];)+) => {
+        /// What may be done.
+        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+        pub(crate) enum Kind {
+            $($kind,)+
+        }
+
+        impl Kind {
+            pub(crate) const ALL: [Self; [$(Self::$kind),+].len()] = [$(Self::$kind),+];
+
+            pub(crate) fn name(self) -> &'static str {
+                match self {
+                    $(Self::$kind => $name,)+
+                }
+            }
+
+            /// Whether it is made with these servers. What is done to the disk of one server's store has no place where
+            /// etcd has the disks; and what is done to one of several servers depends on whether it is the active one.
+            pub(crate) fn is_for(self, layout: Layout) -> bool {
+                match self {
+                    $(Self::$kind => [$(Layout::$layout),+].contains(&layout),)+
+                }
+            }
+        }
+    };
+}
+
+kinds! {
+    // The slowest one to bite, which is made first.
+    SlowSubscriber = "slow-subscriber", [One, Three];
+    ServerKilled = "server-killed", [One];
+    ServerStopped = "server-stopped", [One];
+    ServerKilledInTransition = "server-killed-in-transition", [One];
+    ServerDiskFull = "server-disk-full", [One];
+    ServerSyncFails = "server-sync-fails", [One];
+    ServerKilledInSync = "server-killed-in-sync", [One];
+    ServerPowerCut = "server-power-cut", [One];
+    ServerClockForward = "server-clock-forward", [One, Three];
+    ServerClockBack = "server-clock-back", [One, Three];
+    AllKilled = "all-killed", [One, Three];
+    AgentKilled = "agent-killed", [One, Three];
+    AgentStopped = "agent-stopped", [One, Three];
+    AgentDiskFull = "agent-disk-full", [One, Three];
+    AgentSyncFails = "agent-sync-fails", [One, Three];
+    AgentKilledInSync = "agent-killed-in-sync", [One, Three];
+    AgentClockForward = "agent-clock-forward", [One, Three];
+    AgentClockBack = "agent-clock-back", [One, Three];
+    AgentRestored = "agent-restored", [One, Three];
+    AgentDoubled = "agent-doubled", [One, Three];
+    HandlerKilled = "handler-killed", [One, Three];
+    HandlerStopped = "handler-stopped", [One, Three];
+    SoftwareKilled = "software-killed", [One, Three];
+    GuardKilled = "guard-killed", [One, Three];
+    CutFull = "cut-full", [One, Three];
+    CutOut = "cut-out", [One, Three];
+    CutIn = "cut-in", [One, Three];
+    CutPartial = "cut-partial", [One, Three];
+    LinkFlaps = "link-flaps", [One, Three];
+    ConnectionReset = "connection-reset", [One, Three];
+    Delay = "delay", [One, Three];
+    Jitter = "jitter", [One, Three];
+    Overtaken = "overtaken", [One, Three];
+    ActiveKilled = "active-killed", [Three];
+    ActiveStopped = "active-stopped", [Three];
+    ActiveKilledInTransition = "active-killed-in-transition", [Three];
+    StandbyKilled = "standby-killed", [Three];
+    StandbyStopped = "standby-stopped", [Three];
+    SteppedDown = "stepped-down", [Three];
+    ServerLosesEtcd = "server-loses-etcd", [Three];
+    CutServerMember = "cut-server-etcd", [Three];
+    CutMemberMember = "cut-etcd-etcd", [Three];
+    CutAgentServer = "cut-agent-server", [Three];
+    MinorityCutOff = "minority-cut-off", [Three];
+    EtcdLeaderKilled = "etcd-leader-killed", [Three];
+    EtcdMemberStopped = "etcd-member-stopped", [Three];
+    EtcdMemberReplaced = "etcd-member-replaced", [Three];
+    EtcdNoMajority = "etcd-no-majority", [Three];
+    EtcdCompacted = "etcd-compacted", [Three];
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 49] = [
-        Self::SlowSubscriber,
-        Self::ServerKilled,
-        Self::ServerStopped,
-        Self::ServerKilledInTransition,
-        Self::ServerDiskFull,
-        Self::ServerSyncFails,
-        Self::ServerKilledInSync,
-        Self::ServerPowerCut,
-        Self::ServerClockForward,
-        Self::ServerClockBack,
-        Self::AllKilled,
-        Self::AgentKilled,
-        Self::AgentStopped,
-        Self::AgentDiskFull,
-        Self::AgentSyncFails,
-        Self::AgentKilledInSync,
-        Self::AgentClockForward,
-        Self::AgentClockBack,
-        Self::AgentRestored,
-        Self::AgentDoubled,
-        Self::HandlerKilled,
-        Self::HandlerStopped,
-        Self::SoftwareKilled,
-        Self::GuardKilled,
-        Self::CutFull,
-        Self::CutOut,
-        Self::CutIn,
-        Self::CutPartial,
-        Self::LinkFlaps,
-        Self::ConnectionReset,
-        Self::Delay,
-        Self::Jitter,
-        Self::Overtaken,
-        Self::ActiveKilled,
-        Self::ActiveStopped,
-        Self::ActiveKilledInTransition,
-        Self::StandbyKilled,
-        Self::StandbyStopped,
-        Self::SteppedDown,
-        Self::ServerLosesEtcd,
-        Self::CutServerMember,
-        Self::CutMemberMember,
-        Self::CutAgentServer,
-        Self::MinorityCutOff,
-        Self::EtcdLeaderKilled,
-        Self::EtcdMemberStopped,
-        Self::EtcdMemberReplaced,
-        Self::EtcdNoMajority,
-        Self::EtcdCompacted,
-    ];
-
-    pub(crate) fn name(self) -> &'static str {
-        match self {
-            Self::ServerKilled => "server-killed",
-            Self::ServerStopped => "server-stopped",
-            Self::ServerKilledInTransition => "server-killed-in-transition",
-            Self::ServerDiskFull => "server-disk-full",
-            Self::ServerSyncFails => "server-sync-fails",
-            Self::ServerKilledInSync => "server-killed-in-sync",
-            Self::ServerPowerCut => "server-power-cut",
-            Self::ServerClockForward => "server-clock-forward",
-            Self::ServerClockBack => "server-clock-back",
-            Self::AllKilled => "all-killed",
-            Self::AgentKilled => "agent-killed",
-            Self::AgentStopped => "agent-stopped",
-            Self::AgentDiskFull => "agent-disk-full",
-            Self::AgentSyncFails => "agent-sync-fails",
-            Self::AgentKilledInSync => "agent-killed-in-sync",
-            Self::AgentClockForward => "agent-clock-forward",
-            Self::AgentClockBack => "agent-clock-back",
-            Self::AgentRestored => "agent-restored",
-            Self::AgentDoubled => "agent-doubled",
-            Self::HandlerKilled => "handler-killed",
-            Self::HandlerStopped => "handler-stopped",
-            Self::SoftwareKilled => "software-killed",
-            Self::GuardKilled => "guard-killed",
-            Self::CutFull => "cut-full",
-            Self::CutOut => "cut-out",
-            Self::CutIn => "cut-in",
-            Self::CutPartial => "cut-partial",
-            Self::LinkFlaps => "link-flaps",
-            Self::ConnectionReset => "connection-reset",
-            Self::Delay => "delay",
-            Self::Jitter => "jitter",
-            Self::Overtaken => "overtaken",
-            Self::SlowSubscriber => "slow-subscriber",
-            Self::ActiveKilled => "active-killed",
-            Self::ActiveStopped => "active-stopped",
-            Self::ActiveKilledInTransition => "active-killed-in-transition",
-            Self::StandbyKilled => "standby-killed",
-            Self::StandbyStopped => "standby-stopped",
-            Self::SteppedDown => "stepped-down",
-            Self::ServerLosesEtcd => "server-loses-etcd",
-            Self::CutServerMember => "cut-server-etcd",
-            Self::CutMemberMember => "cut-etcd-etcd",
-            Self::CutAgentServer => "cut-agent-server",
-            Self::MinorityCutOff => "minority-cut-off",
-            Self::EtcdLeaderKilled => "etcd-leader-killed",
-            Self::EtcdMemberStopped => "etcd-member-stopped",
-            Self::EtcdMemberReplaced => "etcd-member-replaced",
-            Self::EtcdNoMajority => "etcd-no-majority",
-            Self::EtcdCompacted => "etcd-compacted",
-        }
-    }
-
-    /// Whether it is made with these servers. What is done to the disk of one server's store has no place where etcd has
-    /// the disks; and what is done to one of several servers depends on whether it is the active one.
-    pub(crate) fn is_for(self, layout: Layout) -> bool {
-        match self {
-            Self::ServerKilled
-            | Self::ServerStopped
-            | Self::ServerKilledInTransition
-            | Self::ServerDiskFull
-            | Self::ServerSyncFails
-            | Self::ServerKilledInSync
-            | Self::ServerPowerCut => layout == Layout::One,
-            Self::ActiveKilled
-            | Self::ActiveStopped
-            | Self::ActiveKilledInTransition
-            | Self::StandbyKilled
-            | Self::StandbyStopped
-            | Self::SteppedDown
-            | Self::ServerLosesEtcd
-            | Self::CutServerMember
-            | Self::CutMemberMember
-            | Self::CutAgentServer
-            | Self::MinorityCutOff
-            | Self::EtcdLeaderKilled
-            | Self::EtcdMemberStopped
-            | Self::EtcdMemberReplaced
-            | Self::EtcdNoMajority
-            | Self::EtcdCompacted => layout == Layout::Three,
-            Self::ServerClockForward
-            | Self::ServerClockBack
-            | Self::AllKilled
-            | Self::AgentKilled
-            | Self::AgentStopped
-            | Self::AgentDiskFull
-            | Self::AgentSyncFails
-            | Self::AgentKilledInSync
-            | Self::AgentClockForward
-            | Self::AgentClockBack
-            | Self::AgentRestored
-            | Self::AgentDoubled
-            | Self::HandlerKilled
-            | Self::HandlerStopped
-            | Self::SoftwareKilled
-            | Self::GuardKilled
-            | Self::CutFull
-            | Self::CutOut
-            | Self::CutIn
-            | Self::CutPartial
-            | Self::LinkFlaps
-            | Self::ConnectionReset
-            | Self::Delay
-            | Self::Jitter
-            | Self::Overtaken
-            | Self::SlowSubscriber => true,
-        }
-    }
-
     /// Whether it is made to the active server, or to another one.
     fn is_of_roles(self) -> bool {
         let of_roles = [
@@ -359,6 +225,29 @@ pub(crate) struct Striker {
     pub(crate) defect: Option<Defect>,
 }
 
+/// The process or host that a target is, or is of.
+fn place_of(target: &str) -> &str {
+    target.split('/').next().unwrap_or_default()
+}
+
+/// Whether a fault that lasts is in the way of another one: whoever is killed with all others is in nobody else's hands,
+/// and a cut of many is no other's.
+fn is_taken(kind: Kind, target: &str, other: &Active) -> bool {
+    let are = |all: &str, is_one: &dyn Fn(&str) -> bool| {
+        (target == all && is_one(&other.target)) || (other.target == all && is_one(target))
+    };
+    let is_process = |target: &str| {
+        World::all().any(|name| name == target) || target.ends_with("/handler") || target == ETCD
+    };
+    // A member is replaced while the others are well and reach each other.
+    let replaces = [kind, other.kind].contains(&Kind::EtcdMemberReplaced)
+        && [target, &other.target].iter().any(|target| [NET, "etcd/net"].contains(target));
+    other.target == target
+        || are(NET, &|target| target.ends_with("/net"))
+        || are(ALL, &is_process)
+        || replaces
+}
+
 fn bitten(has_bitten: bool) -> (bool, u64) {
     (has_bitten, 1)
 }
@@ -379,24 +268,7 @@ impl Striker {
             None => return Ok(None),
         };
         let target = kind.target(&mut self.random, &self.spared, active_server);
-        let host = target.split('/').next().unwrap_or_default().to_owned();
-        // Whoever is killed with all others is in nobody else's hands, and a cut of many is no other's.
-        let is_taken = |other: &Active| {
-            let are = |one: &str, two: &str, is_other: &dyn Fn(&str) -> bool| {
-                (target == one && is_other(&other.target)) || (other.target == two && is_other(&target))
-            };
-            let is_process = |target: &str| {
-                World::all().any(|name| name == target) || target.ends_with("/handler") || target == ETCD
-            };
-            // A member is replaced while the others are well and reach each other.
-            let replaces = [kind, other.kind].contains(&Kind::EtcdMemberReplaced)
-                && [&target, &other.target].iter().any(|target| [NET, "etcd/net"].contains(&target.as_str()));
-            other.target == target
-                || are(NET, NET, &|target| target.ends_with("/net"))
-                || are(ALL, ALL, &is_process)
-                || replaces
-        };
-        if active.iter().any(is_taken) {
+        if active.iter().any(|other| is_taken(kind, &target, other)) {
             return Ok(None);
         }
         let from = Stamp::now();
@@ -409,9 +281,27 @@ impl Striker {
             has_bitten: false,
             turns: 1,
         });
+        let Some((lasts, mend)) = self.make(world, kind, &target, active_server, from)? else {
+            // What was written down as made was not.
+            self.history.lock().struck.pop();
+            return Ok(None);
+        };
+        Ok(Some(Active { kind, target, from, until: Instant::now() + lasts, mend }))
+    }
+
+    /// Makes a fault; tells how long it lasts and how it is mended, or nothing where it cannot be made now.
+    fn make(
+        &mut self,
+        world: &mut World,
+        kind: Kind,
+        target: &str,
+        active_server: &'static str,
+        from: Stamp,
+    ) -> io::Result<Option<(Duration, Mend)>> {
+        let host = place_of(target).to_owned();
         let long = Duration::from_millis(self.random.within(1000, self.longest_ms));
         let short = Duration::from_millis(self.random.within(200, 2000));
-        let (lasts, mend): (Duration, Mend) = match kind {
+        let made: (Duration, Mend) = match kind {
             Kind::ServerKilled | Kind::AgentKilled | Kind::StandbyKilled => {
                 (if self.random.percent(50) { short } else { long }, kill(world, &host))
             }
@@ -511,9 +401,7 @@ impl Striker {
                 (long.max(Duration::from_millis(REIGN_OVER_MS)), mend)
             }
             Kind::EtcdLeaderKilled => {
-                let Some((leader, _)) = etcd::leader() else {
-                    return self.nothing_done();
-                };
+                let Some((leader, _)) = etcd::leader() else { return Ok(None) };
                 (long, kill(world, leader))
             }
             Kind::EtcdMemberStopped => {
@@ -522,7 +410,7 @@ impl Striker {
             }
             Kind::EtcdMemberReplaced => {
                 if !etcd::is_whole() {
-                    return self.nothing_done();
+                    return Ok(None);
                 }
                 let places = layout().members();
                 let member = places[usize::try_from(self.random.within(0, 2)).expect("it is small")];
@@ -537,16 +425,10 @@ impl Striker {
             }
             Kind::EtcdCompacted => {
                 let was_done = etcd::compact();
-                (Duration::ZERO, Box::new(move |_: &mut World| Ok(bitten(was_done))) as Mend)
+                (Duration::ZERO, Box::new(move |_| Ok(bitten(was_done))))
             }
         };
-        Ok(Some(Active { kind, target, from, until: Instant::now() + lasts, mend }))
-    }
-
-    /// What was written down as made was not.
-    fn nothing_done(&self) -> io::Result<Option<Active>> {
-        self.history.lock().struck.pop();
-        Ok(None)
+        Ok(Some(made))
     }
 
     /// Somebody sends requests until one is acknowledged.
@@ -785,7 +667,7 @@ fn some(random: &mut Random, of: &[Place]) -> &'static str {
 fn try_write(history: &Shared, server: Place, request_id: &str, target: &str) -> bool {
     let body = json!({ "targets": [target], "request_id": request_id });
     let begun = Stamp::now();
-    let Some(answer) = http::ask_through(server, "POST", "/v1/transitions", Some(&body), TRY_MAX) else {
+    let Some(answer) = http::ask_through(server, Ask::post("/v1/transitions", &body, TRY_MAX)) else {
         return false;
     };
     history.lock().accept(request_id, &answer, begun)
@@ -820,7 +702,7 @@ impl Asked {
                     let target = if asked % 2 == 0 { "audit=up" } else { "audit=down" };
                     let body = json!({ "targets": [target], "request_id": id });
                     // It alone: whom it sends us on to may well answer.
-                    let answer = http::ask_one(*place, "POST", "/v1/transitions", Some(&body), TRY_MAX);
+                    let answer = http::ask_one(*place, Ask::post("/v1/transitions", &body, TRY_MAX));
                     let mut history = shared.lock();
                     if let Some(answer) = answer {
                         history.accept(&id, &answer, begun);
@@ -868,7 +750,7 @@ fn cut_between(place: &str, others: &[&str]) -> io::Result<Mend> {
 fn step_down(server: &str) -> Mend {
     let place = (layout().servers().iter().find(|(name, _)| *name == server)).copied();
     let asked = place.and_then(|place| {
-        http::ask_one(place, "POST", "/v1/server/step-down", Some(&json!({})), Duration::from_secs(3))
+        http::ask_one(place, Ask::post("/v1/server/step-down", &json!({}), Duration::from_secs(3)))
     });
     let has_stepped_down = asked.is_some_and(|answer| answer.status == 200);
     Box::new(move |_| Ok(bitten(has_stepped_down)))

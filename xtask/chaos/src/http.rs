@@ -20,6 +20,26 @@ fn patience() -> Duration {
     }
 }
 
+/// What somebody is asked.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ask<'a> {
+    method: &'a str,
+    path: &'a str,
+    body: Option<&'a Value>,
+    /// How long all of it may take.
+    patience: Duration,
+}
+
+impl<'a> Ask<'a> {
+    pub(crate) fn get(path: &'a str, patience: Duration) -> Self {
+        Self { method: "GET", path, body: None, patience }
+    }
+
+    pub(crate) fn post(path: &'a str, body: &'a Value, patience: Duration) -> Self {
+        Self { method: "POST", path, body: Some(body), patience }
+    }
+}
+
 /// What somebody answered.
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) struct Answer {
@@ -47,13 +67,8 @@ pub(crate) fn address_of(server: Place) -> SocketAddr {
 }
 
 /// Opens a connection and sends a request.
-fn send(
-    to: SocketAddr,
-    method: &str,
-    path: &str,
-    body: Option<&Value>,
-    patience: Duration,
-) -> std::io::Result<TcpStream> {
+fn send(to: SocketAddr, ask: Ask<'_>) -> std::io::Result<TcpStream> {
+    let Ask { method, path, body, patience } = ask;
     let body = body.map(Value::to_string).unwrap_or_default();
     // Of the first version, so that answers come in one piece.
     let request = format!(
@@ -69,15 +84,9 @@ fn send(
 }
 
 /// Status, head and body of an answer; none when there is no whole one.
-pub(crate) fn exchange(
-    to: SocketAddr,
-    method: &str,
-    path: &str,
-    body: Option<&Value>,
-    patience: Duration,
-) -> Option<(u16, String, Value)> {
+pub(crate) fn exchange(to: SocketAddr, ask: Ask<'_>) -> Option<(u16, String, Value)> {
     let mut answer = Vec::new();
-    send(to, method, path, body, patience).and_then(|mut stream| stream.read_to_end(&mut answer)).ok()?;
+    send(to, ask).and_then(|mut stream| stream.read_to_end(&mut answer)).ok()?;
     let answer = String::from_utf8(answer).ok()?;
     let (head, body) = answer.split_once("\r\n\r\n")?;
     let status = head.split(' ').nth(1)?.parse().ok()?;
@@ -87,43 +96,32 @@ pub(crate) fn exchange(
 }
 
 /// Asks one server, and nobody else.
-pub(crate) fn ask_one(
-    server: Place,
-    method: &str,
-    path: &str,
-    body: Option<&Value>,
-    patience: Duration,
-) -> Option<Answer> {
+pub(crate) fn ask_one(server: Place, ask: Ask<'_>) -> Option<Answer> {
     let begun = Stamp::now();
-    let (status, head, body) = exchange(address_of(server), method, path, body, patience)?;
+    let (status, head, body) = exchange(address_of(server), ask)?;
     let location = head.lines().find_map(|line| line.strip_prefix("location: ")).map(str::to_owned);
     Some(Answer { server: server.0, begun, status, body, location })
 }
 
 /// Asks one server, and whom it sends us on to.
-pub(crate) fn ask_through(
-    server: Place,
-    method: &str,
-    path: &str,
-    body: Option<&Value>,
-    patience: Duration,
-) -> Option<Answer> {
-    let answer = ask_one(server, method, path, body, patience)?;
+pub(crate) fn ask_through(server: Place, ask: Ask<'_>) -> Option<Answer> {
+    let answer = ask_one(server, ask)?;
     let Some(location) = answer.location.as_deref().filter(|_| answer.status == 307) else {
         return Some(answer);
     };
     let is_meant = |place: &&Place| location.starts_with(&format!("http://{}/", address_of(**place)));
     let meant = layout().servers().iter().find(is_meant)?;
-    ask_one(*meant, method, path, body, patience)
+    ask_one(*meant, ask)
 }
 
 /// Asks one server after the other until one has something to say, and whoever is sent on goes there.
 pub(crate) fn ask_any(method: &str, path: &str, body: Option<&Value>) -> Option<Answer> {
+    let ask = Ask { method, path, body, patience: patience() };
     let servers = layout().servers();
     let first = NEXT.fetch_add(1, Ordering::Relaxed);
     let mut last = None;
     for turn in 0..servers.len() {
-        let answer = ask_through(servers[(first + turn) % servers.len()], method, path, body, patience());
+        let answer = ask_through(servers[(first + turn) % servers.len()], ask);
         match answer {
             Some(answer) if answer.status == 503 || answer.status == 307 => last = Some(answer),
             Some(answer) => return Some(answer),
@@ -150,7 +148,7 @@ pub(crate) fn get(path: &str) -> Option<Value> {
 /// What one server gives, as far as it knows, or all that there is.
 pub(crate) fn get_from(server: Place, path: &str, is_consistent: bool) -> Option<Answer> {
     let path = if is_consistent { format!("{path}?consistent=true") } else { path.to_owned() };
-    ask_one(server, "GET", &path, None, patience()).filter(|answer| answer.status == 200)
+    ask_one(server, Ask::get(&path, patience())).filter(|answer| answer.status == 200)
 }
 
 /// Reads a server's events after a revision, those so far or also those to come, until the stream ends; `take` gets each
@@ -162,7 +160,7 @@ pub(crate) fn events(
     mut take: impl FnMut(u64, &str),
 ) -> std::io::Result<u16> {
     let path = format!("/v1/events?since={since}&follow={follow}");
-    let stream = send(address_of(server), "GET", &path, None, patience())?;
+    let stream = send(address_of(server), Ask::get(&path, patience()))?;
     // A comment comes every 15 seconds.
     stream.set_read_timeout(Some(Duration::from_secs(20)))?;
     let mut lines = BufReader::new(stream).lines();

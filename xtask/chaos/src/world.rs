@@ -3,7 +3,7 @@
 
 use crate::command::{run, run_args};
 use crate::etcd;
-use crate::http;
+use crate::http::{self, Ask};
 use crate::member::Defect;
 use crate::network::{self, Layout, Place, SERVER_PORT, layout};
 use crate::proxy::{self, Knobs};
@@ -143,7 +143,7 @@ impl World {
     /// The server that says it is the active one.
     pub(crate) fn active() -> Option<&'static str> {
         let says = |server: &&Place| {
-            let answer = http::ask_one(**server, "GET", "/readyz", None, ROLE_PATIENCE);
+            let answer = http::ask_one(**server, Ask::get("/readyz", ROLE_PATIENCE));
             answer.is_some_and(|answer| answer.status == 200 && answer.body["role"] == "active")
         };
         layout().servers().iter().find(says).map(|(name, _)| *name)

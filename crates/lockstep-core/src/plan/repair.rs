@@ -10,7 +10,7 @@ use crate::id::{GroupName, MemberId, StateName};
 use crate::record::Liveness;
 use crate::relation::Relation;
 use crate::request::{Code, Rejection};
-use crate::spec::{Group, Kind};
+use crate::spec::Group;
 use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -72,13 +72,8 @@ impl<'a> Planner<'a> {
     fn check_awaited(&self, name: &GroupName, group: &Group) -> Result<(), Rejection> {
         let count = self.cluster.members_of(name).count();
         for state in &group.lifecycle.serving {
-            let is_there = |id: &&MemberId| {
-                let runs_on = || self.cluster.hosts[&id.host].has_left();
-                let actual = self.cluster.members[*id].actual.as_ref();
-                self.cluster.is_surely_in(id, state) || (actual == Some(state) && runs_on())
-            };
             let should_be = self.cluster.members_of(name).filter(|id| self.should_be(id) == Some(state));
-            let (there, away): (Vec<_>, Vec<_>) = should_be.partition(is_there);
+            let (there, away): (Vec<_>, Vec<_>) = should_be.partition(|id| self.is_there(id, state));
             let min = group.min(state, count);
             let Some(id) = away.iter().find(|id| !self.cluster.can_act(id)) else { continue };
             if there.len() < min && there.len() + away.len() >= min {
@@ -92,8 +87,7 @@ impl<'a> Planner<'a> {
 
     /// Where a member should be: its goal, or what it goes back to by itself.
     pub(super) fn should_be(&self, id: &MemberId) -> Option<&'a StateName> {
-        let member = &self.cluster.members[id];
-        member.returns_to.as_ref().or(member.goal.as_ref())
+        self.cluster.members[id].should_be()
     }
 
     /// Whether a member should be in a state, is not wanted anywhere yet, and is in a lower one.
@@ -223,16 +217,14 @@ impl<'a> Planner<'a> {
     /// Whether what a relation needs at a place would serve if members of hosts that have left run on there, and those that
     /// cannot tell where they are do: before its first status nothing has failed that is only not known yet.
     fn may_be_met(&self, relation: &Relation, pair: &rule::Pair<'_>) -> bool {
-        let runs_on = |id: &MemberId, state: &StateName| {
-            let has_left = self.cluster.hosts[&id.host].has_left();
-            let is_there = self.cluster.members[id].actual.as_ref() == Some(state);
+        let may_be_there = |id: &MemberId, state: &StateName| {
             let is_untold =
                 self.cluster.members[id].actual.is_none() && self.cluster.hosts[&id.host].is_reachable();
-            self.cluster.is_surely_in(id, state) || (has_left && is_there) || is_untold
+            self.is_there(id, state) || is_untold
         };
         let ends = relation.to.iter().zip(&pair.to);
         let serving = ends.filter(|(to, members)| {
-            group_serves(&self.cluster.spec.groups[*to], members, pair.place.is_some(), runs_on)
+            group_serves(&self.cluster.spec.groups[*to], members, pair.place.is_some(), may_be_there)
         });
         serving.count() >= relation.need.as_min(relation.to.count())
     }
@@ -245,8 +237,7 @@ impl<'a> Planner<'a> {
             let actual = self.cluster.members[*id].actual.as_ref();
             actual.is_some_and(|state| self.cluster.spec.groups[name].lifecycle.serves(state))
         };
-        let required = self.cluster.relations.of(name);
-        for relation in required.filter(|known| known.from == *name && known.kind == Kind::Requires) {
+        for relation in self.cluster.relations.required_by(name) {
             for pair in rule::pairs(self.cluster, relation) {
                 if self.is_pair_met(relation, &pair, false) {
                     continue;

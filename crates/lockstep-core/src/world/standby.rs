@@ -226,9 +226,18 @@ impl World {
     }
 
     pub(super) fn confirm_shared(&mut self, id: ServerId) {
-        let reign = self.tenure(id).reign;
-        let ask = self.ask_store(id, Ask::Confirm(reign));
+        let ask = self.ask_confirm(id);
         self.tenure(id).confirm = Some(ask);
+    }
+
+    fn confirm_batch(&mut self, id: ServerId) {
+        let ask = self.ask_confirm(id);
+        self.tenure(id).batch = Batch::Confirm(ask);
+    }
+
+    fn ask_confirm(&mut self, id: ServerId) -> AskId {
+        let reign = self.tenure(id).reign;
+        self.ask_store(id, Ask::Confirm(reign))
     }
 
     // ---- what happens by itself
@@ -391,19 +400,14 @@ impl World {
             };
             return self.settle_write(id, ask, said);
         }
-        let is_over = said == Some(Said::Deposed);
         if tenure.batch == Batch::Confirm(ask) {
-            let reign = tenure.reign;
             match said {
                 Some(Said::Held) => {
                     self.note(Happened::Store(StoreEvent::Found { server: id }));
                     self.written(id);
                 }
                 Some(_) => self.stand_down(id),
-                None => {
-                    let ask = self.ask_store(id, Ask::Confirm(reign));
-                    self.tenure(id).batch = Batch::Confirm(ask);
-                }
+                None => self.confirm_batch(id),
             }
         } else if tenure.confirm == Some(ask) {
             tenure.confirm = None;
@@ -414,12 +418,11 @@ impl World {
             }
         } else if let Some((_, sent)) = tenure.keep.filter(|(keep, _)| *keep == ask) {
             tenure.keep = None;
-            if said == Some(Said::Held) {
-                tenure.until = sent.plus(ttl_ms);
-            } else if said.is_none() {
-                tenure.keep_at = now;
-            } else if is_over && self.service().is_heeded {
-                self.stand_down(id);
+            match said {
+                Some(Said::Held) => tenure.until = sent.plus(ttl_ms),
+                None => tenure.keep_at = now,
+                Some(_) if self.service().is_heeded => self.stand_down(id),
+                Some(_) => {}
             }
         }
     }
@@ -429,17 +432,14 @@ impl World {
         let clock = server.clock.read(self.time);
         let count = server.in_flight.as_ref().map_or(0, Vec::len) as u64;
         let tenure = self.tenure(id);
-        let (reign, expected) = (tenure.reign, tenure.expected);
+        let expected = tenure.expected;
         if said == Appended::Unknown {
             self.note(Happened::Store(StoreEvent::Unanswered { server: id, ask }));
         }
         match settle(said, expected, Index(expected.0 + count)) {
             Settled::Durable => self.written(id),
             Settled::Deposed => self.stand_down(id),
-            Settled::Confirm => {
-                let ask = self.ask_store(id, Ask::Confirm(reign));
-                self.tenure(id).batch = Batch::Confirm(ask);
-            }
+            Settled::Confirm => self.confirm_batch(id),
             Settled::AskAgain(after) => {
                 self.tenure(id).batch = Batch::Pause(clock.plus(UNKNOWN_PAUSE_MS), after);
             }

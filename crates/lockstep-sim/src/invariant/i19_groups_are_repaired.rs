@@ -3,7 +3,7 @@
 
 use super::{Invariant, Verdict};
 use lockstep_core::id::{GroupName, MemberId};
-use lockstep_core::spec::{Kind, Recover};
+use lockstep_core::spec::Recover;
 use lockstep_core::world::{Name, World};
 use std::collections::BTreeSet;
 
@@ -27,11 +27,10 @@ impl Invariant for GroupsAreRepaired {
             let members: Vec<&MemberId> = cluster.members_of(name).collect();
             let is_excused = members.iter().any(|id| self.excused.contains(id.host.as_str()));
             let is_required = |to: &GroupName| cluster.serves(to);
-            let mut required = cluster.relations.of(name);
+            let mut required = cluster.relations.required_by(name);
             // What it requires may be nobody's to repair.
             let is_held_down = required.any(|known| {
-                let is_met = known.scope.is_none() && known.to.iter().all(is_required);
-                known.from == *name && known.kind == Kind::Requires && !is_met
+                known.scope.is_some() || !known.to.iter().all(is_required)
             });
             if is_excused || is_held_down || server.waits().contains_key(name) {
                 continue;
@@ -41,7 +40,7 @@ impl Invariant for GroupsAreRepaired {
                 let should = members.iter().filter(|id| {
                     let member = &cluster.members[**id];
                     let may_rise = !member.leaving && !cluster.hosts[&id.host].is_drained;
-                    may_rise && member.returns_to.as_ref().or(member.goal.as_ref()) == Some(state)
+                    may_rise && member.should_be() == Some(state)
                 });
                 let really = members.iter().filter(|id| world.software().get(id) == Some(state)).count();
                 if should.count() >= min && really < min {

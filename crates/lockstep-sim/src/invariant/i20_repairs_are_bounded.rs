@@ -6,7 +6,6 @@ use lockstep_core::id::{GroupName, HostName, TransitionId};
 use lockstep_core::plan::Plan;
 use lockstep_core::record::{Body, HostChange, Liveness};
 use lockstep_core::request::Target;
-use lockstep_core::spec::Kind;
 use lockstep_core::time::Time;
 use lockstep_core::world::{Happened, World};
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,8 +46,7 @@ impl RepairsAreBounded {
                 return Err(format!("{id} moves {member}, and {host} was lost {count} times, {ms} ms ago"));
             }
             let is_in_place = plan.goals_before.get(member).and_then(Option::as_ref) == Some(&step.from);
-            let mut relations = cluster.relations.of(&member.group);
-            let may_fall = relations.any(|known| known.from == member.group && known.kind == Kind::Requires);
+            let may_fall = cluster.relations.required_by(&member.group).next().is_some();
             if step.moves() && !rises && is_in_place && !may_fall {
                 return Err(format!("{id} repairs, and takes {member} down from where it should be"));
             }

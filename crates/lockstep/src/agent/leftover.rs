@@ -124,8 +124,20 @@ fn remove(path: &Path) {
 
 /// A process's start, in clock ticks since boot: with its id, it names the process for good.
 fn start_of(pid: Pid) -> Option<String> {
-    let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
-    after_name(&stat)?.nth(19).map(str::to_owned)
+    after_name(&stat_of(pid.as_raw_nonzero().get())?)?.nth(19).map(str::to_owned)
+}
+
+/// What `/proc/PID/stat` says. The name in it may be of any bytes: the system cuts a longer one after the fifteenth,
+/// also within a character.
+pub(crate) fn stat_of(pid: i32) -> Option<String> {
+    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+    Some(String::from_utf8_lossy(&stat).into_owned())
+}
+
+/// The ids of all processes; none, if they cannot be read.
+fn all_ids() -> Option<impl Iterator<Item = i32>> {
+    let processes = fs::read_dir("/proc").ok()?;
+    Some(processes.flatten().filter_map(|process| process.file_name().to_str()?.parse().ok()))
 }
 
 /// The fields of a `/proc/PID/stat` from its third, the state, on: pid (name, which may hold anything) state ppid
@@ -146,8 +158,7 @@ fn is_gone(group: Pid) -> bool {
         let is_dead = matches!(fields.next(), Some("Z" | "X"));
         !is_dead && fields.nth(1) == Some(group.as_str())
     };
-    let Ok(processes) = fs::read_dir("/proc") else { return false };
-    !processes.flatten().filter_map(|process| fs::read_to_string(process.path().join("stat")).ok()).any(lives)
+    all_ids().is_some_and(|ids| !ids.filter_map(stat_of).any(lives))
 }
 
 async fn end_group(group: Pid, started: &str) {
@@ -179,15 +190,14 @@ async fn end_group(group: Pid, started: &str) {
 /// same environment, and is meant to stay.
 fn groups_of_call(name: &str) -> Vec<(Pid, String)> {
     let variable = format!("LOCKSTEP_{CALL}={name}");
-    let Ok(processes) = fs::read_dir("/proc") else { return Vec::new() };
-    let ids = processes.flatten().filter_map(|process| process.file_name().to_str()?.parse().ok());
+    let ids = all_ids().into_iter().flatten();
     ids.filter_map(Pid::from_raw)
         .filter(|pid| {
             let environ = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
             environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
         })
         .filter_map(|pid| {
-            let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_nonzero())).ok()?;
+            let stat = stat_of(pid.as_raw_nonzero().get())?;
             let mut fields = after_name(&stat)?.skip(2);
             let (group, session) = (fields.next()?, fields.next()?);
             let own = pid.as_raw_nonzero().to_string();
@@ -208,7 +218,11 @@ mod tests {
 
     impl Sleeper {
         fn start(name: &str) -> Self {
-            let mut command = Command::new("sleep");
+            Self::start_program(Path::new("sleep"), name)
+        }
+
+        fn start_program(program: &Path, name: &str) -> Self {
+            let mut command = Command::new(program);
             command.arg("60").env(format!("LOCKSTEP_{CALL}"), name).process_group(0);
             Self(command.spawn().unwrap())
         }
@@ -247,6 +261,24 @@ mod tests {
         assert!(first.has_ended() && second.has_ended());
         assert!(!others.iter_mut().any(Sleeper::has_ended), "nobody noted them");
         assert_eq!(fs::read_dir(data.path().join("running")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn a_handler_whose_name_is_cut_within_a_character_is_ended_too() {
+        let data = tempfile::tempdir().unwrap();
+        let leftovers = Leftovers::open(data.path()).unwrap();
+        let program = data.path().join("umschalten-aufü");
+        std::os::unix::fs::symlink("/bin/sleep", &program).unwrap();
+        for is_noted in [true, false] {
+            let note = leftovers.note().unwrap();
+            let mut handler = Sleeper::start_program(&program, &note.name);
+            if is_noted {
+                note.started(handler.0.id());
+            }
+            leave(note);
+            leftovers.end().await;
+            assert!(handler.has_ended(), "noted: {is_noted}");
+        }
     }
 
     #[tokio::test]

@@ -1,6 +1,6 @@
 //! Processes as `/proc` shows them, named so that an id which is used again never stands for another one.
 
-use crate::agent::leftover::after_name;
+use crate::agent::leftover::{after_name, stat_of};
 use lockstep_core::time::Time;
 use rustix::io::Errno;
 use rustix::process::{
@@ -28,9 +28,7 @@ pub(super) struct Seen {
 
 impl Seen {
     fn read(pid: i32) -> Option<Self> {
-        // Its name may be of any bytes.
-        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-        Self::of(pid, &String::from_utf8_lossy(&stat))
+        Self::of(pid, &stat_of(pid)?)
     }
 
     fn of(pid: i32, stat: &str) -> Option<Self> {

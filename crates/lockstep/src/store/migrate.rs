@@ -5,7 +5,7 @@
 //! has another name until it is whole, and a prefix of etcd a mark.
 
 use super::etcd::Import;
-use super::{Candidate, Embedded, Error, Etcd, Fenced, Journal, Snapshot, Store};
+use super::{Candidate, Embedded, Entry, Error, Etcd, Fenced, Journal, Snapshot, Store};
 use crate::cli::option::EtcdOptions;
 use lockstep_core::id::{Index, Reign};
 use sha2::{Digest, Sha256};
@@ -136,6 +136,11 @@ impl Read {
         }
         Read { sum, head: snapshot.map_or(Index(0), |snapshot| snapshot.index), entries: 0 }
     }
+
+    fn take(&mut self, entry: &Entry) {
+        put(&mut self.sum, entry.index, &entry.payload);
+        (self.head, self.entries) = (entry.index, self.entries + 1);
+    }
 }
 
 fn put(sum: &mut Sha256, index: Index, bytes: &[u8]) {
@@ -158,8 +163,7 @@ async fn pour<S: Store>(
         }
         let (mut stamp, mut bytes, mut batch) = (Reign(0), 0, Vec::new());
         for entry in page {
-            put(&mut read.sum, entry.index, &entry.payload);
-            (read.head, read.entries) = (entry.index, read.entries + 1);
+            read.take(&entry);
             if !batch.is_empty() && (entry.reign != stamp || bytes + entry.payload.len() > WRITE_BYTES) {
                 target.append(stamp, std::mem::take(&mut batch)).await?;
                 bytes = 0;
@@ -180,10 +184,7 @@ async fn digest<S: Store>(store: &S) -> Result<Read, Error> {
         if page.is_empty() {
             return Ok(read);
         }
-        for entry in page {
-            put(&mut read.sum, entry.index, &entry.payload);
-            (read.head, read.entries) = (entry.index, read.entries + 1);
-        }
+        page.iter().for_each(|entry| read.take(entry));
     }
 }
 
