@@ -241,7 +241,7 @@ impl Guard {
             let mut next = Next::Stay;
             lines.retain(|line| next == Next::Stay && self.hear(line, &mut next));
             if next == Next::Stay {
-                next = self.look(now());
+                next = self.look(now(), lines.is_empty());
             }
             match next {
                 Next::Stay => {}
@@ -402,8 +402,8 @@ impl Guard {
         watch.family = watch.named().into_iter().map(family).collect();
     }
 
-    /// Does what is due.
-    fn look(&mut self, now: Time) -> Next {
+    /// Does what is due. Nobody needs a guard that has done its work, but an agent that is there: it asks what was done.
+    fn look(&mut self, now: Time, is_alone: bool) -> Next {
         let early_ms = self.armed.as_ref().map_or(0, Watchdog::early_ms);
         if let Some(watch) = &mut self.watch
             && watch.due(early_ms).is_some_and(|due| due <= now)
@@ -414,7 +414,7 @@ impl Guard {
         let reachable = rustix::fs::statat(&self.dir, SOCKET, AtFlags::SYMLINK_NOFOLLOW).is_ok();
         let is_over = match &self.watch {
             // It may be needed until the lease ends, and has nobody to tell it of another.
-            Some(watch) => watch.left.as_ref().is_some_and(BTreeSet::is_empty) && !reachable,
+            Some(watch) => watch.left.as_ref().is_some_and(BTreeSet::is_empty) && (is_alone || !reachable),
             None => !reachable || now.since(self.started) >= UNTOLD_MS,
         };
         if is_over { Next::End } else { Next::Stay }

@@ -413,6 +413,20 @@ async fn without_its_directory_it_does_its_work_and_ends() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn it_outlives_its_agent_until_its_work_is_done_and_no_longer() {
+    let data = data();
+    let db_a = software(data.path());
+    let guard = guard(data.path());
+    let until = now().plus(1_000);
+    guard.watch(now(), until, db(&[db_a.pid()]), true).await.unwrap();
+    let pid = guard_of(data.path());
+    drop(guard);
+    assert!(end_of(db_a.pid()) >= until);
+    wait_for("the guard to end", || !lives(pid));
+    assert!(!data.path().join("guard.sock").exists());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_directory_with_a_long_name_has_a_guard_too() {
     let data = data();
     let place = data.path().join("n".repeat(200));
