@@ -25,6 +25,11 @@ fn a_journal_is_copied_and_goes_on() {
     assert_eq!(report["sha256"]["to"].as_str().unwrap().len(), 64);
     assert!(report["records"].as_u64().unwrap() >= 2, "{report}");
     let (code, _, told) = copy();
+    assert!(code == 1 && told.contains("its journal was migrated to copy"), "{told}");
+    let (code, _, told) = lockstep(&dir, None, &["server", "--data", "server", "--listen", "127.0.0.1:0"]);
+    assert!(code == 1 && told.contains("its journal was migrated to copy"), "{told}");
+    std::fs::remove_file(dir.join("server/migrated")).unwrap();
+    let (code, _, told) = copy();
     assert!(code == 1 && told.contains("it is not empty"), "{told}");
 
     std::fs::rename(dir.join("server"), dir.join("old")).unwrap();

@@ -72,6 +72,6 @@ pub fn migrate(args: &MigrateArgs, form: Form) -> Result<Exit, Failure> {
             sha256.from, sha256.to
         )
     })?;
-    note("start servers on the new store only: what is written to the old one from now on is lost");
+    note("start servers on the new store; on the old one none begins any more");
     Ok(Exit::Done)
 }

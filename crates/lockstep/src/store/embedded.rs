@@ -4,6 +4,7 @@
 //! from those before it. While its server is down, nothing is decided: safe, and it waits.
 
 use super::{Appended, Candidate, Entry, Error, Fenced, FileDisk, Journal, Leader, Snapshot, Store};
+use super::migrate;
 use lockstep_core::id::{Index, Reign};
 use lockstep_core::log::{Disk, Log};
 use std::path::Path;
@@ -26,8 +27,10 @@ impl<D> Clone for Embedded<D> {
 }
 
 impl Embedded {
-    /// Takes a directory and opens the store in it, or makes an empty one. Errors as of [`Journal::open`].
+    /// Takes a directory and opens the store in it, or makes an empty one. Errors as of [`Journal::open`], and
+    /// [`Error::Unusable`] for one whose journal was migrated.
     pub async fn open(dir: &Path) -> Result<Self, Error> {
+        migrate::check_here(dir)?;
         Ok(Embedded::new(Journal::open(dir).await?))
     }
 }

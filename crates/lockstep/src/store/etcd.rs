@@ -91,6 +91,8 @@ struct State {
     /// `None` before the first campaign.
     head: Option<Index>,
     is_migrating: bool,
+    /// Where a migration has taken it.
+    migrated: Option<String>,
 }
 
 /// Who reigns, with the key's particulars.
@@ -144,6 +146,27 @@ impl Etcd {
         Ok(Etcd { inner: Arc::new(inner) })
     }
 
+    /// Ends a reign for good: the journal is at another place from now on, and no server begins here.
+    pub(super) async fn retire(&self, reign: Reign, to: &str) -> Result<Fenced, Error> {
+        let shared = &self.inner.shared;
+        let key = shared.keys.migrated();
+        let mark = TxnOp::put(key.as_str(), shared.keys.json(&key, &to), None);
+        self.resign_with(reign, vec![mark]).await
+    }
+
+    async fn resign_with(&self, reign: Reign, mut ops: Vec<TxnOp>) -> Result<Fenced, Error> {
+        let Some(held) = self.held(reign) else { return Ok(Fenced::Deposed) };
+        let shared = &self.inner.shared;
+        ops.push(TxnOp::delete(shared.keys.leader(), None));
+        let (fenced, _) = shared
+            .fenced(held.fence, ANSWER, ops)
+            .await
+            .map_err(|trouble| shared.cluster.error("end the reign", trouble))?;
+        // Its lease goes with it, in the background.
+        self.lock_held().take_if(|held| held.reign == reign);
+        Ok(fenced)
+    }
+
     /// The revision that fences `reign`, if this handle holds it.
     fn fence(&self, reign: Reign) -> Option<i64> {
         self.held(reign).map(|held| held.fence)
@@ -160,8 +183,11 @@ impl Etcd {
 }
 
 impl State {
-    /// Refuses what a later program made, and what a migration has not finished.
+    /// Refuses what a migration has taken elsewhere, and what one has not finished.
     fn check(&self, place: &str, purpose: Purpose) -> Result<(), Error> {
+        if let Some(to) = &self.migrated {
+            return Err(super::migrate::was_migrated(place, to));
+        }
         if !self.is_migrating || purpose == Purpose::Migrate {
             return Ok(());
         }
@@ -191,7 +217,15 @@ impl Shared {
 
     async fn state(&self) -> Result<State, Error> {
         let keys = &self.keys;
-        let gets = [keys.leader(), keys.reign(), keys.head(), keys.format(), keys.migrating()].map(get);
+        let gets = [
+            keys.leader(),
+            keys.reign(),
+            keys.head(),
+            keys.format(),
+            keys.migrating(),
+            keys.migrated(),
+        ];
+        let gets = gets.map(get);
         let answer = self.cluster.read("say who reigns", gets.to_vec()).await?;
         let leader = only(answer.found(0)).map(|found| self.reigning(found)).transpose()?;
         let reign = match only(answer.found(1)) {
@@ -210,7 +244,9 @@ impl Shared {
             }
         }
         let is_migrating = only(answer.found(4)).is_some();
-        Ok(State { revision: answer.revision, leader, reign, head, is_migrating })
+        let migrated = only(answer.found(5)).map(|found| self.keys.read_json(found.key(), found.value()));
+        let migrated = migrated.transpose()?;
+        Ok(State { revision: answer.revision, leader, reign, head, is_migrating, migrated })
     }
 
     fn reigning(&self, found: &KeyValue) -> Result<Reigning, Error> {
@@ -465,16 +501,7 @@ impl Store for Etcd {
     }
 
     async fn resign(&self, reign: Reign) -> Result<Fenced, Error> {
-        let Some(held) = self.held(reign) else { return Ok(Fenced::Deposed) };
-        let shared = &self.inner.shared;
-        let delete = TxnOp::delete(shared.keys.leader(), None);
-        let (fenced, _) = shared
-            .fenced(held.fence, ANSWER, vec![delete])
-            .await
-            .map_err(|trouble| shared.cluster.error("end the reign", trouble))?;
-        // Its lease goes with it, in the background.
-        self.lock_held().take_if(|held| held.reign == reign);
-        Ok(fenced)
+        self.resign_with(reign, Vec::new()).await
     }
 
     async fn ended(&self, reign: Reign) {

@@ -2,7 +2,8 @@
 //! it under their own reigns, and the last reign. Indices and reigns go on above all that were given out.
 //!
 //! What was copied is read back and compared before the copy can be used. One that broke off never can: a directory
-//! has another name until it is whole, and a prefix of etcd a mark.
+//! has another name until it is whole, and a prefix of etcd a mark. Nor can what was copied, from then on: two servers,
+//! one on each, would give out the same tokens.
 
 use super::etcd::Import;
 use super::{Candidate, Embedded, Entry, Error, Etcd, Fenced, Journal, Snapshot, Store};
@@ -20,6 +21,8 @@ use tokio::time::timeout;
 const TTL: Duration = Duration::from_secs(10);
 /// How many bytes of entries are written at once, unless one alone has more.
 const WRITE_BYTES: usize = 256 << 10;
+/// The file in a directory whose journal was taken elsewhere, which says where.
+const MIGRATED: &str = "migrated";
 /// What a directory's name ends with until it is whole.
 const UNFINISHED: &str = ".migrating";
 
@@ -63,7 +66,7 @@ pub async fn migrate(from: &str, to: &str, options: &EtcdOptions) -> Result<Copi
         let reign = reign?;
         let copied = copy(&source, reign, to, options).await?;
         // It kept servers away while it was read.
-        if source.resign(reign).await? == Fenced::Deposed {
+        if source.retire(reign, to).await? == Fenced::Deposed {
             let reason = "a server has begun to reign while it was copied";
             return Err(unusable(from, reason, "stop it, delete the copy and migrate again"));
         }
@@ -74,10 +77,13 @@ pub async fn migrate(from: &str, to: &str, options: &EtcdOptions) -> Result<Copi
         if !dir.join("log").exists() {
             return Err(unusable(from, "there is no journal", "name the --data directory of a server"));
         }
+        check_here(dir)?;
         let journal = Journal::open(dir).await?;
         let reign = journal.run(|log| Ok(log.reign())).await?;
         let source = Embedded::new(journal);
         let copied = copy(&source, reign, to, options).await;
+        // No server has it before that is so.
+        let copied = copied.and_then(|copied| retire(dir, to).map(|()| copied));
         source.close().await;
         copied
     }
@@ -89,6 +95,30 @@ fn is_etcd(place: &str) -> bool {
 
 fn unusable(place: &str, reason: impl Into<String>, help: &'static str) -> Error {
     Error::Unusable { place: place.to_owned(), reason: reason.into(), help }
+}
+
+/// Refuses a directory whose journal was taken elsewhere.
+pub(super) fn check_here(dir: &Path) -> Result<(), Error> {
+    let path = dir.join(MIGRATED);
+    match fs::read_to_string(&path) {
+        Ok(to) => Err(was_migrated(&dir.display().to_string(), to.trim_end())),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(source) => Err(Error::Directory { path, doing: "read a mark", source: Arc::new(source) }),
+    }
+}
+
+/// From now on no server begins in a directory.
+fn retire(dir: &Path, to: &str) -> Result<(), Error> {
+    let path = dir.join(MIGRATED);
+    let marked = fs::write(&path, format!("{to}\n"))
+        .and_then(|()| File::open(&path)?.sync_all())
+        .and_then(|()| File::open(dir)?.sync_all());
+    marked.map_err(|source| Error::Directory { path, doing: "mark it as migrated", source: Arc::new(source) })
+}
+
+pub(super) fn was_migrated(place: &str, to: &str) -> Error {
+    let reason = format!("its journal was migrated to {to}: servers on both would give out the same tokens");
+    unusable(place, reason, "start servers there; delete this one, and migrate back, to have it here again")
 }
 
 async fn copy<S: Store>(source: &S, reign: Reign, to: &str, options: &EtcdOptions) -> Result<Copied, Error> {

@@ -25,6 +25,12 @@ impl Etcd {
     }
 }
 
+impl Etcd {
+    pub(in crate::store) async fn retire(&self, _: Reign, _: &str) -> Result<Fenced, Error> {
+        match *self {}
+    }
+}
+
 impl Store for Etcd {
     async fn campaign(&self, _: &Candidate, _: Duration) -> Result<Reign, Error> {
         match *self {}

@@ -52,6 +52,10 @@ impl Keys {
     pub(super) fn migrating(&self) -> String {
         self.named("migrating")
     }
+    /// There once a migration has taken all of it elsewhere.
+    pub(super) fn migrated(&self) -> String {
+        self.named("migrated")
+    }
     /// The batch that begins with this index.
     pub(super) fn batch(&self, first: Index) -> String {
         self.named(&format!("j/{:020}", first.0))

@@ -45,8 +45,11 @@ async fn a_journal_goes_to_etcd_and_back() {
     let there = migrate(&from, &to, &options).await.unwrap();
     assert_eq!((there.head, there.reign, there.snapshot), (Index(24), last, Some(Index(10))));
     assert_eq!((there.entries, &there.source_sha256), (14, &there.target_sha256));
+    let taken = format!("its journal was migrated to {to}");
+    let error = Embedded::open(&first).await.unwrap_err().to_string();
+    assert!(error.contains(&taken), "{error}");
     let error = migrate(&from, &to, &options).await.unwrap_err().to_string();
-    assert!(error.contains("there are keys already"), "{error}");
+    assert!(error.contains(&taken), "{error}");
 
     let moved = members.open("moved").await.unwrap();
     assert_eq!(entries(&moved).await, before, "indices, reigns and payloads");
@@ -69,8 +72,13 @@ async fn a_journal_goes_to_etcd_and_back() {
     let home = migrate(&to, &back_text, &options).await.unwrap();
     assert_eq!((home.head, home.entries, &home.source_sha256), (Index(25), 15, &home.target_sha256));
     assert!(home.reign > reign);
+    let taken = format!("its journal was migrated to {back_text}");
+    let error = members.open("moved").await.unwrap_err().to_string();
+    assert!(error.contains(&taken), "{error}");
+    let error = moved.campaign(&candidate("b"), TTL).await.unwrap_err().to_string();
+    assert!(error.contains(&taken), "{error}");
     let error = migrate(&to, &back_text, &options).await.unwrap_err().to_string();
-    assert!(error.contains("it is not empty"), "{error}");
+    assert!(error.contains(&taken), "{error}");
     let store = Embedded::open(&back).await.unwrap();
     let after = entries(&store).await;
     assert_eq!(
@@ -132,6 +140,8 @@ async fn what_broke_off_cannot_be_used() {
     assert!(!to.exists());
     let error = migrate(&from.display().to_string(), &to.display().to_string(), &options).await.unwrap_err();
     assert!(error.to_string().contains("to.migrating"), "{error}");
+    let error = migrate(&from.display().to_string(), &address, &options).await.unwrap_err().to_string();
+    assert!(error.contains("there are keys already"), "{error}");
 
     for (from, to) in
         [(members.address("nothing"), "to"), (dir.path().join("none").display().to_string(), "to")]
