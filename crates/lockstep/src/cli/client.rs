@@ -47,6 +47,16 @@ pub enum ClientError {
     Refused(Box<Problem>),
 }
 
+impl ClientError {
+    /// In words.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Away(why) | Self::NotActive(why) => why,
+            Self::Refused(problem) => &problem.detail,
+        }
+    }
+}
+
 /// An answer.
 #[derive(Debug)]
 pub struct Answer<T> {
@@ -129,6 +139,11 @@ impl Client {
             tokio::time::timeout(ANSWER_MAX, opening).await.map_err(is_silent)?
         };
         self.try_all(TAKE_OVER_MAX, open).await
+    }
+
+    /// The address that answered last.
+    pub fn answered_last(&self) -> &str {
+        &self.addresses[self.last.get()]
     }
 
     /// Reads what each server says of itself, from all of them, by the addresses that were given.

@@ -8,7 +8,7 @@ use super::offline::exported;
 use super::output::{Form, clean, note, table};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Freeze, Group, Host, List, Member, Relations, Server, Transition};
+use crate::api::object::{Freeze, Group, Host, List, Member, Relations, Server, ServerName, Transition};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -88,17 +88,22 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
     let mut open = transitions.items;
     open.retain(|transition| transition.outcome.is_none());
     let relations: Relations = client.get("/v1/relations").await?;
-    let wrong = findings(&hosts.items, &groups.items, &members.items, &relations.items);
+    let read_by = client.answered_last().to_owned();
+    let each = client.get_of_each::<Server>("/v1/server", SERVERS_MAX).await;
+    let mut wrong = of_servers(&each, &read_by);
+    wrong.extend(findings(&hosts.items, &groups.items, &members.items, &relations.items));
     // What has happened between the first list and the last is read again.
     let revision = hosts.revision;
     let (hosts, groups, members, freezes) = (hosts.items, groups.items, members.items, freezes.items);
-    let servers = servers(client).await;
+    let servers = servers(each);
     Ok(Status { revision, hosts, groups, members, open, freezes, wrong, servers })
 }
 
+/// What a server says of itself, by the address that was given, or why it says nothing.
+type Said<'a> = (&'a str, Result<Server, ClientError>);
+
 /// What the servers say of themselves; nobody where one has its store to itself.
-async fn servers(client: &Client) -> Vec<Known> {
-    let each = client.get_of_each::<Server>("/v1/server", SERVERS_MAX).await;
+fn servers(each: Vec<Said>) -> Vec<Known> {
     let known =
         each.into_iter().map(|(address, says)| Known { address: address.to_owned(), says: says.ok() });
     let known: Vec<_> = known.collect();
@@ -106,10 +111,39 @@ async fn servers(client: &Client) -> Vec<Known> {
     if is_shared { known } else { Vec::new() }
 }
 
-fn server(known: &Known) -> String {
+/// What is wrong with the servers themselves.
+fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let says: Vec<&Server> = each.iter().filter_map(|(_, says)| says.as_ref().ok()).collect();
+    let is_silent = |url: &str| each.iter().any(|(address, says)| *address == url && says.is_err());
+    // The active one may be one that was not asked.
+    let may_be_active = |active: &ServerName| !is_denied(active, &says) && !is_silent(&active.url);
+    let is_active = |server: &&Server| server.active.as_ref().is_some_and(may_be_active);
+    if says.iter().any(|server| server.shared) && !says.iter().any(is_active) {
+        let reader = each.iter().find(|(address, _)| *address == read_by);
+        let reader = reader.and_then(|(_, says)| says.as_ref().ok()).map_or(read_by, |server| &server.name);
+        let problem = format!("no server is active: what is shown was last read by {reader}");
+        let next = "see whether the servers reach etcd: their logs, docs/etcd.md".to_owned();
+        found.push(Finding { problem, next, run: None });
+    }
+    for (address, says) in each {
+        let Err(error) = says else { continue };
+        let problem = format!("the server at {address} does not answer: {}", error.why());
+        let next = "see whether it runs, and whether that is where it listens".to_owned();
+        found.push(Finding { problem, next, run: None });
+    }
+    found
+}
+
+/// Whether the server that another one takes for the active one says itself that it is not.
+fn is_denied(active: &ServerName, says: &[&Server]) -> bool {
+    says.iter().any(|server| server.name == active.name && server.role != "active")
+}
+
+fn server(known: &Known, says: &[&Server]) -> String {
     match &known.says {
         Some(Server { name, role, revision, active, .. }) => {
-            let active = active.as_ref().filter(|active| active.name != *name);
+            let active = active.as_ref().filter(|active| active.name != *name && !is_denied(active, says));
             let active = active.map(|active| format!(" of {}", clean(&active.name))).unwrap_or_default();
             format!("{} {}{active} at revision {revision}", clean(name), clean(role))
         }
@@ -130,7 +164,8 @@ fn screen(status: &Status) -> String {
         text.push_str(&format!("drained: {} (lockstep undrain HOST)\n", drained.join(", ")));
     }
     if !status.servers.is_empty() {
-        let servers: Vec<_> = status.servers.iter().map(server).collect();
+        let says: Vec<&Server> = status.servers.iter().filter_map(|known| known.says.as_ref()).collect();
+        let servers: Vec<_> = status.servers.iter().map(|known| server(known, &says)).collect();
         text.push_str(&format!("servers: {}\n", servers.join(", ")));
     }
     if status.groups.is_empty() {
@@ -223,4 +258,76 @@ pub fn state(member: &Member) -> String {
     let marks = member.mark.as_deref().into_iter().chain(member.leaving.then_some("leaving"));
     let marks: Vec<_> = marks.collect();
     if marks.is_empty() { text } else { format!("{text} ({})", marks.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use expect_test::expect;
+
+    const URLS: [&str; 3] = ["http://h1", "http://h2", "http://h3"];
+
+    fn named(place: usize) -> ServerName {
+        ServerName { name: format!("s{place}"), url: URLS[place - 1].to_owned() }
+    }
+
+    fn stands_by(place: usize, of: Option<usize>) -> Result<Server, ClientError> {
+        let ServerName { name, url } = named(place);
+        Ok(Server { name, url, role: "standby".to_owned(), revision: 7, shared: true, active: of.map(named) })
+    }
+
+    fn active(place: usize) -> Result<Server, ClientError> {
+        stands_by(place, Some(place)).map(|server| Server { role: "active".to_owned(), ..server })
+    }
+
+    fn silent() -> Result<Server, ClientError> {
+        Err(ClientError::Away("Connection refused".to_owned()))
+    }
+
+    fn shown(each: impl IntoIterator<Item = Result<Server, ClientError>>) -> String {
+        let each: Vec<Said> = URLS.into_iter().zip(each).collect();
+        let wrong = of_servers(&each, URLS[1]);
+        let (hosts, groups, members, open, freezes) = Default::default();
+        let servers = servers(each);
+        screen(&Status { revision: 7, hosts, groups, members, open, freezes, wrong, servers })
+    }
+
+    #[test]
+    fn that_no_server_is_active_is_wrong() {
+        expect![[r#"
+            revision 7   hosts: none
+            servers: s1 standby at revision 7, s2 standby at revision 7, s3 standby at revision 7
+
+            no groups: declare them with lockstep apply -f cluster.toml
+
+            wrong:
+              no server is active: what is shown was last read by s2
+                next: see whether the servers reach etcd: their logs, docs/etcd.md
+        "#]]
+        .assert_eq(&shown([stands_by(1, None), stands_by(2, Some(1)), stands_by(3, Some(1))]));
+        let is_said = |each: Vec<_>| shown(each).contains("no server is active");
+        assert!(is_said(vec![silent(), stands_by(2, Some(1))]), "its address is known, and nobody is there");
+        assert!(is_said(vec![stands_by(1, None)]));
+        assert!(!is_said(vec![stands_by(1, Some(3)), stands_by(2, None)]), "the third was not asked");
+        let fine = shown([active(1), stands_by(2, Some(1)), stands_by(3, Some(1))]);
+        assert!(fine.contains("s2 standby of s1 at") && fine.ends_with("nothing is wrong\n"), "{fine}");
+    }
+
+    #[test]
+    fn that_a_server_does_not_answer_is_wrong() {
+        expect![[r#"
+            revision 7   hosts: none
+            servers: s1 active at revision 7, http://h2 does not answer
+
+            no groups: declare them with lockstep apply -f cluster.toml
+
+            wrong:
+              the server at http://h2 does not answer: Connection refused
+                next: see whether it runs, and whether that is where it listens
+        "#]]
+        .assert_eq(&shown([active(1), silent()]));
+        let alone = active(1).map(|server| Server { shared: false, ..server });
+        let said = shown([alone, silent()]);
+        assert!(said.contains("the server at http://h2 does not answer"), "{said}");
+    }
 }
