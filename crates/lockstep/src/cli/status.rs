@@ -6,20 +6,18 @@ use super::freeze::freezes;
 use super::list::frozen;
 use super::offline::exported;
 use super::output::{Form, clean, note, table};
+use super::servers::{Said, is_denied, nobody_is_active};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Freeze, Group, Host, List, Member, Relations, Server, ServerName, Transition};
+use crate::api::object::{Freeze, Group, Host, List, Member, Relations, Server, Transition};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 /// Members of a group that are shown one by one; more are counted by state.
 const NAMED_MAX: usize = 8;
 /// Findings that are shown; more are counted, `-o json` has all.
 const FINDINGS_SHOWN_MAX: usize = 20;
 
-/// How long each server may take to say what it is. Those that do not answer are no reason to wait.
-const SERVERS_MAX: Duration = Duration::from_secs(1);
 /// How often the lists are read to be of one revision.
 const EXPORT_TRIES_MAX: usize = 20;
 
@@ -89,7 +87,7 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
     open.retain(|transition| transition.outcome.is_none());
     let relations: Relations = client.get("/v1/relations").await?;
     let read_by = client.answered_last().to_owned();
-    let each = client.get_of_each::<Server>("/v1/server", SERVERS_MAX).await;
+    let each = client.each_server().await;
     let mut wrong = of_servers(&each, &read_by);
     wrong.extend(findings(&hosts.items, &groups.items, &members.items, &relations.items));
     // What has happened between the first list and the last is read again.
@@ -98,9 +96,6 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
     let servers = servers(each);
     Ok(Status { revision, hosts, groups, members, open, freezes, wrong, servers })
 }
-
-/// What a server says of itself, by the address that was given, or why it says nothing.
-type Said<'a> = (&'a str, Result<Server, ClientError>);
 
 /// What the servers say of themselves; nobody where one has its store to itself.
 fn servers(each: Vec<Said>) -> Vec<Known> {
@@ -114,12 +109,8 @@ fn servers(each: Vec<Said>) -> Vec<Known> {
 /// What is wrong with the servers themselves.
 fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
     let mut found = Vec::new();
-    let says: Vec<&Server> = each.iter().filter_map(|(_, says)| says.as_ref().ok()).collect();
-    let is_silent = |url: &str| each.iter().any(|(address, says)| *address == url && says.is_err());
-    // The active one may be one that was not asked.
-    let may_be_active = |active: &ServerName| !is_denied(active, &says) && !is_silent(&active.url);
-    let is_active = |server: &&Server| server.active.as_ref().is_some_and(may_be_active);
-    if says.iter().any(|server| server.shared) && !says.iter().any(is_active) {
+    let is_shared = each.iter().any(|(_, says)| says.as_ref().is_ok_and(|server| server.shared));
+    if is_shared && nobody_is_active(each) {
         let reader = each.iter().find(|(address, _)| *address == read_by);
         let reader = reader.and_then(|(_, says)| says.as_ref().ok()).map_or(read_by, |server| &server.name);
         let problem = format!("no server is active: what is shown was last read by {reader}");
@@ -133,11 +124,6 @@ fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
         found.push(Finding { problem, next, run: None });
     }
     found
-}
-
-/// Whether the server that another one takes for the active one says itself that it is not.
-fn is_denied(active: &ServerName, says: &[&Server]) -> bool {
-    says.iter().any(|server| server.name == active.name && server.role != "active")
 }
 
 fn server(known: &Known, says: &[&Server]) -> String {
@@ -263,6 +249,7 @@ pub fn state(member: &Member) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::object::ServerName;
     use expect_test::expect;
 
     const URLS: [&str; 3] = ["http://h1", "http://h2", "http://h3"];
