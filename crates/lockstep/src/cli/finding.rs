@@ -236,6 +236,31 @@ fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) 
     findings
 }
 
+/// Members whose places nobody takes over by itself if their hosts are lost, although their groups ask for that, by what
+/// is wrong with each. One that has just started is among them for a moment.
+pub fn unguarded(groups: &[Group], members: &[Member], relations: &[Relation]) -> BTreeMap<String, Finding> {
+    let leases: BTreeMap<&str, &Group> = groups
+        .iter()
+        .filter(|group| group.recover == "lease")
+        .map(|group| (group.name.as_str(), group))
+        .collect();
+    let found = members.iter().filter_map(|member| {
+        let group = leases.get(member.group.as_str())?;
+        let actual = member.actual.as_ref()?;
+        let is_settled = member.liveness == "alive" && member.transition.is_none() && !is_left(member);
+        let is_open = !member.guarded.contains(actual) && limited(group, relations).any(|state| state == actual);
+        (is_settled && is_open).then(|| {
+            let id = member.id();
+            let problem = format!(
+                "{id} is {actual} and not guarded: its handler's `status` names no pids, or one that cannot be guarded; \
+                 if its host is lost, its place waits for a person"
+            );
+            (id, Finding { problem, next: "docs/handlers.md#the-guard".to_owned(), run: None })
+        })
+    });
+    found.collect()
+}
+
 /// Whether all of a group is meant to be where it does nothing. Members that a transition has failed, or left in
 /// doubt, were given goals that nobody has asked for.
 pub fn is_down(group: &Group, members: &[&Member]) -> bool {
@@ -429,6 +454,41 @@ mod tests {
         let settled = |actual| json!({"actual": actual, "evidence": "somebody said so"});
         assert_eq!(said(&one, &[], settled("online")), stopped);
         assert_eq!(said(&one, &[], settled("offline")), plain);
+    }
+
+    #[test]
+    fn a_place_that_a_lost_lease_does_not_free_is_wrong_before_the_host_is_lost() {
+        let said = |recover: &str, changes: Value| {
+            let group = Group {
+                name: "queue".to_owned(),
+                states: ["offline", "standby", "primary"].map(str::to_owned).to_vec(),
+                serving: vec!["primary".to_owned()],
+                limits: [("primary".to_owned(), Limits { min: None, max: Some(json!(1)) })].into(),
+                recover: recover.to_owned(),
+                ..Group::default()
+            };
+            let mut member = json!({"group": "queue", "host": "q-1", "liveness": "alive", "goal": "primary",
+                "actual": "primary", "transition": null, "settings": {}, "mark": null, "leaving": false, "facts": {},
+                "score": null, "reason": null});
+            member.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            let member = serde_json::from_value(member).unwrap();
+            let found = unguarded(&[group], &[member], &[]).into_values();
+            found.map(|Finding { problem, next, .. }| format!("{problem}\n  {next}\n")).collect::<String>()
+        };
+        expect![[r#"
+            queue@q-1 is primary and not guarded: its handler's `status` names no pids, or one that cannot be guarded; if its host is lost, its place waits for a person
+              docs/handlers.md#the-guard
+        "#]]
+        .assert_eq(&said("lease", json!({})));
+        assert_eq!(said("fence", json!({})), "");
+        for fine in [
+            json!({"guarded": ["primary"]}),
+            json!({"actual": "standby"}),
+            json!({"transition": "t7"}),
+            json!({"liveness": "lost"}),
+        ] {
+            assert_eq!(said("lease", fine.clone()), "", "{fine}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `lockstep status`: one screen. Groups with their members, open transitions, what is wrong and what to do next.
 
 use super::client::{Client, ClientError};
-use super::finding::{Finding, findings, is_down};
+use super::finding::{Finding, findings, is_down, unguarded};
 use super::freeze::freezes;
 use super::list::frozen;
 use super::offline::exported;
@@ -9,15 +9,20 @@ use super::output::{Form, clean, note, table};
 use super::servers::{Said, is_denied, nobody_is_active};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Freeze, Group, Host, List, Member, Relations, Server, Transition};
+use crate::api::object::{Freeze, Group, Host, List, Member, Relation, Relations, Server, Transition};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+use tokio::time::sleep;
 
 /// Members of a group that are shown one by one; more are counted by state.
 const NAMED_MAX: usize = 8;
 /// Findings that are shown; more are counted, `-o json` has all.
 const FINDINGS_SHOWN_MAX: usize = 20;
 
+/// A member that has just started is guarded within that time: the server records at most once a second whether it is.
+/// Too low: it is said to be wrong.
+const GUARDED_WITHIN: Duration = Duration::from_millis(1500);
 /// How often the lists are read to be of one revision.
 const EXPORT_TRIES_MAX: usize = 20;
 
@@ -90,11 +95,29 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
     let each = client.each_server().await;
     let mut wrong = of_servers(&each, &read_by);
     wrong.extend(findings(&hosts.items, &groups.items, &members.items, &relations.items));
+    wrong.extend(still_unguarded(client, &groups.items, &members.items, &relations.items).await?);
     // What has happened between the first list and the last is read again.
     let revision = hosts.revision;
     let (hosts, groups, members, freezes) = (hosts.items, groups.items, members.items, freezes.items);
     let servers = servers(each);
     Ok(Status { revision, hosts, groups, members, open, freezes, wrong, servers })
+}
+
+/// What is not guarded and does not become so in a moment.
+async fn still_unguarded(
+    client: &Client,
+    groups: &[Group],
+    members: &[Member],
+    relations: &[Relation],
+) -> Result<Vec<Finding>, ClientError> {
+    let mut found = unguarded(groups, members, relations);
+    if !found.is_empty() {
+        sleep(GUARDED_WITHIN).await;
+        let members: List<Member> = client.get("/v1/members").await?;
+        let still = unguarded(groups, &members.items, relations);
+        found.retain(|id, _| still.contains_key(id));
+    }
+    Ok(found.into_values().collect())
 }
 
 /// What the servers say of themselves; nobody where one has its store to itself.
