@@ -18,6 +18,7 @@ pub mod progress;
 pub mod recover;
 pub mod rehearse;
 pub mod run;
+pub mod servers;
 pub mod status;
 pub mod stream;
 pub mod watch;
@@ -221,7 +222,11 @@ impl From<FileError> for Failure {
 impl From<ClientError> for Failure {
     fn from(error: ClientError) -> Self {
         match error {
-            ClientError::Away(why) | ClientError::NotActive(why) => Self::helped(
+            ClientError::NotActive(why) => Self::helped(
+                format!("no server is active: {why}"),
+                "see their logs and docs/etcd.md; lockstep status shows what was last read",
+            ),
+            ClientError::Away(why) => Self::helped(
                 format!("no server answers: {why}"),
                 "name one with --addr or LOCKSTEP_ADDR, such as http://127.0.0.1:7420; several with commas",
             ),

@@ -331,6 +331,36 @@ fn what_is_asked_for_while_nobody_is_active_is_done_by_who_takes_over() {
 }
 
 #[test]
+fn that_nobody_is_active_is_said() {
+    let mut servers = Servers::start(&FAST);
+    servers.etcd.0.kill();
+    wait_for("all to stand by", || {
+        servers.servers.values().all(|(_, address)| is_ready(*address, "standby"))
+    });
+    let (exit, said, _) = servers.lockstep(&["status", "-o", "json"]);
+    let wrong = &serde_json::from_str::<Value>(&said).unwrap()["wrong"];
+    let problem = wrong[0]["problem"].as_str().unwrap();
+    assert!(
+        exit == 0 && problem.starts_with("no server is active: what is shown was last read by s"),
+        "{said}"
+    );
+    let (_, said, _) = servers.lockstep(&["status"]);
+    assert!(said.contains("s1 standby at revision") && said.contains("s2 standby at revision"), "{said}");
+    let none = "error: no server is active: s1, s2, s3 stand by\nhelp: see their logs and docs/etcd.md; \
+                lockstep status shows what was last read\n";
+    let (exit, _, said) = servers.lockstep(&["run", "db=online", "--wait", "1s"]);
+    assert!(exit == 1 && said.ends_with(none), "{said}");
+    assert!(said.contains("no server is active yet: s1, s2, s3 stand by\n"), "{said}");
+    let (exit, _, said) = servers.lockstep(&["server", "step-down"]);
+    assert_eq!((exit, said.as_str()), (1, none));
+    // Whoever stands by would send it on to one that is gone.
+    servers.kill("s1");
+    let gone = format!("s2, s3 stand by; http://{} does not answer", servers.address("s1"));
+    let (exit, _, said) = servers.lockstep(&["run", "db=online", "--wait", "1s"]);
+    assert!(exit == 1 && said.contains(&format!("error: no server is active: {gone}\n")), "{said}");
+}
+
+#[test]
 fn stepping_down_under_load_loses_nothing_and_hands_over_at_once() {
     let servers = Servers::start(&FAST).with_agents();
     let load: Vec<_> = (0..20)

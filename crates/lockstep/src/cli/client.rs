@@ -4,6 +4,7 @@
 //! Every request may be sent again: reads change nothing, and writes are idempotent (a run by its request id).
 
 use super::Failure;
+use super::servers::{Said, idle};
 use crate::api::problem::Problem;
 use lockstep_core::request::Code;
 use reqwest::{Method, StatusCode, header};
@@ -24,6 +25,9 @@ const TAKE_OVER_MAX: Duration = Duration::from_secs(10);
 /// The pause before they are.
 const TAKE_OVER_PAUSE: Duration = Duration::from_millis(100);
 
+/// How long each server may take to say what it is. Those that do not answer are no reason to wait.
+const SERVER_MAX: Duration = Duration::from_secs(1);
+
 /// How much longer a whole cluster may take.
 const DOWNLOAD_MAX: Duration = Duration::from_secs(300);
 
@@ -41,10 +45,29 @@ pub struct Client {
 pub enum ClientError {
     /// No server could be reached, or none could say.
     Away(String),
-    /// A server is there and is not the active one. Whoever has asked all of them for long enough hears that they are away.
+    /// A server is there and is not the active one. For whoever has asked all of them for long enough: none of them is,
+    /// and what they do instead.
     NotActive(String),
     /// A server refused.
     Refused(Box<Problem>),
+}
+
+impl ClientError {
+    /// What no server does.
+    pub fn lacks(&self) -> &'static str {
+        match self {
+            Self::NotActive(_) => "is active",
+            Self::Away(_) | Self::Refused(_) => "answers",
+        }
+    }
+
+    /// In words.
+    pub fn why(&self) -> &str {
+        match self {
+            Self::Away(why) | Self::NotActive(why) => why,
+            Self::Refused(problem) => &problem.detail,
+        }
+    }
 }
 
 /// An answer.
@@ -131,14 +154,15 @@ impl Client {
         self.try_all(TAKE_OVER_MAX, open).await
     }
 
-    /// Reads what each server says of itself, from all of them, by the addresses that were given.
-    pub async fn get_of_each<T: DeserializeOwned>(
-        &self,
-        path: &str,
-        wait: Duration,
-    ) -> Vec<(&str, Result<T, ClientError>)> {
+    /// The address that answered last.
+    pub fn answered_last(&self) -> &str {
+        &self.addresses[self.last.get()]
+    }
+
+    /// What each server says of itself, by the addresses that were given.
+    pub async fn each_server(&self) -> Vec<Said<'_>> {
         let each = self.addresses.iter().map(async |address| {
-            let request = self.http.get(format!("{address}{path}")).timeout(wait);
+            let request = self.http.get(format!("{address}/v1/server")).timeout(SERVER_MAX);
             (address.as_str(), answer(request).await.map(|answer| answer.body))
         });
         futures_util::future::join_all(each).await
@@ -218,7 +242,9 @@ impl Client {
                 }
             }
             if !may_take_over || Instant::now() + TAKE_OVER_PAUSE >= end {
-                return Err(ClientError::Away(away));
+                // One that stands by sends on to an active server that may be gone: then it seems to be away itself.
+                let idle = if may_take_over { idle(&self.each_server().await) } else { None };
+                return Err(idle.map_or(ClientError::Away(away), ClientError::NotActive));
             }
             sleep(TAKE_OVER_PAUSE).await;
         }

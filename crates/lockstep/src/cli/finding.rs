@@ -112,14 +112,15 @@ pub fn findings(
             }
             "lost" if are_settled => format!(
                 "it is known where its members are: start its agent when it is to take part again; if it is gone for good: \
-                 lockstep host forget {}",
-                host.name
+                 {}",
+                forget(host, &here, groups, relations)
             ),
             _ => format!(
                 "see whether it runs and its agent reaches the server; until then its members count as anywhere; if \
                  nothing of it runs any more: lockstep fence {0} --confirm --reason TEXT; if it is gone for good: \
-                 lockstep host forget {0}",
-                host.name
+                 {1}",
+                host.name,
+                forget(host, &here, groups, relations)
             ),
         };
         let since = host.since.as_ref().map(|since| format!(" since {since}")).unwrap_or_default();
@@ -143,6 +144,37 @@ pub fn findings(
         findings.push(Finding { problem, next: "nothing manages it: stop it by hand".to_owned(), run: None });
     }
     findings
+}
+
+/// How a lost host is forgotten: where one of its members may hold a place, whoever forgets it has to know that nothing
+/// of it runs.
+fn forget(host: &Host, here: &[&Member], groups: &[Group], relations: &[Relation]) -> String {
+    let holds = |member: &&&Member| {
+        let group = groups.iter().find(|group| group.name == member.group);
+        group.is_some_and(|group| limited(group, relations).any(|state| may_be_in(member, state)))
+    };
+    match here.iter().find(holds) {
+        Some(_) => format!("lockstep host forget {} --stopped", host.name),
+        None => format!("lockstep host forget {}", host.name),
+    }
+}
+
+/// The states of a group that only so many may be in, because of a `max` or of what it excludes.
+fn limited<'a>(group: &'a Group, relations: &'a [Relation]) -> impl Iterator<Item = &'a String> {
+    let excludes = relations.iter().any(|relation| {
+        let is_end = [&relation.from, &relation.to].contains(&&group.name);
+        is_end && relation.kind == "excludes" && !relation.moving && relation.unmet.is_empty()
+    });
+    group.states.iter().skip(1).filter(move |state| {
+        let has_max = group.limits.get(*state).is_some_and(|limits| limits.max.is_some());
+        has_max || (excludes && group.serving.contains(state))
+    })
+}
+
+/// Whether a member may be in a state. One that is on its way may be anywhere.
+fn may_be_in(member: &Member, state: &String) -> bool {
+    let is_there = member.actual.as_ref().is_none_or(|actual| actual == state);
+    is_there || member.transition.is_some() || member.may_be.contains(state)
 }
 
 fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) -> Vec<Finding> {
@@ -202,6 +234,31 @@ fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) 
         }
     }
     findings
+}
+
+/// Members whose places nobody takes over by itself if their hosts are lost, although their groups ask for that, by what
+/// is wrong with each. One that has just started is among them for a moment.
+pub fn unguarded(groups: &[Group], members: &[Member], relations: &[Relation]) -> BTreeMap<String, Finding> {
+    let leases: BTreeMap<&str, &Group> = groups
+        .iter()
+        .filter(|group| group.recover == "lease")
+        .map(|group| (group.name.as_str(), group))
+        .collect();
+    let found = members.iter().filter_map(|member| {
+        let group = leases.get(member.group.as_str())?;
+        let actual = member.actual.as_ref()?;
+        let is_settled = member.liveness == "alive" && member.transition.is_none() && !is_left(member);
+        let is_open = !member.guarded.contains(actual) && limited(group, relations).any(|state| state == actual);
+        (is_settled && is_open).then(|| {
+            let id = member.id();
+            let problem = format!(
+                "{id} is {actual} and not guarded: its handler's `status` names no pids, or one that cannot be guarded; \
+                 if its host is lost, its place waits for a person"
+            );
+            (id, Finding { problem, next: "docs/handlers.md#the-guard".to_owned(), run: None })
+        })
+    });
+    found.collect()
 }
 
 /// Whether all of a group is meant to be where it does nothing. Members that a transition has failed, or left in
@@ -302,8 +359,10 @@ fn of_member<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::object::Limits;
     use expect_test::expect;
     use serde_json::json;
+    use std::slice::from_ref;
 
     fn told(liveness: &str, members: Value) -> String {
         let host = |name| json!({"name": name, "liveness": liveness, "labels": {}, "address": null});
@@ -352,6 +411,84 @@ mod tests {
               see whether it runs and its agent reaches the server; until then its members count as anywhere; if nothing of it runs any more: lockstep fence h2 --confirm --reason TEXT; if it is gone for good: lockstep host forget h2
         "#]]
         .assert_eq(&told("lost", json!([settled, elsewhere])));
+    }
+
+    #[test]
+    fn a_lost_host_that_may_hold_a_place_is_forgotten_only_by_who_knows_that_it_has_stopped() {
+        let host = json!({"name": "h1", "liveness": "lost", "labels": {}, "address": null});
+        let host: Host = serde_json::from_value(host).unwrap();
+        let app = Group {
+            name: "app".to_owned(),
+            states: ["offline", "standby", "online"].map(str::to_owned).to_vec(),
+            serving: vec!["online".to_owned()],
+            ..Group::default()
+        };
+        let max = Limits { min: None, max: Some(json!(1)) };
+        let one = Group { limits: [("online".to_owned(), max)].into(), ..app.clone() };
+        let excludes = Relation {
+            from: "batch".to_owned(),
+            to: "app".to_owned(),
+            kind: "excludes".to_owned(),
+            ..Relation::default()
+        };
+        let said = |group: &Group, relations: &[Relation], changes: Value| {
+            let mut member = json!({"group": "app", "host": "h1", "liveness": "lost", "goal": "online",
+                "actual": "online", "transition": null, "settings": {}, "mark": null, "leaving": false, "facts": {},
+                "score": null, "reason": null});
+            member.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            let member: Member = serde_json::from_value(member).unwrap();
+            let found = findings(from_ref(&host), from_ref(group), &[member], relations);
+            let (_, said) = found[0].next.rsplit_once("for good: ").unwrap();
+            said.to_owned()
+        };
+        let (plain, stopped) = ("lockstep host forget h1", "lockstep host forget h1 --stopped");
+        assert_eq!(said(&app, &[], json!({})), plain, "any number may be there");
+        assert_eq!(said(&app, from_ref(&excludes), json!({})), stopped);
+        assert_eq!(said(&app, &[Relation { moving: true, ..excludes }], json!({})), plain);
+        assert_eq!(said(&one, &[], json!({})), stopped);
+        assert_eq!(said(&one, &[], json!({"actual": null})), stopped);
+        assert_eq!(said(&one, &[], json!({"actual": "standby"})), plain);
+        assert_eq!(said(&one, &[], json!({"actual": "standby", "transition": "t7"})), stopped);
+        let doubt = json!({"actual": "standby", "mark": "in-doubt", "may_be": ["online"]});
+        assert_eq!(said(&one, &[], doubt), stopped);
+        let settled = |actual| json!({"actual": actual, "evidence": "somebody said so"});
+        assert_eq!(said(&one, &[], settled("online")), stopped);
+        assert_eq!(said(&one, &[], settled("offline")), plain);
+    }
+
+    #[test]
+    fn a_place_that_a_lost_lease_does_not_free_is_wrong_before_the_host_is_lost() {
+        let said = |recover: &str, changes: Value| {
+            let group = Group {
+                name: "queue".to_owned(),
+                states: ["offline", "standby", "primary"].map(str::to_owned).to_vec(),
+                serving: vec!["primary".to_owned()],
+                limits: [("primary".to_owned(), Limits { min: None, max: Some(json!(1)) })].into(),
+                recover: recover.to_owned(),
+                ..Group::default()
+            };
+            let mut member = json!({"group": "queue", "host": "q-1", "liveness": "alive", "goal": "primary",
+                "actual": "primary", "transition": null, "settings": {}, "mark": null, "leaving": false, "facts": {},
+                "score": null, "reason": null});
+            member.as_object_mut().unwrap().extend(changes.as_object().unwrap().clone());
+            let member = serde_json::from_value(member).unwrap();
+            let found = unguarded(&[group], &[member], &[]).into_values();
+            found.map(|Finding { problem, next, .. }| format!("{problem}\n  {next}\n")).collect::<String>()
+        };
+        expect![[r#"
+            queue@q-1 is primary and not guarded: its handler's `status` names no pids, or one that cannot be guarded; if its host is lost, its place waits for a person
+              docs/handlers.md#the-guard
+        "#]]
+        .assert_eq(&said("lease", json!({})));
+        assert_eq!(said("fence", json!({})), "");
+        for fine in [
+            json!({"guarded": ["primary"]}),
+            json!({"actual": "standby"}),
+            json!({"transition": "t7"}),
+            json!({"liveness": "lost"}),
+        ] {
+            assert_eq!(said("lease", fine.clone()), "", "{fine}");
+        }
     }
 
     #[test]

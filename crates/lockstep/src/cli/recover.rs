@@ -113,8 +113,13 @@ pub async fn server(client: &Client, verb: ServerVerb, form: Form) -> Result<Exi
             if let Some(away) = away {
                 tell(client, away).await?;
             }
+            let server: Server = client.get("/v1/server").await?;
+            let address = client.answered_last().to_owned();
             let stopped: Answer<Health> = client.post("/v1/server/stop", &serde_json::json!({})).await?;
-            form.print(&stopped.body, || "the server stops\n".to_owned())?;
+            // The next one is asked to where this one has ended meanwhile.
+            let name = (client.answered_last() == address).then_some(server.name.as_str());
+            let name = clean(name.unwrap_or("the server"));
+            form.print(&stopped.body, || format!("{name} at {} stops\n", clean(client.answered_last())))?;
             Ok(Exit::Done)
         }
         ServerVerb::StepDown => {

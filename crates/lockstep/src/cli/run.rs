@@ -192,9 +192,11 @@ async fn ask(
     loop {
         match client.post_once("/v1/transitions", body).await {
             Ok(answer) => return Ok(answer),
-            Err(ClientError::Away(why)) if start.elapsed() + PAUSE < patience => {
+            Err(error @ (ClientError::Away(_) | ClientError::NotActive(_)))
+                if start.elapsed() + PAUSE < patience =>
+            {
                 if !told {
-                    note(&format!("no server answers yet: {}", clean(&why)));
+                    note(&format!("no server {} yet: {}", error.lacks(), clean(error.why())));
                     told = true;
                 }
                 tokio::time::sleep(PAUSE).await;

@@ -1,25 +1,28 @@
 //! `lockstep status`: one screen. Groups with their members, open transitions, what is wrong and what to do next.
 
 use super::client::{Client, ClientError};
-use super::finding::{Finding, findings, is_down};
+use super::finding::{Finding, findings, is_down, unguarded};
 use super::freeze::freezes;
 use super::list::frozen;
 use super::offline::exported;
 use super::output::{Form, clean, note, table};
+use super::servers::{Said, is_denied, nobody_is_active};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Freeze, Group, Host, List, Member, Relations, Server, Transition};
+use crate::api::object::{Freeze, Group, Host, List, Member, Relation, Relations, Server, Transition};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
+use tokio::time::sleep;
 
 /// Members of a group that are shown one by one; more are counted by state.
 const NAMED_MAX: usize = 8;
 /// Findings that are shown; more are counted, `-o json` has all.
 const FINDINGS_SHOWN_MAX: usize = 20;
 
-/// How long each server may take to say what it is. Those that do not answer are no reason to wait.
-const SERVERS_MAX: Duration = Duration::from_secs(1);
+/// A member that has just started is guarded within that time: the server records at most once a second whether it is.
+/// Too low: it is said to be wrong.
+const GUARDED_WITHIN: Duration = Duration::from_millis(1500);
 /// How often the lists are read to be of one revision.
 const EXPORT_TRIES_MAX: usize = 20;
 
@@ -88,17 +91,37 @@ async fn read(client: &Client) -> Result<Status, ClientError> {
     let mut open = transitions.items;
     open.retain(|transition| transition.outcome.is_none());
     let relations: Relations = client.get("/v1/relations").await?;
-    let wrong = findings(&hosts.items, &groups.items, &members.items, &relations.items);
+    let read_by = client.answered_last().to_owned();
+    let each = client.each_server().await;
+    let mut wrong = of_servers(&each, &read_by);
+    wrong.extend(findings(&hosts.items, &groups.items, &members.items, &relations.items));
+    wrong.extend(still_unguarded(client, &groups.items, &members.items, &relations.items).await?);
     // What has happened between the first list and the last is read again.
     let revision = hosts.revision;
     let (hosts, groups, members, freezes) = (hosts.items, groups.items, members.items, freezes.items);
-    let servers = servers(client).await;
+    let servers = servers(each);
     Ok(Status { revision, hosts, groups, members, open, freezes, wrong, servers })
 }
 
+/// What is not guarded and does not become so in a moment.
+async fn still_unguarded(
+    client: &Client,
+    groups: &[Group],
+    members: &[Member],
+    relations: &[Relation],
+) -> Result<Vec<Finding>, ClientError> {
+    let mut found = unguarded(groups, members, relations);
+    if !found.is_empty() {
+        sleep(GUARDED_WITHIN).await;
+        let members: List<Member> = client.get("/v1/members").await?;
+        let still = unguarded(groups, &members.items, relations);
+        found.retain(|id, _| still.contains_key(id));
+    }
+    Ok(found.into_values().collect())
+}
+
 /// What the servers say of themselves; nobody where one has its store to itself.
-async fn servers(client: &Client) -> Vec<Known> {
-    let each = client.get_of_each::<Server>("/v1/server", SERVERS_MAX).await;
+fn servers(each: Vec<Said>) -> Vec<Known> {
     let known =
         each.into_iter().map(|(address, says)| Known { address: address.to_owned(), says: says.ok() });
     let known: Vec<_> = known.collect();
@@ -106,10 +129,30 @@ async fn servers(client: &Client) -> Vec<Known> {
     if is_shared { known } else { Vec::new() }
 }
 
-fn server(known: &Known) -> String {
+/// What is wrong with the servers themselves.
+fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
+    let mut found = Vec::new();
+    let is_shared = each.iter().any(|(_, says)| says.as_ref().is_ok_and(|server| server.shared));
+    if is_shared && nobody_is_active(each) {
+        let reader = each.iter().find(|(address, _)| *address == read_by);
+        let reader = reader.and_then(|(_, says)| says.as_ref().ok()).map_or(read_by, |server| &server.name);
+        let problem = format!("no server is active: what is shown was last read by {reader}");
+        let next = "see whether the servers reach etcd: their logs, docs/etcd.md".to_owned();
+        found.push(Finding { problem, next, run: None });
+    }
+    for (address, says) in each {
+        let Err(error) = says else { continue };
+        let problem = format!("the server at {address} does not answer: {}", error.why());
+        let next = "see whether it runs, and whether that is where it listens".to_owned();
+        found.push(Finding { problem, next, run: None });
+    }
+    found
+}
+
+fn server(known: &Known, says: &[&Server]) -> String {
     match &known.says {
         Some(Server { name, role, revision, active, .. }) => {
-            let active = active.as_ref().filter(|active| active.name != *name);
+            let active = active.as_ref().filter(|active| active.name != *name && !is_denied(active, says));
             let active = active.map(|active| format!(" of {}", clean(&active.name))).unwrap_or_default();
             format!("{} {}{active} at revision {revision}", clean(name), clean(role))
         }
@@ -130,7 +173,8 @@ fn screen(status: &Status) -> String {
         text.push_str(&format!("drained: {} (lockstep undrain HOST)\n", drained.join(", ")));
     }
     if !status.servers.is_empty() {
-        let servers: Vec<_> = status.servers.iter().map(server).collect();
+        let says: Vec<&Server> = status.servers.iter().filter_map(|known| known.says.as_ref()).collect();
+        let servers: Vec<_> = status.servers.iter().map(|known| server(known, &says)).collect();
         text.push_str(&format!("servers: {}\n", servers.join(", ")));
     }
     if status.groups.is_empty() {
@@ -223,4 +267,77 @@ pub fn state(member: &Member) -> String {
     let marks = member.mark.as_deref().into_iter().chain(member.leaving.then_some("leaving"));
     let marks: Vec<_> = marks.collect();
     if marks.is_empty() { text } else { format!("{text} ({})", marks.join(", ")) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::object::ServerName;
+    use expect_test::expect;
+
+    const URLS: [&str; 3] = ["http://h1", "http://h2", "http://h3"];
+
+    fn named(place: usize) -> ServerName {
+        ServerName { name: format!("s{place}"), url: URLS[place - 1].to_owned() }
+    }
+
+    fn stands_by(place: usize, of: Option<usize>) -> Result<Server, ClientError> {
+        let ServerName { name, url } = named(place);
+        Ok(Server { name, url, role: "standby".to_owned(), revision: 7, shared: true, active: of.map(named) })
+    }
+
+    fn active(place: usize) -> Result<Server, ClientError> {
+        stands_by(place, Some(place)).map(|server| Server { role: "active".to_owned(), ..server })
+    }
+
+    fn silent() -> Result<Server, ClientError> {
+        Err(ClientError::Away("Connection refused".to_owned()))
+    }
+
+    fn shown(each: impl IntoIterator<Item = Result<Server, ClientError>>) -> String {
+        let each: Vec<Said> = URLS.into_iter().zip(each).collect();
+        let wrong = of_servers(&each, URLS[1]);
+        let (hosts, groups, members, open, freezes) = Default::default();
+        let servers = servers(each);
+        screen(&Status { revision: 7, hosts, groups, members, open, freezes, wrong, servers })
+    }
+
+    #[test]
+    fn that_no_server_is_active_is_wrong() {
+        expect![[r#"
+            revision 7   hosts: none
+            servers: s1 standby at revision 7, s2 standby at revision 7, s3 standby at revision 7
+
+            no groups: declare them with lockstep apply -f cluster.toml
+
+            wrong:
+              no server is active: what is shown was last read by s2
+                next: see whether the servers reach etcd: their logs, docs/etcd.md
+        "#]]
+        .assert_eq(&shown([stands_by(1, None), stands_by(2, Some(1)), stands_by(3, Some(1))]));
+        let is_said = |each: Vec<_>| shown(each).contains("no server is active");
+        assert!(is_said(vec![silent(), stands_by(2, Some(1))]), "its address is known, and nobody is there");
+        assert!(is_said(vec![stands_by(1, None)]));
+        assert!(!is_said(vec![stands_by(1, Some(3)), stands_by(2, None)]), "the third was not asked");
+        let fine = shown([active(1), stands_by(2, Some(1)), stands_by(3, Some(1))]);
+        assert!(fine.contains("s2 standby of s1 at") && fine.ends_with("nothing is wrong\n"), "{fine}");
+    }
+
+    #[test]
+    fn that_a_server_does_not_answer_is_wrong() {
+        expect![[r#"
+            revision 7   hosts: none
+            servers: s1 active at revision 7, http://h2 does not answer
+
+            no groups: declare them with lockstep apply -f cluster.toml
+
+            wrong:
+              the server at http://h2 does not answer: Connection refused
+                next: see whether it runs, and whether that is where it listens
+        "#]]
+        .assert_eq(&shown([active(1), silent()]));
+        let alone = active(1).map(|server| Server { shared: false, ..server });
+        let said = shown([alone, silent()]);
+        assert!(said.contains("the server at http://h2 does not answer"), "{said}");
+    }
 }

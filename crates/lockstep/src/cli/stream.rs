@@ -85,7 +85,7 @@ impl<'a> Events<'a> {
                 self.comment = None;
                 Ok(())
             }
-            Err(ClientError::Away(why)) if self.was_connected => {
+            Err(ClientError::Away(why) | ClientError::NotActive(why)) if self.was_connected => {
                 self.tell(&why);
                 tokio::time::sleep(PAUSE).await;
                 Ok(())

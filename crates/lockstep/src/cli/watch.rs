@@ -81,9 +81,10 @@ async fn again<T>(
     let mut is_told = false;
     loop {
         match read(client).await {
-            Err(ClientError::Away(why)) => {
+            Err(error @ (ClientError::Away(_) | ClientError::NotActive(_))) => {
                 if !is_told {
-                    note(&format!("{} {}", painted("no server answers:", Colour::Yellow), clean(&why)));
+                    let lacks = format!("no server {}:", error.lacks());
+                    note(&format!("{} {}", painted(&lacks, Colour::Yellow), clean(error.why())));
                     is_told = true;
                 }
                 tokio::time::sleep(PAUSE).await;

@@ -361,6 +361,11 @@ impl Etcd {
         Self(command.spawn().expect("the tests need the Debian package etcd-server"))
     }
 
+    pub fn kill(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+
     pub fn has_ended(&mut self) -> bool {
         self.0.try_wait().unwrap().is_some()
     }
