@@ -3,8 +3,8 @@
 //! The lock on the directory decides which process is the active server; reigns tell apart the times of one process
 //! from those before it. While its server is down, nothing is decided: safe, and it waits.
 
-use super::{Appended, Candidate, Entry, Error, Fenced, FileDisk, Journal, Leader, Snapshot, Store};
 use super::migrate;
+use super::{Appended, Candidate, Entry, Error, Fenced, FileDisk, Journal, Leader, Snapshot, Store};
 use lockstep_core::id::{Index, Reign};
 use lockstep_core::log::{Disk, Log};
 use std::path::Path;

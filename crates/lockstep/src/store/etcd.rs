@@ -217,14 +217,8 @@ impl Shared {
 
     async fn state(&self) -> Result<State, Error> {
         let keys = &self.keys;
-        let gets = [
-            keys.leader(),
-            keys.reign(),
-            keys.head(),
-            keys.format(),
-            keys.migrating(),
-            keys.migrated(),
-        ];
+        let gets =
+            [keys.leader(), keys.reign(), keys.head(), keys.format(), keys.migrating(), keys.migrated()];
         let gets = gets.map(get);
         let answer = self.cluster.read("say who reigns", gets.to_vec()).await?;
         let leader = only(answer.found(0)).map(|found| self.reigning(found)).transpose()?;
@@ -242,6 +236,10 @@ impl Shared {
                     help: "run the version that wrote it, or a later one",
                 });
             }
+        }
+        // Without it a journal would be begun over the one that is there.
+        if head.is_none() && reign.0 > Reign(0) {
+            return Err(damaged(keys.head().as_bytes(), "it is missing"));
         }
         let is_migrating = only(answer.found(4)).is_some();
         let migrated = only(answer.found(5)).map(|found| self.keys.read_json(found.key(), found.value()));
