@@ -5,6 +5,7 @@
 
 mod restore;
 mod retention;
+mod vacant;
 
 pub use restore::Restored;
 pub use retention::{
@@ -58,6 +59,9 @@ pub struct Cluster {
     pub hosts: BTreeMap<HostName, Arc<Host>>,
     /// The members: every host that a group selects, and those that are still leaving it.
     pub members: BTreeMap<MemberId, Arc<Member>>,
+    /// The states that only so many may be in, once for each place that nobody has taken since its host was forgotten.
+    #[serde(skip_serializing_if = "BTreeMap::is_empty")]
+    vacant: BTreeMap<GroupName, Vec<StateName>>,
     /// The transitions: those that are open, and those that are kept whole. [`Cluster::transition`] knows more.
     pub transitions: BTreeMap<TransitionId, Arc<Transition>>,
     /// Which of them a request id asked for.
@@ -515,6 +519,8 @@ impl Cluster {
                 self.leases_ms[0] = self.leases_ms[0].max(before_ms).max(self.lease_ms());
                 self.spec_file = Some(spec.clone());
                 self.settings = self.settings_under(&self.spec);
+                let spec = self.spec.clone();
+                self.vacant.retain(|group, _| spec.groups.contains_key(group));
                 self.select_members(None);
                 self.relations = Arc::new(self.relations_under(&self.spec, &self.settings, since));
                 self.drop_guards();
@@ -608,11 +614,14 @@ impl Cluster {
         let member = self.member_mut(id);
         member.actual = actual.cloned();
         member.forget_guard(lifecycle.as_ref().map(Lifecycle::lowest));
-        if actual.is_some() {
+        if let Some(actual) = actual {
             member.mark = Mark::None;
             member.may_be.clear();
-            member.goal = member.goal.take().or(actual.cloned());
             member.settings = member.settings.take().or(Some(settings));
+            if member.goal.is_none() {
+                member.goal = Some(actual.clone());
+                self.occupy(&id.group, actual);
+            }
         }
         self.drop_if_left(id);
     }
@@ -740,6 +749,9 @@ impl Cluster {
             }
             HostChange::Forgotten => {
                 self.acknowledge_all_of(name);
+                if !mutant::is(Mutant::PlaceForgotten) {
+                    self.vacate(name);
+                }
                 let here: Vec<MemberId> =
                     self.members.keys().filter(|id| id.host == *name).cloned().collect();
                 for id in here {
@@ -939,6 +951,8 @@ impl Cluster {
             }
             self.drop_if_left(member);
         }
+        let targets = self.transitions[&id].request.targets.clone();
+        self.occupy_by(&targets, &plan, outcome);
         self.tell(index, id, &plan);
     }
 

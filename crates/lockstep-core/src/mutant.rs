@@ -89,6 +89,10 @@ mutants! {
     GuardPresumed = "guard-presumed",
     /// A guard that is lost is not replaced before the next renewal.
     GuardNotReplaced = "guard-not-replaced",
+    /// An agent that comes back does not say that its guard has done its work.
+    GuardStillCounted = "guard-still-counted",
+    /// The place of a host that is forgotten goes with it.
+    PlaceForgotten = "place-forgotten",
     /// An agent whose lease has ended goes on.
     LeaseUnheeded = "lease-unheeded",
     /// Whoever comes back keeps what it has, whatever its goal is by now.

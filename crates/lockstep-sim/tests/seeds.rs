@@ -19,7 +19,7 @@ const SHARED_SEEDS: u64 = 200;
 const SNAPSHOT_SEEDS: u64 = 5;
 
 /// Seeds that have found something, before it was mended.
-const FOUND: [u64; 52] = [
+const FOUND: [u64; 53] = [
     9,
     17,
     67,
@@ -72,6 +72,7 @@ const FOUND: [u64; 52] = [
     1_000_014_612,
     481,
     4754,
+    1_000_027_006,
 ];
 
 #[test]

@@ -113,7 +113,8 @@ impl<'a> Planner<'a> {
         let present = owners.iter().filter(|id| self.is_there(id, state)).count();
         let is_able = |id: &MemberId| free.contains(id) && self.is_steady(id) && !self.is_there(id, state);
         let able = owners.iter().filter(|id| is_able(id)).count();
-        let needed = (present + able).max(group.min(state, count)).min(owners.len()).min(max);
+        let vacant = self.cluster.vacant(name, state);
+        let needed = (present + able).max(group.min(state, count)).min(owners.len() + vacant).min(max);
         let missing = needed.saturating_sub(present);
         if missing == 0 {
             return Ok(());
@@ -121,7 +122,9 @@ impl<'a> Planner<'a> {
         let chosen = self.nearest(name, group, state, missing, &owners, free)?;
         let replaced = chosen.iter().filter(|id| !owners.contains(id)).count();
         let ousted = owners.iter().filter(|id| !self.is_there(id, state) && !chosen.contains(id));
-        let ousted: Vec<MemberId> = ousted.take(replaced).map(|id| (*id).clone()).collect();
+        let room = vacant.min(max.saturating_sub(owners.len()));
+        let ousted: Vec<MemberId> =
+            ousted.take(replaced.saturating_sub(room)).map(|id| (*id).clone()).collect();
         chosen.iter().try_for_each(|id| self.want(id, state))?;
         self.make_way(name, group, state, ousted, free)
     }
