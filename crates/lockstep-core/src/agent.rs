@@ -862,6 +862,13 @@ impl AgentEngine {
         if let Some(done) = self.answered(&call) {
             return self.send(Report::Done(done));
         }
+        // It was planned from what this member said on an earlier connection, and may have been stopped since: a vote for
+        // its move counts only behind a status of now.
+        let queue = self.queues.entry(call.member.clone()).or_default();
+        let is_told = queue.reported.is_some() || queue.jobs().any(|job| job.why == Why::Status);
+        if call.phase == Phase::Check && call.from.is_some() && !is_told {
+            self.ask_status_now(&call.member);
+        }
         let deadline = self.now.plus(call.within_ms);
         let queue = self.queues.entry(call.member.clone()).or_default();
         queue.waiting.push_back(Job { call, why: Why::Ordered, received: self.now, deadline, tries: 0 });

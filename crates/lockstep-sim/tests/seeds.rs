@@ -19,7 +19,7 @@ const SHARED_SEEDS: u64 = 200;
 const SNAPSHOT_SEEDS: u64 = 5;
 
 /// Seeds that have found something, before it was mended.
-const FOUND: [u64; 53] = [
+const FOUND: [u64; 55] = [
     9,
     17,
     67,
@@ -73,6 +73,8 @@ const FOUND: [u64; 53] = [
     481,
     4754,
     1_000_027_006,
+    2_000_406,
+    2_000_599,
 ];
 
 #[test]

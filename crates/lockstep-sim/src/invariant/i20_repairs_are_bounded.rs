@@ -40,9 +40,11 @@ impl RepairsAreBounded {
             let Some(group) = cluster.spec.groups.get(&member.group) else { continue };
             let rises = group.lifecycle.rank(&step.to) > group.lifecycle.rank(&step.from);
             let (count, last) = self.losses.get(&member.host).copied().unwrap_or_default();
+            // It was planned anew since, and had to stand once more.
+            let at = if last > asked { world.now() } else { asked };
             let stands_ms = cluster.lease_ms().saturating_mul((1 << count.saturating_sub(1).min(16)) - 1);
-            if rises && asked.since(last) + SLACK_MS < stands_ms.min(PAUSE_MS_MAX) {
-                let (host, ms) = (&member.host, asked.since(last));
+            if rises && at.since(last) + SLACK_MS < stands_ms.min(PAUSE_MS_MAX) {
+                let (host, ms) = (&member.host, at.since(last));
                 return Err(format!("{id} moves {member}, and {host} was lost {count} times, {ms} ms ago"));
             }
             let is_in_place = plan.goals_before.get(member).and_then(Option::as_ref) == Some(&step.from);
