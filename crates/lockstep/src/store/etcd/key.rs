@@ -41,6 +41,10 @@ impl Keys {
     pub(super) fn head(&self) -> String {
         self.named("head")
     }
+    /// All batches in one hash, as [`super::history`] has it.
+    pub(super) fn chain(&self) -> String {
+        self.named("chain")
+    }
     /// The first index that can still be read.
     pub(super) fn floor(&self) -> String {
         self.named("floor")
@@ -218,13 +222,20 @@ impl Batch {
     pub(super) fn encode(&self, body: &[u8]) -> Vec<u8> {
         let inline = if self.chunks == 0 { body } else { &[] };
         let mut value = Vec::with_capacity(BATCH_LEN + inline.len() + SUM_LEN);
-        value.extend(self.reign.0.to_le_bytes());
-        value.extend(self.first.0.to_le_bytes());
-        for number in [self.count, self.chunks, self.len, self.sum] {
-            value.extend(number.to_le_bytes());
-        }
+        value.extend(self.head());
         value.extend(inline);
         value
+    }
+
+    /// Its head, which has a checksum of the payloads.
+    pub(super) fn head(&self) -> [u8; BATCH_LEN] {
+        let mut head = [0; BATCH_LEN];
+        head[..8].copy_from_slice(&self.reign.0.to_le_bytes());
+        head[8..16].copy_from_slice(&self.first.0.to_le_bytes());
+        for (at, number) in [self.count, self.chunks, self.len, self.sum].into_iter().enumerate() {
+            head[16 + 4 * at..][..4].copy_from_slice(&number.to_le_bytes());
+        }
+        head
     }
 
     /// A batch, and its payloads unless they are in chunks.
