@@ -23,6 +23,10 @@ use tracing::{debug, info, warn};
 pub(super) const REIGN_TTL: Duration = Duration::from_secs(1);
 /// How long a server that has stepped down leaves the others alone with it, unless one of them has taken over.
 const HEAD_START: Duration = REIGN_TTL;
+/// How long at most a server leaves the others alone whose reigns come to nothing, each twice as long as after the one
+/// before. Too low: servers that cannot write take reigns from each other and keep the store busy. Too high: nobody is
+/// active for as long after the store takes writes again.
+const IN_VAIN_MAX: Duration = Duration::from_secs(15);
 /// The lease of hosts on a shared store, unless the spec says otherwise, in milliseconds: they outlast a take-over.
 const SHARED_LEASE_MS: u64 = 6000;
 /// How often a server that stands by looks who is the active one. It also looks as soon as a reign is recorded.
@@ -54,7 +58,7 @@ impl<S: Store> Roles<S> {
 
     /// Goes on until it is told to stop, or cannot. It has begun a reign, or stands by at first.
     pub(super) async fn run(mut self, mut begun: Option<Reign>) -> Result<(), ServerError> {
-        let mut head_start = Duration::ZERO;
+        let (mut head_start, mut in_vain) = (Duration::ZERO, 0);
         loop {
             let reign = match begun.take() {
                 Some(reign) => reign,
@@ -63,12 +67,24 @@ impl<S: Store> Roles<S> {
                     None => return Ok(()),
                 },
             };
-            head_start = match self.reign(reign).await? {
+            let ended = self.reign(reign).await;
+            let has_written = self.publish.borrow().cluster.revision > self.replayed.cluster.revision;
+            in_vain = if has_written { 0 } else { in_vain + 1 };
+            if self.is_shared && (ended.is_err() || !has_written) {
+                // What this one cannot write another one may. It ends by itself where that cannot be said.
+                let _ = self.store.resign(reign).await;
+            }
+            head_start = match ended? {
                 Ended::Stopped => return Ok(()),
                 Ended::Deposed if !self.is_shared => return Err(ServerError::Deposed),
-                Ended::Deposed => {
+                Ended::Deposed if has_written => {
                     warn!(%reign, "deposed");
                     Duration::ZERO
+                }
+                Ended::Deposed => {
+                    let pause = pause_in_vain(in_vain);
+                    warn!(%reign, ?pause, "deposed before anything was written; leaving the others alone with it");
+                    pause
                 }
                 Ended::SteppedDown => {
                     info!(%reign, "stepped down");
@@ -133,6 +149,11 @@ impl<S: Store> Roles<S> {
         let driver = Driver::new(engine, store, reign, saver, self.clock, sessions, publish, self.is_shared);
         driver.drive(&mut self.asked, &mut self.said).await
     }
+}
+
+/// How long a server leaves the others alone with it after so many reigns in a row that came to nothing.
+fn pause_in_vain(reigns: u32) -> Duration {
+    HEAD_START.saturating_mul(1 << reigns.saturating_sub(1).min(8)).min(IN_VAIN_MAX)
 }
 
 /// Reads all that is there. Nobody writes under an earlier reign any more.

@@ -587,6 +587,13 @@ impl Store for Etcd {
             }
             // Reads inside it say so; the write itself had no answer then.
             Err(Trouble::Known(Error::Unavailable { .. })) => Ok(Appended::Unknown),
+            Err(Trouble::Refused(said, help)) => {
+                let keys = &shared.keys;
+                let batch = keys.batch(Index(expected.0.saturating_add(1)));
+                let what =
+                    format!("it took no write of {batch}, {} and {}: {said}", keys.head(), keys.chain());
+                Err(shared.cluster.unusable(what, help))
+            }
             Err(trouble) => Err(shared.cluster.error("append", trouble)),
         }
     }

@@ -427,3 +427,27 @@ async fn one_that_does_not_know_that_it_is_deposed_refuses_nothing() {
     stores[0].set(Link { is_cut: true, is_over: true, ..Link::default() });
     assert_eq!(asked.await.unwrap_err().code, Code::NotActive);
 }
+
+#[tokio::test(start_paused = true)]
+async fn servers_whose_writes_come_to_nothing_take_reigns_ever_more_rarely_and_go_on_afterwards() {
+    let (stores, servers) = two().await;
+    for store in &stores {
+        store.set(Link { is_vain: true, ..Link::default() });
+    }
+    let before = stores[0].reigns();
+    let _ = apply(&servers[0].handle, 1000).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let taken = stores[0].reigns() - before;
+    assert!((20..=50).contains(&taken), "{taken} reigns in 300 s");
+    let ended = Instant::now();
+    for store in &stores {
+        store.set(Link::default());
+    }
+    let active = |server: &Server| matches!(server.handle.role(), Role::Active);
+    while !servers.iter().any(active) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(ended.elapsed() <= Duration::from_secs(16), "{:?}", ended.elapsed());
+    let active = servers.iter().find(|server| active(server)).unwrap();
+    apply(&active.handle, 2000).await.unwrap();
+}

@@ -193,7 +193,10 @@ impl Cluster {
         let said = status.message();
         match status.code() {
             Code::ResourceExhausted if said.contains("database space exceeded") => Trouble::NoRoom,
-            Code::InvalidArgument if said.contains("request is too large") => {
+            // A little above its limit etcd says so, and far above what it is built with.
+            Code::InvalidArgument | Code::ResourceExhausted
+                if said.contains("request is too large") || said.contains("larger than max") =>
+            {
                 let help = "give etcd --max-request-bytes of 1572864, its default, or more";
                 Trouble::Refused(said.to_owned(), help)
             }
@@ -322,7 +325,7 @@ impl Cluster {
         match trouble {
             Trouble::InDoubt(reason) => Error::Unavailable { doing, reason },
             Trouble::NoRoom => Error::NoRoom(log::Error::Full { file: self.place.clone(), doing: QUOTA }),
-            Trouble::Refused(reason, help) => self.unusable(reason, help),
+            Trouble::Refused(reason, help) => self.unusable(format!("it could not {doing}: {reason}"), help),
             Trouble::Known(error) => error,
         }
     }

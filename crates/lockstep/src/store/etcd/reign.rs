@@ -285,8 +285,9 @@ impl Shared {
                     return;
                 }
                 Ok(answer) => self.cluster.changed(&key, answer.revision, LEADER_POLL).await,
-                // As long as it cannot be read, the lease says how it is.
-                Err(_) => sleep(BROKEN_PAUSE).await,
+                // As long as it cannot be reached, the lease says how it is.
+                Err(Error::Unavailable { .. }) => sleep(BROKEN_PAUSE).await,
+                Err(fault) => return warn!(%fault, "this server cannot see any more whether it reigns"),
             }
         }
     }

@@ -744,7 +744,25 @@ async fn users_need_their_password_and_rights_to_the_prefix() {
         .await
         .unwrap();
     let error = until("the right is gone", async || append_one(&store, reign, 4).await.err()).await;
-    assert!(matches!(error, Error::Unusable { .. }) && error.to_string().contains("permission"), "{error}");
+    assert!(matches!(error, Error::Unusable { .. }), "{error:?}");
+    let told =
+        format!("it took no write of /{PREFIX}/j/00000000000000000004, /{PREFIX}/head and /{PREFIX}/chain: ");
+    assert!(error.to_string().contains(&format!("{told}etcdserver: permission denied")), "{error}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_for_etcd_is_refused_for_good() {
+    let members = Members::start(1, &["--max-request-bytes=2000"]).await;
+    let (store, reign) = reigning(&members, LONG).await;
+    append_surely(&store, reign, 1).await;
+    // Also what is too large for etcd to be read at all.
+    for size in [3000, 500_000, 900_000] {
+        let error = store.append(reign, Index(1), vec![vec![7; size]]).await.unwrap_err();
+        assert!(matches!(error, Error::Unusable { .. }), "{size}: {error:?}");
+        let text = error.to_string();
+        assert!(text.contains("--max-request-bytes") && text.contains("/j/"), "{text}");
+    }
+    append_surely(&store, reign, 2).await;
 }
 
 /// Not a check: an append beside a bare put, in the same run. `cargo nextest run --release --run-ignored only`.
