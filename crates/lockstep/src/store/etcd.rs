@@ -18,6 +18,7 @@ mod client;
 mod history;
 mod import;
 mod key;
+mod neighbour;
 mod reign;
 mod snapshot;
 mod version;
@@ -151,8 +152,8 @@ impl Etcd {
             page_len: AtomicI64::new(PAGE_LEN.0),
             seen: Mutex::default(),
         });
-        let (head, revision) = shared.head().await?;
-        shared.tell(head);
+        shared.check_neighbours().await?;
+        let (_, revision) = shared.head().await?;
         let follow = tokio::spawn(follow(shared.clone(), revision));
         let versions = tokio::spawn(warn_of_versions(shared.clone()));
         let inner = Inner {

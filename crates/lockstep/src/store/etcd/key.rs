@@ -60,13 +60,32 @@ impl Keys {
     pub(super) fn migrated(&self) -> String {
         self.named("migrated")
     }
+    /// The same below each prefix that this one lies within.
+    pub(super) fn outer(&self) -> impl Iterator<Item = Keys> {
+        // The first slash begins every prefix, and the last one ends this one.
+        let slashes = self.prefix.match_indices('/').map(|(at, _)| at + 1);
+        let outer = slashes.filter(|end| (2..self.prefix.len()).contains(end));
+        outer.map(|end| Keys::new(&self.prefix[..end]))
+    }
+    /// From where to where nothing lies below the prefix but single keys, and what is none of ours.
+    pub(super) fn gaps(&self) -> [(String, String); 4] {
+        let end = format!("{}0", self.prefix.trim_end_matches('/'));
+        let many = ["c/", "j/", "snap/"].map(|name| (self.named(name), self.named(&format!("{name}:"))));
+        let [(chunks, behind_chunks), (batches, behind_batches), (snapshots, behind_snapshots)] = many;
+        [
+            (self.prefix.clone(), chunks),
+            (behind_chunks, batches),
+            (behind_batches, snapshots),
+            (behind_snapshots, end),
+        ]
+    }
     /// The batch that begins with this index.
     pub(super) fn batch(&self, first: Index) -> String {
         self.named(&format!("j/{:020}", first.0))
     }
     /// Behind the batch of the highest index.
     pub(super) fn batches_end(&self) -> String {
-        self.named("j0")
+        self.named("j/:")
     }
     /// A chunk of the batch that begins with this index.
     pub(super) fn chunk(&self, first: Index, number: usize) -> String {
@@ -77,7 +96,7 @@ impl Keys {
         self.named(&format!("c/{:020}", first.0))
     }
     pub(super) fn chunks_end(&self) -> String {
-        self.named("c0")
+        self.named("c/:")
     }
     /// Which snapshot counts.
     pub(super) fn snapshot(&self) -> String {

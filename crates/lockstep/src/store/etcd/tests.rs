@@ -614,6 +614,35 @@ async fn what_an_older_version_has_written_is_no_other_history() {
     assert_whole(&members.open(PREFIX).await.unwrap(), 6).await;
 }
 
+#[tokio::test]
+async fn no_prefix_lies_within_another_ones() {
+    let members = Members::start(1, &[]).await;
+    let refused = async |prefix: &str, other: &str| {
+        let error = members.open(prefix).await.unwrap_err();
+        assert!(matches!(error, Error::Unusable { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("/{prefix}/")) && text.contains(&format!("/{other}/")), "{text}");
+    };
+    let begin = async |prefix: &str| {
+        let store = members.open(prefix).await.unwrap();
+        let reign = store.campaign(&candidate("a"), LONG).await.unwrap();
+        append_surely(&store, reign, 1).await;
+    };
+    for (outer, inner) in [("a", "a/b"), ("b", "b/j"), ("c", "c/c/x"), ("d", "d/snap/x/y"), ("e", "e/format")]
+    {
+        begin(outer).await;
+        refused(inner, outer).await;
+    }
+    for (outer, inner) in [("f", "f/a"), ("g", "g/j"), ("h", "h/x/c"), ("i", "i/snap/x"), ("k", "k/x/y/z")] {
+        begin(inner).await;
+        refused(outer, inner).await;
+        // One beside it is no other one's.
+        begin(&format!("{outer}-2")).await;
+    }
+    begin("b-j").await;
+    begin("f/b").await;
+}
+
 fn openssl(dir: &std::path::Path, command: &str) {
     let ended =
         std::process::Command::new("openssl").args(command.split(' ')).current_dir(dir).output().unwrap();
