@@ -7,13 +7,13 @@ use super::handle::{Command, Role, View};
 use super::saver::Saver;
 use super::session::{Said, Sessions};
 use super::{Clock, ServerError};
-use crate::store::{Candidate, Error, Store};
+use crate::store::{Candidate, Error, Leader, Store};
 use lockstep_core::engine::Engine;
 use lockstep_core::id::Reign;
 use lockstep_core::request::{Code, Rejection};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 /// How long a reign lasts without a sign of life, on a store that asks for one. Too low: a store that chooses a new
@@ -31,6 +31,10 @@ const IN_VAIN_MAX: Duration = Duration::from_secs(15);
 const SHARED_LEASE_MS: u64 = 6000;
 /// How often a server that stands by looks who is the active one. It also looks as soon as a reign is recorded.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a reign of this server's own may last that it knows nothing of, from before it was started again. Too low:
+/// it is taken for another server's of the same name. Too high: such a one is told of late.
+const OWN_REIGN_MAX: Duration = Duration::from_secs(10);
 
 /// A server in one role after the other.
 pub(super) struct Roles<S> {
@@ -193,16 +197,46 @@ pub(crate) fn not_active() -> Rejection {
 
 enum Never {}
 
+/// A leader with this server's own name or address, as long as it reigns.
+#[derive(Default)]
+struct Namesake {
+    /// Which reign, and since when it has been seen.
+    seen: Option<(Reign, Instant)>,
+    told: Option<Reign>,
+}
+
+impl Namesake {
+    /// Whether a leader is another server than this one, before it was started again; one with the same name is so if
+    /// its reign lasts, and that is told. Nobody is sent to this one's own address.
+    fn is_another(&mut self, leader: &Leader, own: &Candidate) -> bool {
+        let Candidate { name, url } = &leader.candidate;
+        if *name != own.name && *url != own.url {
+            return true;
+        }
+        let seen = self.seen.filter(|(reign, _)| *reign == leader.reign);
+        let (_, since) = *self.seen.insert(seen.unwrap_or((leader.reign, Instant::now())));
+        let lasts = since.elapsed() >= OWN_REIGN_MAX;
+        if lasts && self.told.replace(leader.reign) != Some(leader.reign) {
+            warn!(
+                name,
+                url,
+                "the active server is another one with this one's name or address; give each its own --name"
+            );
+        }
+        lasts && *url != own.url
+    }
+}
+
 /// Looks who is the active server, and says so to whoever asks this one.
 async fn look<S: Store>(store: &S, own: &Candidate, publish: &watch::Sender<View>) -> Never {
     let mut view = publish.subscribe();
+    let mut namesake = Namesake::default();
     loop {
         let reign = view.borrow_and_update().cluster.reign;
         match store.leader().await {
             Ok(leader) => {
-                let active = leader.map(|leader| leader.candidate);
-                // A reign of its own that is not over yet, from before it was started again: nobody is to be sent there.
-                let active = active.filter(|active| active.name != own.name && active.url != own.url);
+                let active = leader.filter(|leader| namesake.is_another(leader, own));
+                let active = active.map(|leader| leader.candidate);
                 publish.send_if_modified(|view| match &mut view.role {
                     Role::Standby { active: known } if *known != active => {
                         let name = active.as_ref().map_or("nobody", |active| active.name.as_str());
