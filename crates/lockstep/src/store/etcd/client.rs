@@ -268,12 +268,19 @@ impl Cluster {
     pub(super) async fn read(&self, doing: &'static str, gets: Vec<TxnOp>) -> Result<Answer, Error> {
         let begun = Instant::now();
         let mut asked = 0;
+        // What each member said last.
+        let mut doubts: Vec<String> = Vec::new();
         loop {
             let limit = TRIES.get(asked).copied().unwrap_or(ANSWER);
             match self.txn(limit, Txn::new().and_then(gets.clone())).await {
                 Ok(answer) => return Ok(answer),
-                Err(Trouble::InDoubt(_)) if asked < self.members.len() || begun.elapsed() < PATIENCE => {
+                Err(Trouble::InDoubt(why)) => {
                     asked += 1;
+                    doubts.push(why);
+                    doubts.drain(..doubts.len().saturating_sub(self.members.len()));
+                    if asked > self.members.len() && begun.elapsed() >= PATIENCE {
+                        return Err(self.error(doing, Trouble::InDoubt(doubts.join("; "))));
+                    }
                     // Each member says at once that there is no leader.
                     if asked % self.members.len() == 0 {
                         sleep(BROKEN_PAUSE).await;

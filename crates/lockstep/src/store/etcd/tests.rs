@@ -615,6 +615,24 @@ async fn what_an_older_version_has_written_is_no_other_history() {
 }
 
 #[tokio::test]
+async fn where_no_member_answers_each_ones_error_is_told() {
+    let mut members = Members::start(1, &[]).await;
+    members.members[0].kill();
+    let port = members.members[0].client;
+    let address = format!("etcd://127.0.0.1:{port},no-such-host.invalid:1,127.0.0.1:1/{PREFIX}");
+    let error = Etcd::open(&address, &EtcdOptions::default()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    let text = error.to_string();
+    for member in [
+        format!("http://127.0.0.1:{port}: "),
+        "http://no-such-host.invalid:1: ".to_owned(),
+        "http://127.0.0.1:1: ".to_owned(),
+    ] {
+        assert_eq!(text.matches(&member).count(), 1, "{member} in {text}");
+    }
+}
+
+#[tokio::test]
 async fn no_prefix_lies_within_another_ones() {
     let members = Members::start(1, &[]).await;
     let refused = async |prefix: &str, other: &str| {
