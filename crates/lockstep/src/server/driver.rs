@@ -2,8 +2,7 @@
 //! and one alarm clock. It performs outputs and chooses nothing.
 
 use super::follow::until_reached;
-use super::handle::Role;
-use super::handle::{Command, Reported, View};
+use super::handle::{Command, Reported, Role, View};
 use super::role::not_active;
 use super::saver::Saver;
 use super::session::{Said, Sessions};

@@ -7,13 +7,13 @@ use super::handle::{Command, Role, View};
 use super::saver::Saver;
 use super::session::{Said, Sessions};
 use super::{Clock, ServerError};
-use crate::store::{Candidate, Error, Store};
+use crate::store::{Candidate, Error, Leader, Store};
 use lockstep_core::engine::Engine;
 use lockstep_core::id::Reign;
 use lockstep_core::request::{Code, Rejection};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 use tracing::{debug, info, warn};
 
 /// How long a reign lasts without a sign of life, on a store that asks for one. Too low: a store that chooses a new
@@ -23,10 +23,18 @@ use tracing::{debug, info, warn};
 pub(super) const REIGN_TTL: Duration = Duration::from_secs(1);
 /// How long a server that has stepped down leaves the others alone with it, unless one of them has taken over.
 const HEAD_START: Duration = REIGN_TTL;
+/// How long at most a server leaves the others alone whose reigns come to nothing, each twice as long as after the one
+/// before. Too low: servers that cannot write take reigns from each other and keep the store busy. Too high: nobody is
+/// active for as long after the store takes writes again.
+const IN_VAIN_MAX: Duration = Duration::from_secs(15);
 /// The lease of hosts on a shared store, unless the spec says otherwise, in milliseconds: they outlast a take-over.
 const SHARED_LEASE_MS: u64 = 6000;
 /// How often a server that stands by looks who is the active one. It also looks as soon as a reign is recorded.
 const LOOK: Duration = Duration::from_millis(500);
+
+/// How long a reign of this server's own may last that it knows nothing of, from before it was started again. Too low:
+/// it is taken for another server's of the same name. Too high: such a one is told of late.
+const OWN_REIGN_MAX: Duration = Duration::from_secs(10);
 
 /// A server in one role after the other.
 pub(super) struct Roles<S> {
@@ -54,7 +62,7 @@ impl<S: Store> Roles<S> {
 
     /// Goes on until it is told to stop, or cannot. It has begun a reign, or stands by at first.
     pub(super) async fn run(mut self, mut begun: Option<Reign>) -> Result<(), ServerError> {
-        let mut head_start = Duration::ZERO;
+        let (mut head_start, mut in_vain) = (Duration::ZERO, 0);
         loop {
             let reign = match begun.take() {
                 Some(reign) => reign,
@@ -63,12 +71,24 @@ impl<S: Store> Roles<S> {
                     None => return Ok(()),
                 },
             };
-            head_start = match self.reign(reign).await? {
+            let ended = self.reign(reign).await;
+            let has_written = self.publish.borrow().cluster.revision > self.replayed.cluster.revision;
+            in_vain = if has_written { 0 } else { in_vain + 1 };
+            if self.is_shared && (ended.is_err() || !has_written) {
+                // What this one cannot write another one may. It ends by itself where that cannot be said.
+                let _ = self.store.resign(reign).await;
+            }
+            head_start = match ended? {
                 Ended::Stopped => return Ok(()),
                 Ended::Deposed if !self.is_shared => return Err(ServerError::Deposed),
-                Ended::Deposed => {
+                Ended::Deposed if has_written => {
                     warn!(%reign, "deposed");
                     Duration::ZERO
+                }
+                Ended::Deposed => {
+                    let pause = pause_in_vain(in_vain);
+                    warn!(%reign, ?pause, "deposed before anything was written; leaving the others alone with it");
+                    pause
                 }
                 Ended::SteppedDown => {
                     info!(%reign, "stepped down");
@@ -135,6 +155,11 @@ impl<S: Store> Roles<S> {
     }
 }
 
+/// How long a server leaves the others alone with it after so many reigns in a row that came to nothing.
+fn pause_in_vain(reigns: u32) -> Duration {
+    HEAD_START.saturating_mul(1 << reigns.saturating_sub(1).min(8)).min(IN_VAIN_MAX)
+}
+
 /// Reads all that is there. Nobody writes under an earlier reign any more.
 async fn read_all<S: Store>(store: &S, replayed: &mut Replayed) -> Result<(), ServerError> {
     let head = until_reached("head", || store.head()).await?;
@@ -172,16 +197,46 @@ pub(crate) fn not_active() -> Rejection {
 
 enum Never {}
 
+/// A leader with this server's own name or address, as long as it reigns.
+#[derive(Default)]
+struct Namesake {
+    /// Which reign, and since when it has been seen.
+    seen: Option<(Reign, Instant)>,
+    told: Option<Reign>,
+}
+
+impl Namesake {
+    /// Whether a leader is another server than this one, before it was started again; one with the same name is so if
+    /// its reign lasts, and that is told. Nobody is sent to this one's own address.
+    fn is_another(&mut self, leader: &Leader, own: &Candidate) -> bool {
+        let Candidate { name, url } = &leader.candidate;
+        if *name != own.name && *url != own.url {
+            return true;
+        }
+        let seen = self.seen.filter(|(reign, _)| *reign == leader.reign);
+        let (_, since) = *self.seen.insert(seen.unwrap_or((leader.reign, Instant::now())));
+        let lasts = since.elapsed() >= OWN_REIGN_MAX;
+        if lasts && self.told.replace(leader.reign) != Some(leader.reign) {
+            warn!(
+                name,
+                url,
+                "the active server is another one with this one's name or address; give each its own --name"
+            );
+        }
+        lasts && *url != own.url
+    }
+}
+
 /// Looks who is the active server, and says so to whoever asks this one.
 async fn look<S: Store>(store: &S, own: &Candidate, publish: &watch::Sender<View>) -> Never {
     let mut view = publish.subscribe();
+    let mut namesake = Namesake::default();
     loop {
         let reign = view.borrow_and_update().cluster.reign;
         match store.leader().await {
             Ok(leader) => {
-                let active = leader.map(|leader| leader.candidate);
-                // A reign of its own that is not over yet, from before it was started again: nobody is to be sent there.
-                let active = active.filter(|active| active.name != own.name && active.url != own.url);
+                let active = leader.filter(|leader| namesake.is_another(leader, own));
+                let active = active.map(|leader| leader.candidate);
                 publish.send_if_modified(|view| match &mut view.role {
                     Role::Standby { active: known } if *known != active => {
                         let name = active.as_ref().map_or("nobody", |active| active.name.as_str());

@@ -15,8 +15,10 @@
 
 mod address;
 mod client;
+mod history;
 mod import;
 mod key;
+mod neighbour;
 mod reign;
 mod snapshot;
 mod version;
@@ -24,10 +26,11 @@ mod version;
 use super::{Appended, Candidate, Entry, Error, Fenced, Leader, READ_BYTES_MAX, Snapshot, Store};
 use crate::cli::option::EtcdOptions;
 use address::Address;
-use client::{ANSWER, Answer, BROKEN_PAUSE, BULK_ANSWER, Cluster, Trouble, get, only, present, range};
+use client::{ANSWER, Answer, BROKEN_PAUSE, BULK_ANSWER, Cluster, Trouble, get, only, range};
 use etcd_client::{
     Compare, CompareOp, DeleteOptions, EventType, GetOptions, KeyValue, SortOrder, SortTarget, Txn, TxnOp,
 };
+use history::{Chain, Said};
 pub(in crate::store) use import::Import;
 use key::{Batch, CHUNK_BYTES, FORMAT, Keys, StoredLeader, damaged};
 use lockstep_core::id::{Index, Reign};
@@ -80,6 +83,8 @@ struct Shared {
     heads: watch::Sender<Index>,
     /// How many batches the next page of a read asks for.
     page_len: AtomicI64,
+    /// What was seen of the journal's history, if that has a chain.
+    seen: Mutex<Option<Chain>>,
 }
 
 /// What the prefix says of itself, at one revision.
@@ -98,8 +103,21 @@ struct State {
 /// Who reigns, with the key's particulars.
 struct Reigning {
     leader: Leader,
-    fence: i64,
+    fence: Fence,
+}
+
+/// What tells one reign from all others: the revision of its `leader`, and the lease of that. An etcd that was set back
+/// gives out a revision again, but no lease.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Fence {
+    revision: i64,
     lease: i64,
+}
+
+impl Fence {
+    fn of(leader: &KeyValue) -> Self {
+        Fence { revision: leader.mod_revision(), lease: leader.lease() }
+    }
 }
 
 /// What a campaign is for.
@@ -132,9 +150,10 @@ impl Etcd {
             keys: Keys::new(&parsed.prefix),
             heads: watch::Sender::new(Index(0)),
             page_len: AtomicI64::new(PAGE_LEN.0),
+            seen: Mutex::default(),
         });
-        let (head, revision) = shared.head().await?;
-        shared.tell(head);
+        shared.check_neighbours().await?;
+        let (_, revision) = shared.head().await?;
         let follow = tokio::spawn(follow(shared.clone(), revision));
         let versions = tokio::spawn(warn_of_versions(shared.clone()));
         let inner = Inner {
@@ -167,8 +186,8 @@ impl Etcd {
         Ok(fenced)
     }
 
-    /// The revision that fences `reign`, if this handle holds it.
-    fn fence(&self, reign: Reign) -> Option<i64> {
+    /// What fences `reign`, if this handle holds it.
+    fn fence(&self, reign: Reign) -> Option<Fence> {
         self.held(reign).map(|held| held.fence)
     }
 
@@ -206,9 +225,24 @@ impl Shared {
 
     /// The head, 0 before the first campaign, and the revision that it was read at.
     async fn head(&self) -> Result<(Index, i64), Error> {
-        let answer = self.cluster.read("read its head", vec![get(self.keys.head())]).await?;
-        let head = only(answer.found(0)).map(|found| self.number(found)).transpose()?;
-        Ok((Index(head.unwrap_or(0)), answer.revision))
+        let known = self.known();
+        let gets = [self.keys.head(), self.keys.chain()].map(get).to_vec();
+        let answer = self.cluster.read("read its head", gets).await?;
+        let head = self.head_of(known, &answer, 0)?.unwrap_or(Index(0));
+        Ok((head, answer.revision))
+    }
+
+    /// The highest head that is known.
+    fn known(&self) -> Index {
+        *self.heads.borrow()
+    }
+
+    /// The head, in an answer that has it and the chain at `at`, unless it is of another history than what was seen.
+    fn head_of(&self, known: Index, answer: &Answer, at: usize) -> Result<Option<Index>, Error> {
+        let head = only(answer.found(at)).map(|found| self.number(found)).transpose()?.map(Index);
+        let stored = self.chain_of(answer, at + 1)?;
+        self.check(Said { known, head: head.unwrap_or(Index(0)), floor: Index(0), stored }, &[])?;
+        Ok(head)
     }
 
     fn number(&self, found: &KeyValue) -> Result<u64, Error> {
@@ -217,17 +251,24 @@ impl Shared {
 
     async fn state(&self) -> Result<State, Error> {
         let keys = &self.keys;
-        let gets =
-            [keys.leader(), keys.reign(), keys.head(), keys.format(), keys.migrating(), keys.migrated()];
-        let gets = gets.map(get);
-        let answer = self.cluster.read("say who reigns", gets.to_vec()).await?;
+        let gets = [
+            keys.leader(),
+            keys.reign(),
+            keys.format(),
+            keys.migrating(),
+            keys.migrated(),
+            keys.head(),
+            keys.chain(),
+        ];
+        let known = self.known();
+        let answer = self.cluster.read("say who reigns", gets.map(get).to_vec()).await?;
         let leader = only(answer.found(0)).map(|found| self.reigning(found)).transpose()?;
         let reign = match only(answer.found(1)) {
             Some(found) => (Reign(self.number(found)?), found.mod_revision()),
             None => (Reign(0), 0),
         };
-        let head = only(answer.found(2)).map(|found| self.number(found)).transpose()?.map(Index);
-        if let Some(found) = only(answer.found(3)) {
+        let head = self.head_of(known, &answer, 5)?;
+        if let Some(found) = only(answer.found(2)) {
             let format = self.number(found)?;
             if format > FORMAT {
                 return Err(Error::Unusable {
@@ -241,30 +282,34 @@ impl Shared {
         if head.is_none() && reign.0 > Reign(0) {
             return Err(damaged(keys.head().as_bytes(), "it is missing"));
         }
-        let is_migrating = only(answer.found(4)).is_some();
-        let migrated = only(answer.found(5)).map(|found| self.keys.read_json(found.key(), found.value()));
+        let is_migrating = only(answer.found(3)).is_some();
+        let migrated = only(answer.found(4)).map(|found| self.keys.read_json(found.key(), found.value()));
         let migrated = migrated.transpose()?;
         Ok(State { revision: answer.revision, leader, reign, head, is_migrating, migrated })
     }
 
     fn reigning(&self, found: &KeyValue) -> Result<Reigning, Error> {
         let stored: StoredLeader = self.keys.read_json(found.key(), found.value())?;
-        Ok(Reigning { leader: stored.into(), fence: found.mod_revision(), lease: found.lease() })
+        Ok(Reigning { leader: stored.into(), fence: Fence::of(found) })
     }
 
-    /// The condition that a reign holds.
-    fn holds(&self, fence: i64) -> Compare {
-        Compare::mod_revision(self.keys.leader(), CompareOp::Equal, fence)
+    /// The conditions that a reign holds.
+    fn holds(&self, fence: Fence) -> Vec<Compare> {
+        let key = self.keys.leader();
+        vec![
+            Compare::mod_revision(key.clone(), CompareOp::Equal, fence.revision),
+            Compare::lease(key, CompareOp::Equal, fence.lease),
+        ]
     }
 
     /// Does `ops` if the reign holds.
     async fn fenced(
         &self,
-        fence: i64,
+        fence: Fence,
         limit: Duration,
         ops: Vec<TxnOp>,
     ) -> Result<(Fenced, Answer), Trouble> {
-        let answer = self.cluster.txn(limit, Txn::new().when([self.holds(fence)]).and_then(ops)).await?;
+        let answer = self.cluster.txn(limit, Txn::new().when(self.holds(fence)).and_then(ops)).await?;
         Ok((if answer.is_done { Fenced::Held } else { Fenced::Deposed }, answer))
     }
 
@@ -279,7 +324,7 @@ impl Shared {
     }
 
     /// Deletes all keys of a range, so many at a time.
-    async fn delete(&self, fence: i64, from: String, to: String) -> Result<Fenced, Trouble> {
+    async fn delete(&self, fence: Fence, from: String, to: String) -> Result<Fenced, Trouble> {
         let doing = "delete what is not needed any more";
         loop {
             let options = GetOptions::new().with_keys_only().with_limit(DELETE_LEN);
@@ -297,7 +342,7 @@ impl Shared {
     /// Appends entries of reign `stamp`, fenced by another one's.
     async fn append(
         &self,
-        fence: i64,
+        fence: Fence,
         stamp: Reign,
         expected: Index,
         payloads: &[Vec<u8>],
@@ -308,8 +353,9 @@ impl Shared {
         let first = Index(expected.0.saturating_add(1));
         let Some(last) = expected.0.checked_add(payloads.len() as u64).filter(|last| *last < u64::MAX) else {
             // No head is that high. What it is, and whether the reign holds, is to be said all the same.
-            let answer = self.cluster.read("append", vec![get(keys.leader()), get(keys.head())]).await?;
-            return self.refusal(fence, &answer);
+            let known = self.known();
+            let answer = self.cluster.read("append", self.refused_by()).await?;
+            return self.refusal(fence, known, &answer);
         };
         let last = Index(last);
         let (batch, body) = Batch::new(stamp, first, payloads).map_err(refused)?;
@@ -319,50 +365,56 @@ impl Shared {
                 return Ok(Appended::Deposed);
             }
         }
-        let head = keys.head();
+        let chain = self.chain(expected).await?.with(&batch);
+        let (head, known) = (keys.head(), self.known());
         let is_expected = Compare::value(head.clone(), CompareOp::Equal, keys.number(&head, expected.0));
-        let puts = [self.put(keys.batch(first), batch.encode(&body)), self.put_number(head.clone(), last.0)];
-        let txn = Txn::new()
-            .when([self.holds(fence), is_expected])
-            .and_then(puts)
-            .or_else([get(keys.leader()), get(head)]);
-        match self.cluster.txn_tried(txn).await {
-            Ok((answer, _)) if answer.is_done => {
-                self.tell(last);
-                Ok(Appended::Done(last))
-            }
-            Ok((answer, is_doubted)) => match self.refusal(fence, &answer)? {
+        let chained = keys.json(&keys.chain(), &chain);
+        let puts = [
+            self.put(keys.batch(first), batch.encode(&body)),
+            self.put_number(head, last.0),
+            TxnOp::put(keys.chain(), chained, None),
+        ];
+        let mut holds = self.holds(fence);
+        holds.push(is_expected);
+        let txn = Txn::new().when(holds).and_then(puts).or_else(self.refused_by());
+        let appended = match self.cluster.txn_tried(txn).await {
+            Ok((answer, _)) if answer.is_done => Appended::Done(last),
+            Ok((answer, is_doubted)) => match self.refusal(fence, known, &answer)? {
                 // A try that was not answered is there: the reign holds, and nobody else writes under it.
-                Appended::Conflict(head) if is_doubted && head == last => {
-                    self.tell(last);
-                    Ok(Appended::Done(last))
-                }
-                refused => Ok(refused),
+                Appended::Conflict(head) if is_doubted && head == last => Appended::Done(last),
+                refused => refused,
             },
-            Err(Trouble::NoRoom) => self.settle(fence, expected, last).await,
-            Err(trouble) => Err(trouble),
+            Err(Trouble::NoRoom) => self.settle(fence, expected, last).await?,
+            Err(trouble) => return Err(trouble),
+        };
+        if appended == Appended::Done(last) {
+            self.wrote(chain);
+            self.tell(last);
         }
+        Ok(appended)
+    }
+
+    /// What to read where an append's conditions do not hold.
+    fn refused_by(&self) -> Vec<TxnOp> {
+        [self.keys.leader(), self.keys.head(), self.keys.chain()].map(get).to_vec()
     }
 
     /// Why an append's conditions did not hold.
-    fn refusal(&self, fence: i64, answer: &Answer) -> Result<Appended, Trouble> {
-        if only(answer.found(0)).is_none_or(|found| found.mod_revision() != fence) {
+    fn refusal(&self, fence: Fence, known: Index, answer: &Answer) -> Result<Appended, Trouble> {
+        if only(answer.found(0)).is_none_or(|found| Fence::of(found) != fence) {
             return Ok(Appended::Deposed);
         }
-        let head = self.number(present(answer.found(1), &self.keys.head())?)?;
-        Ok(Appended::Conflict(Index(head)))
+        let head = self.head_of(known, answer, 1)?;
+        Ok(Appended::Conflict(head.ok_or_else(|| damaged(self.keys.head().as_bytes(), "it is missing"))?))
     }
 
     /// What became of an append that etcd had no room for. It is decided by now, since etcd says so before it hands a
     /// request to its members or after they have carried it out.
-    async fn settle(&self, fence: i64, expected: Index, last: Index) -> Result<Appended, Trouble> {
-        let gets = vec![get(self.keys.leader()), get(self.keys.head())];
-        let answer = self.cluster.txn(ANSWER, Txn::new().and_then(gets)).await?;
-        match self.refusal(fence, &answer)? {
-            Appended::Conflict(head) if head == last => {
-                self.tell(last);
-                Ok(Appended::Done(last))
-            }
+    async fn settle(&self, fence: Fence, expected: Index, last: Index) -> Result<Appended, Trouble> {
+        let known = self.known();
+        let answer = self.cluster.txn(ANSWER, Txn::new().and_then(self.refused_by())).await?;
+        match self.refusal(fence, known, &answer)? {
+            Appended::Conflict(head) if head == last => Ok(Appended::Done(last)),
             Appended::Conflict(head) if head == expected => Err(Trouble::NoRoom),
             other => Ok(other),
         }
@@ -380,11 +432,16 @@ impl Shared {
             get(keys.floor()),
             range(keys.batch(Index(0)), behind.clone(), up_to),
             range(behind, keys.batches_end(), rest),
+            get(keys.chain()),
         ];
+        let known = self.known();
         let answer = self.cluster.read(DOING, gets).await?;
         let head = only(answer.found(0)).map(|found| self.number(found)).transpose()?.unwrap_or(0);
         let floor = only(answer.found(1)).map(|found| self.number(found)).transpose()?.unwrap_or(1);
+        let stored = self.chain_of(&answer, 4)?;
+        let said = Said { known, head: Index(head), floor: Index(floor), stored };
         if from.0 > head {
+            self.check(said, &[])?;
             return Ok(Some(Vec::new()));
         }
         if from.0 < floor {
@@ -393,7 +450,7 @@ impl Shared {
         let found: Vec<&KeyValue> = answer.found(2).iter().chain(answer.found(3)).collect();
         self.adapt(&found);
         let mut entries: Vec<Entry> = Vec::new();
-        let mut bytes = 0;
+        let (mut batches, mut bytes) = (Vec::new(), 0);
         for found in found {
             let next = entries.last().map_or(from, |entry| Index(entry.index.0 + 1));
             let (batch, inline) = Batch::decode(found.key(), keys.open(found.key(), found.value())?)?;
@@ -410,6 +467,7 @@ impl Shared {
             } else {
                 break;
             };
+            batches.push(batch);
             let read = read.into_iter().filter(|entry| entry.index >= from);
             entries.extend(read.inspect(|entry| bytes += entry.payload.len()));
             if bytes >= READ_BYTES_MAX {
@@ -419,6 +477,7 @@ impl Shared {
         if entries.is_empty() {
             return Err(damaged(keys.batch(from).as_bytes(), "the entry is missing"));
         }
+        self.check(said, &batches)?;
         Ok(Some(entries))
     }
 
@@ -529,6 +588,13 @@ impl Store for Etcd {
             }
             // Reads inside it say so; the write itself had no answer then.
             Err(Trouble::Known(Error::Unavailable { .. })) => Ok(Appended::Unknown),
+            Err(Trouble::Refused(said, help)) => {
+                let keys = &shared.keys;
+                let batch = keys.batch(Index(expected.0.saturating_add(1)));
+                let what =
+                    format!("it took no write of {batch}, {} and {}: {said}", keys.head(), keys.chain());
+                Err(shared.cluster.unusable(what, help))
+            }
             Err(trouble) => Err(shared.cluster.error("append", trouble)),
         }
     }
@@ -577,7 +643,7 @@ impl Store for Etcd {
         let shared = &self.inner.shared;
         let found = TxnOp::get(shared.keys.leader(), Some(GetOptions::new().with_keys_only()));
         let answer = shared.cluster.read("confirm the reign", vec![found]).await?;
-        let holds = only(answer.found(0)).is_some_and(|found| found.mod_revision() == fence);
+        let holds = only(answer.found(0)).is_some_and(|found| Fence::of(found) == fence);
         Ok(if holds { Fenced::Held } else { Fenced::Deposed })
     }
 }

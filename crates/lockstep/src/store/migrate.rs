@@ -64,7 +64,14 @@ pub async fn migrate(from: &str, to: &str, options: &EtcdOptions) -> Result<Copi
             return Err(unusable(from, "a server has begun to reign", "stop all servers on it first"));
         };
         let reign = reign?;
-        let copied = copy(&source, reign, to, options).await?;
+        let copied = match copy(&source, reign, to, options).await {
+            Ok(copied) => copied,
+            Err(refusal) => {
+                // Servers may begin here again, at once: nothing has been taken elsewhere.
+                let _ = source.resign(reign).await;
+                return Err(refusal);
+            }
+        };
         // It kept servers away while it was read.
         if source.retire(reign, to).await? == Fenced::Deposed {
             let reason = "a server has begun to reign while it was copied";

@@ -49,6 +49,8 @@ pub(super) struct Link {
     pub(super) is_slow: bool,
     /// The server's own clock says that its reign may be over.
     pub(super) is_over: bool,
+    /// It takes no append, though the reign holds.
+    pub(super) is_vain: bool,
     /// What is stored is damaged.
     pub(super) is_damaged: bool,
 }
@@ -101,6 +103,11 @@ impl Shared {
         }
     }
 
+    /// How many reigns have begun.
+    pub(super) fn reigns(&self) -> u64 {
+        self.state.borrow().last_reign
+    }
+
     pub(super) fn last(&self) -> Index {
         self.state.borrow().head()
     }
@@ -122,6 +129,10 @@ impl Shared {
 impl Store for Shared {
     async fn campaign(&self, candidate: &Candidate, _: Duration) -> Result<Reign, Error> {
         let mut state = self.state.subscribe();
+        // Whoever campaigns again has given its reign up.
+        if state.borrow().leader.as_ref().is_some_and(|leader| leader.candidate == *candidate) {
+            self.expire();
+        }
         loop {
             state.wait_for(|state| state.leader.is_none()).await.unwrap();
             self.reached("campaign")?;
@@ -177,8 +188,8 @@ impl Store for Shared {
             if !state.holds(reign) {
                 return;
             }
-            if head != expected {
-                appended = Appended::Conflict(head);
+            if head != expected || link.is_vain {
+                appended = Appended::Conflict(if link.is_vain { Index(0) } else { head });
                 return;
             }
             for payload in batch {

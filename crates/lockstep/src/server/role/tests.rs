@@ -19,13 +19,17 @@ use tower::ServiceExt;
 const SPEC: &str = r#"{"cluster":"c","groups":{"a":{"select":{"role":"a"}}}}"#;
 
 async fn start(store: &Shared, name: &str) -> Server {
+    start_at(store, name, &format!("http://{name}:1")).await
+}
+
+async fn start_at(store: &Shared, name: &str, url: &str) -> Server {
     let options = ServerOptions {
         data: None,
         listen: SocketAddr::from(([127, 0, 0, 1], 0)),
         store: Some("double".to_owned()),
         etcd: EtcdOptions::default(),
         name: Some(name.parse().unwrap()),
-        advertise: Some(format!("http://{name}:1")),
+        advertise: Some(url.to_owned()),
         insecure: false,
     };
     Server::on(store.clone(), &options, true).await.unwrap()
@@ -426,4 +430,44 @@ async fn one_that_does_not_know_that_it_is_deposed_refuses_nothing() {
     assert!(early.is_err(), "{early:?}");
     stores[0].set(Link { is_cut: true, is_over: true, ..Link::default() });
     assert_eq!(asked.await.unwrap_err().code, Code::NotActive);
+}
+
+#[tokio::test(start_paused = true)]
+async fn servers_whose_writes_come_to_nothing_take_reigns_ever_more_rarely_and_go_on_afterwards() {
+    let (stores, servers) = two().await;
+    for store in &stores {
+        store.set(Link { is_vain: true, ..Link::default() });
+    }
+    let before = stores[0].reigns();
+    let _ = apply(&servers[0].handle, 1000).await;
+    tokio::time::sleep(Duration::from_secs(300)).await;
+    let taken = stores[0].reigns() - before;
+    assert!((20..=50).contains(&taken), "{taken} reigns in 300 s");
+    let ended = Instant::now();
+    for store in &stores {
+        store.set(Link::default());
+    }
+    let active = |server: &Server| matches!(server.handle.role(), Role::Active);
+    while !servers.iter().any(active) {
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+    assert!(ended.elapsed() <= Duration::from_secs(16), "{:?}", ended.elapsed());
+    let active = servers.iter().find(|server| active(server)).unwrap();
+    apply(&active.handle, 2000).await.unwrap();
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_stands_by_under_the_active_servers_name_takes_it_for_another_one_once_its_reign_lasts() {
+    let store = Shared::new();
+    let first = start(&store, "s1").await;
+    becomes(&first, &Role::Active).await;
+    let second = start_at(&store.another(), "s1", "http://elsewhere:1").await;
+    becomes(&second, &ALONE).await;
+    let begun = Instant::now();
+    becomes(&second, &standby("s1")).await;
+    assert!(begun.elapsed() > Duration::from_secs(8), "it may be its own from before: {:?}", begun.elapsed());
+    // Nobody is sent from an address to the same one.
+    let third = start_at(&store.another(), "s3", "http://s1:1").await;
+    tokio::time::sleep(Duration::from_secs(60)).await;
+    assert_eq!(third.handle.role(), ALONE);
 }

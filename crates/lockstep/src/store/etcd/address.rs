@@ -12,6 +12,8 @@ const PORT: u16 = 2379;
 const PREFIX: &str = "lockstep";
 /// The variable that holds the password where no file does.
 const PASSWORD: &str = "LOCKSTEP_ETCD_PASSWORD";
+/// What a certificate in PEM form begins with.
+const CERTIFICATE: &[u8] = b"-----BEGIN CERTIFICATE-----";
 /// How long a connection may take to stand.
 const CONNECT: Duration = Duration::from_secs(2);
 /// How often an open stream's connection is tried, and how long an answer may take. A server of etcd closes
@@ -38,7 +40,11 @@ impl Address {
             (None, None) => return Err(wrong("it is no address of etcd")),
         };
         let (members, path) = rest.split_once('/').unwrap_or((rest, PREFIX));
-        let prefix = path.trim_end_matches('/');
+        let prefix = path.strip_suffix('/').unwrap_or(path);
+        let is_segment = |segment: &str| !matches!(segment, "" | "." | "..");
+        if !path.is_empty() && !prefix.split('/').all(is_segment) {
+            return Err(wrong("a prefix has no empty part, and none that is . or .."));
+        }
         if !prefix.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"/-_.".contains(&byte)) {
             return Err(wrong("a prefix has letters, digits, and / - _ ."));
         }
@@ -46,6 +52,7 @@ impl Address {
         let mut urls = Vec::new();
         for member in members.split(',') {
             let is_place = !member.is_empty()
+                && !member.starts_with(':')
                 && member.bytes().all(|byte| byte.is_ascii_alphanumeric() || b".-_:[]".contains(&byte));
             if !is_place {
                 return Err(wrong("a member is written HOST:PORT"));
@@ -58,7 +65,7 @@ impl Address {
                 urls.push(url);
             }
         }
-        Ok(Address { members: urls, prefix: format!("/{}/", prefix.trim_start_matches('/')), is_tls })
+        Ok(Address { members: urls, prefix: format!("/{prefix}/"), is_tls })
     }
 
     /// How its members are connected to.
@@ -78,7 +85,16 @@ impl Address {
         };
         match (self.is_tls, etcd_ca) {
             (true, Some(ca)) => {
-                let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(pem(ca)?));
+                let authority = pem(ca)?;
+                if !authority.windows(CERTIFICATE.len()).any(|line| line == CERTIFICATE) {
+                    let help = "name the file of the authority that etcd's certificates are signed with";
+                    return Err(unusable(
+                        &ca.display().to_string(),
+                        "it has no certificate in PEM form",
+                        help,
+                    ));
+                }
+                let mut tls = TlsOptions::new().ca_certificate(Certificate::from_pem(authority));
                 if let (Some(cert), Some(key)) = (etcd_cert, etcd_key) {
                     tls = tls.identity(Identity::from_pem(pem(cert)?, pem(key)?));
                 }
@@ -146,6 +162,14 @@ mod tests {
             "etcd://a/b?c",
             "etcd://a b",
             "etcd:/a",
+            "etcd://:1/x",
+            "etcd://a,:1/x",
+            "etcd://a//",
+            "etcd://a//x",
+            "etcd://a/x//y",
+            "etcd://a/x//",
+            "etcd://a/../x",
+            "etcd://a/x/.",
         ] {
             Address::parse(bad).unwrap_err();
         }
@@ -173,6 +197,11 @@ mod tests {
         assert!(error.contains("write etcds://"), "{error}");
         let error = open("etcds://a", ca).unwrap_err();
         assert!(error.starts_with("ca.pem cannot be used: "), "{error}");
+        let empty = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(empty.path(), "no certificate\n").unwrap();
+        let ca = EtcdOptions { etcd_ca: Some(empty.path().to_owned()), ..EtcdOptions::default() };
+        let error = open("etcds://a", ca).unwrap_err();
+        assert!(error.contains("it has no certificate"), "{error}");
         let user = EtcdOptions { etcd_user: Some("u".to_owned()), ..EtcdOptions::default() };
         let error = open("etcd://a", user.clone()).unwrap_err();
         assert!(error.contains("--etcd-password-file"), "{error}");

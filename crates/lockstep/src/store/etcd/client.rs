@@ -2,6 +2,7 @@
 //! Nothing is asked twice here but what only reads.
 
 use super::address::Address;
+use super::history::{RESTORED, SET_BACK};
 use super::key::damaged;
 use crate::cli::option::EtcdOptions;
 use crate::store::Error;
@@ -11,7 +12,7 @@ use etcd_client::{
 };
 use lockstep_core::log;
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicI64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::Mutex;
 use tokio::time::{Instant, sleep, timeout};
@@ -63,6 +64,8 @@ pub(super) struct Cluster {
     current: AtomicUsize,
     /// What etcd calls itself; all members say the same.
     id: OnceLock<u64>,
+    /// The highest revision that it has said.
+    revision: AtomicI64,
 }
 
 struct Member {
@@ -105,6 +108,7 @@ impl Cluster {
             options: address.options(text, options)?,
             current: AtomicUsize::new(0),
             id: OnceLock::new(),
+            revision: AtomicI64::new(0),
         })
     }
 
@@ -189,7 +193,10 @@ impl Cluster {
         let said = status.message();
         match status.code() {
             Code::ResourceExhausted if said.contains("database space exceeded") => Trouble::NoRoom,
-            Code::InvalidArgument if said.contains("request is too large") => {
+            // A little above its limit etcd says so, and far above what it is built with.
+            Code::InvalidArgument | Code::ResourceExhausted
+                if said.contains("request is too large") || said.contains("larger than max") =>
+            {
                 let help = "give etcd --max-request-bytes of 1572864, its default, or more";
                 Trouble::Refused(said.to_owned(), help)
             }
@@ -218,8 +225,7 @@ impl Cluster {
             return Ok(header.revision());
         }
         let reason = format!("it is cluster {:x} now and was {id:x} before", header.cluster_id());
-        let help = "name the members of one etcd; if it was restored, see docs/etcd.md, then start this server again";
-        Err(Trouble::Refused(reason, help))
+        Err(Trouble::Refused(reason, "name the members of one etcd; if it was restored, see docs/etcd.md"))
     }
 
     /// Does a transaction once.
@@ -227,8 +233,15 @@ impl Cluster {
         let ask = |client: Client| async move {
             client.kv_client().max_decoding_message_size(ANSWER_BYTES_MAX).txn(txn).await
         };
+        let known = self.revision.load(Ordering::SeqCst);
         let answer = self.call(limit, ask).await?;
         let revision = self.check(answer.header())?;
+        // No answer is older than what was known before it was asked for.
+        if revision < known {
+            let reason = format!("its revision is {revision}, and was {known} before: {SET_BACK}");
+            return Err(Trouble::Refused(reason, RESTORED));
+        }
+        self.revision.fetch_max(revision, Ordering::SeqCst);
         Ok(Answer { is_done: answer.succeeded(), revision, ops: answer.op_responses() })
     }
 
@@ -255,12 +268,19 @@ impl Cluster {
     pub(super) async fn read(&self, doing: &'static str, gets: Vec<TxnOp>) -> Result<Answer, Error> {
         let begun = Instant::now();
         let mut asked = 0;
+        // What each member said last.
+        let mut doubts: Vec<String> = Vec::new();
         loop {
             let limit = TRIES.get(asked).copied().unwrap_or(ANSWER);
             match self.txn(limit, Txn::new().and_then(gets.clone())).await {
                 Ok(answer) => return Ok(answer),
-                Err(Trouble::InDoubt(_)) if asked < self.members.len() || begun.elapsed() < PATIENCE => {
+                Err(Trouble::InDoubt(why)) => {
                     asked += 1;
+                    doubts.push(why);
+                    doubts.drain(..doubts.len().saturating_sub(self.members.len()));
+                    if asked > self.members.len() && begun.elapsed() >= PATIENCE {
+                        return Err(self.error(doing, Trouble::InDoubt(doubts.join("; "))));
+                    }
                     // Each member says at once that there is no leader.
                     if asked % self.members.len() == 0 {
                         sleep(BROKEN_PAUSE).await;
@@ -312,9 +332,13 @@ impl Cluster {
         match trouble {
             Trouble::InDoubt(reason) => Error::Unavailable { doing, reason },
             Trouble::NoRoom => Error::NoRoom(log::Error::Full { file: self.place.clone(), doing: QUOTA }),
-            Trouble::Refused(reason, help) => Error::Unusable { place: self.place.clone(), reason, help },
+            Trouble::Refused(reason, help) => self.unusable(format!("it could not {doing}: {reason}"), help),
             Trouble::Known(error) => error,
         }
+    }
+
+    pub(super) fn unusable(&self, reason: String, help: &'static str) -> Error {
+        Error::Unusable { place: self.place.clone(), reason, help }
     }
 }
 

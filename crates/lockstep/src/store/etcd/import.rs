@@ -2,7 +2,7 @@
 
 use super::client::{ANSWER, Trouble};
 use super::key::FORMAT;
-use super::{Etcd, Purpose};
+use super::{Etcd, Fence, Purpose};
 use crate::cli::option::EtcdOptions;
 use crate::store::{Appended, Candidate, Error, Fenced, Snapshot, Store};
 use etcd_client::{Compare, CompareOp, Txn, TxnOp};
@@ -107,7 +107,7 @@ impl Import {
         self.check(done.map_err(|trouble| shared.cluster.error("be written to", trouble))?.0)
     }
 
-    fn fence(&self) -> Result<i64, Error> {
+    fn fence(&self) -> Result<Fence, Error> {
         self.store.fence(self.reign).ok_or_else(|| self.disturbed())
     }
 

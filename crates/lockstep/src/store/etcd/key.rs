@@ -41,6 +41,10 @@ impl Keys {
     pub(super) fn head(&self) -> String {
         self.named("head")
     }
+    /// All batches in one hash, as [`super::history`] has it.
+    pub(super) fn chain(&self) -> String {
+        self.named("chain")
+    }
     /// The first index that can still be read.
     pub(super) fn floor(&self) -> String {
         self.named("floor")
@@ -56,13 +60,32 @@ impl Keys {
     pub(super) fn migrated(&self) -> String {
         self.named("migrated")
     }
+    /// The same below each prefix that this one lies within.
+    pub(super) fn outer(&self) -> impl Iterator<Item = Keys> {
+        // The first slash begins every prefix, and the last one ends this one.
+        let slashes = self.prefix.match_indices('/').map(|(at, _)| at + 1);
+        let outer = slashes.filter(|end| (2..self.prefix.len()).contains(end));
+        outer.map(|end| Keys::new(&self.prefix[..end]))
+    }
+    /// From where to where nothing lies below the prefix but single keys, and what is none of ours.
+    pub(super) fn gaps(&self) -> [(String, String); 4] {
+        let end = format!("{}0", self.prefix.trim_end_matches('/'));
+        let many = ["c/", "j/", "snap/"].map(|name| (self.named(name), self.named(&format!("{name}:"))));
+        let [(chunks, behind_chunks), (batches, behind_batches), (snapshots, behind_snapshots)] = many;
+        [
+            (self.prefix.clone(), chunks),
+            (behind_chunks, batches),
+            (behind_batches, snapshots),
+            (behind_snapshots, end),
+        ]
+    }
     /// The batch that begins with this index.
     pub(super) fn batch(&self, first: Index) -> String {
         self.named(&format!("j/{:020}", first.0))
     }
     /// Behind the batch of the highest index.
     pub(super) fn batches_end(&self) -> String {
-        self.named("j0")
+        self.named("j/:")
     }
     /// A chunk of the batch that begins with this index.
     pub(super) fn chunk(&self, first: Index, number: usize) -> String {
@@ -73,7 +96,7 @@ impl Keys {
         self.named(&format!("c/{:020}", first.0))
     }
     pub(super) fn chunks_end(&self) -> String {
-        self.named("c0")
+        self.named("c/:")
     }
     /// Which snapshot counts.
     pub(super) fn snapshot(&self) -> String {
@@ -218,13 +241,20 @@ impl Batch {
     pub(super) fn encode(&self, body: &[u8]) -> Vec<u8> {
         let inline = if self.chunks == 0 { body } else { &[] };
         let mut value = Vec::with_capacity(BATCH_LEN + inline.len() + SUM_LEN);
-        value.extend(self.reign.0.to_le_bytes());
-        value.extend(self.first.0.to_le_bytes());
-        for number in [self.count, self.chunks, self.len, self.sum] {
-            value.extend(number.to_le_bytes());
-        }
+        value.extend(self.head());
         value.extend(inline);
         value
+    }
+
+    /// Its head, which has a checksum of the payloads.
+    pub(super) fn head(&self) -> [u8; BATCH_LEN] {
+        let mut head = [0; BATCH_LEN];
+        head[..8].copy_from_slice(&self.reign.0.to_le_bytes());
+        head[8..16].copy_from_slice(&self.first.0.to_le_bytes());
+        for (at, number) in [self.count, self.chunks, self.len, self.sum].into_iter().enumerate() {
+            head[16 + 4 * at..][..4].copy_from_slice(&number.to_le_bytes());
+        }
+        head
     }
 
     /// A batch, and its payloads unless they are in chunks.

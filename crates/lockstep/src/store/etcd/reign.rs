@@ -2,7 +2,7 @@
 
 use super::client::{ANSWER, BROKEN_PAUSE, Trouble, get, only};
 use super::key::{FORMAT, StoredLeader};
-use super::{Etcd, Purpose, Reigning, Shared, State};
+use super::{Etcd, Fence, Purpose, Reigning, Shared, State};
 use crate::store::{Candidate, Error};
 use etcd_client::{
     Compare, CompareOp, DeleteOptions, LeaseKeepAliveStream, LeaseKeeper, PutOptions, Txn, TxnOp,
@@ -34,7 +34,7 @@ const SILENCE: Duration = Duration::from_secs(2);
 #[derive(Debug)]
 pub(super) struct Held {
     pub(super) reign: Reign,
-    pub(super) fence: i64,
+    pub(super) fence: Fence,
     /// Whether it may be over.
     pub(super) over: watch::Receiver<bool>,
     keeper: JoinHandle<()>,
@@ -114,7 +114,7 @@ impl Etcd {
             let trouble = match shared.campaign_while_sound(candidate, ttl, purpose, &mut lease).await {
                 Ok((reign, fence, lease)) => {
                     let (over, is_over) = watch::channel(false);
-                    let keeping = keep(shared.clone(), lease.id, lease.ttl, lease.begun, fence);
+                    let keeping = keep(shared.clone(), fence, lease.ttl, lease.begun);
                     let keeper = tokio::spawn(async move {
                         keeping.await;
                         over.send_replace(true);
@@ -154,12 +154,12 @@ impl Shared {
         ttl: Duration,
         purpose: Purpose,
         kept: &mut Option<Lease>,
-    ) -> Result<(Reign, i64, Lease), Trouble> {
+    ) -> Result<(Reign, Fence, Lease), Trouble> {
         loop {
             let state = self.state().await?;
             state.check(self.keys.all(), purpose)?;
-            if let Some(Reigning { leader, fence, lease }) = &state.leader {
-                if let Some(ours) = kept.take_if(|ours| ours.id == *lease) {
+            if let Some(Reigning { leader, fence }) = &state.leader {
+                if let Some(ours) = kept.take_if(|ours| ours.id == fence.lease) {
                     return Ok((leader.reign, *fence, ours));
                 }
                 *kept = None;
@@ -178,7 +178,8 @@ impl Shared {
             if answer.is_done
                 && let Some(lease) = kept.take()
             {
-                return Ok((reign, answer.revision, lease));
+                let fence = Fence { revision: answer.revision, lease: lease.id };
+                return Ok((reign, fence, lease));
             }
         }
     }
@@ -276,16 +277,17 @@ impl Shared {
     }
 
     /// Returns when the leader key is not the one of this fence any more.
-    async fn gone(&self, fence: i64) {
+    async fn gone(&self, fence: Fence) {
         loop {
             let key = self.keys.leader();
             match self.cluster.read("say who reigns", vec![get(key.clone())]).await {
-                Ok(answer) if only(answer.found(0)).is_none_or(|found| found.mod_revision() != fence) => {
+                Ok(answer) if only(answer.found(0)).is_none_or(|found| Fence::of(found) != fence) => {
                     return;
                 }
                 Ok(answer) => self.cluster.changed(&key, answer.revision, LEADER_POLL).await,
-                // As long as it cannot be read, the lease says how it is.
-                Err(_) => sleep(BROKEN_PAUSE).await,
+                // As long as it cannot be reached, the lease says how it is.
+                Err(Error::Unavailable { .. }) => sleep(BROKEN_PAUSE).await,
+                Err(fault) => return warn!(%fault, "this server cannot see any more whether it reigns"),
             }
         }
     }
@@ -301,9 +303,9 @@ impl State {
 }
 
 /// Keeps a reign until it is over, or may be.
-async fn keep(shared: Arc<Shared>, lease: i64, ttl: Duration, begun: Duration, fence: i64) {
+async fn keep(shared: Arc<Shared>, fence: Fence, ttl: Duration, begun: Duration) {
     tokio::select! {
-        () = shared.renew(lease, ttl, begun) => {}
+        () = shared.renew(fence.lease, ttl, begun) => {}
         () = shared.gone(fence) => {}
     }
 }

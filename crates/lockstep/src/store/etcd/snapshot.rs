@@ -2,7 +2,7 @@
 
 use super::client::{ANSWER, BULK_ANSWER, Trouble, get, only, present, range};
 use super::key::{CHUNK_BYTES, StoredSnapshot, damaged};
-use super::{Shared, TRIES_MAX};
+use super::{Fence, Shared, TRIES_MAX};
 use crate::store::{Error, Fenced, Snapshot};
 use etcd_client::{Compare, CompareOp, GetOptions, SortOrder, SortTarget, Txn, TxnOp};
 use lockstep_core::id::{Index, Reign};
@@ -15,11 +15,11 @@ const NO_HEAD: Index = Index(0);
 
 impl Shared {
     /// Which snapshot counts, the revision since when, and the head. `None` when the reign has ended.
-    async fn snapshots(&self, fence: i64) -> Result<Option<(Option<StoredSnapshot>, i64, Index)>, Trouble> {
+    async fn snapshots(&self, fence: Fence) -> Result<Option<(Option<StoredSnapshot>, i64, Index)>, Trouble> {
         let keys = &self.keys;
         let gets = [keys.leader(), keys.snapshot(), keys.head()].map(get).to_vec();
         let answer = self.cluster.read("read which snapshot counts", gets).await?;
-        if only(answer.found(0)).is_none_or(|found| found.mod_revision() != fence) {
+        if only(answer.found(0)).is_none_or(|found| Fence::of(found) != fence) {
             return Ok(None);
         }
         let head = Index(self.number(present(answer.found(2), &keys.head())?)?);
@@ -30,7 +30,7 @@ impl Shared {
     /// Writes the chunks of a snapshot, makes it the one that counts, and deletes all others.
     pub(super) async fn save_snapshot(
         &self,
-        fence: i64,
+        fence: Fence,
         reign: Reign,
         index: Index,
         bytes: &[u8],
@@ -67,7 +67,9 @@ impl Shared {
         let key = keys.snapshot();
         let is_expected = Compare::mod_revision(key.clone(), CompareOp::Equal, since);
         let put = TxnOp::put(key.clone(), keys.json(&key, &stored), None);
-        let txn = Txn::new().when([self.holds(fence), is_expected]).and_then([put]);
+        let mut holds = self.holds(fence);
+        holds.push(is_expected);
+        let txn = Txn::new().when(holds).and_then([put]);
         if !self.cluster.txn(ANSWER, txn).await?.is_done {
             // Only who reigns writes it, one snapshot at a time: it was the reign that did not hold.
             return Ok(Fenced::Deposed);
@@ -76,7 +78,7 @@ impl Shared {
     }
 
     /// Deletes the chunks of all snapshots but this one.
-    async fn delete_snapshots(&self, fence: i64, kept: u64) -> Result<Fenced, Trouble> {
+    async fn delete_snapshots(&self, fence: Fence, kept: u64) -> Result<Fenced, Trouble> {
         let keys = &self.keys;
         if self.delete(fence, keys.snapshots_from(0), keys.snapshots_from(kept)).await? == Fenced::Deposed {
             return Ok(Fenced::Deposed);
@@ -126,7 +128,7 @@ impl Shared {
 
     /// Raises the floor as far as the snapshot allows, deletes what is below it, and lets etcd forget what was before
     /// the floor was raised last.
-    pub(super) async fn compact(&self, fence: i64, before: Index) -> Result<Fenced, Trouble> {
+    pub(super) async fn compact(&self, fence: Fence, before: Index) -> Result<Fenced, Trouble> {
         let keys = &self.keys;
         let Some((current, _, head)) = self.snapshots(fence).await? else { return Ok(Fenced::Deposed) };
         let covered = current.map_or(NO_HEAD, |snapshot| Index(snapshot.index));

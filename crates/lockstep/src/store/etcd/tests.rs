@@ -286,7 +286,10 @@ async fn what_etcd_says_after_it_has_written_is_looked_into() {
     // It had no room, and wrote all the same: or it did not.
     assert_eq!(shared.settle(fence, Index(0), Index(1)).await.unwrap(), Appended::Done(Index(1)));
     assert!(matches!(shared.settle(fence, Index(1), Index(2)).await, Err(Trouble::NoRoom)));
-    assert_eq!(shared.settle(fence + 1, Index(0), Index(1)).await.unwrap(), Appended::Deposed);
+    assert_eq!(
+        shared.settle(Fence { lease: 0, ..fence }, Index(0), Index(1)).await.unwrap(),
+        Appended::Deposed
+    );
 }
 
 #[tokio::test]
@@ -484,7 +487,8 @@ async fn what_was_damaged_is_refused() {
                 members.open(PREFIX).await.err(),
             ];
             // A missing floor, format or snapshot is as before the first; a missing reign is what the head says.
-            let may_be_missing = ["/format", "/reign", "/snap/current"].iter().any(|end| key.ends_with(end));
+            let may_be_missing =
+                ["/chain", "/format", "/reign", "/snap/current"].iter().any(|end| key.ends_with(end));
             if damaged.is_some() || !may_be_missing {
                 let told = faults.iter().flatten().any(|error| matches!(error, Error::Damaged { .. }));
                 assert!(told, "{key}: {faults:?}");
@@ -509,6 +513,152 @@ async fn two_clusters_are_not_taken_for_one() {
     store.inner.shared.cluster.pass_over_current();
     let error = store.head().await.unwrap_err();
     assert!(matches!(error, Error::Unusable { .. }) && error.to_string().contains("cluster"), "{error}");
+}
+
+/// Both servers have read six entries when etcd is set back to three; a third server may then write other ones.
+async fn set_back() -> (Members, [Etcd; 2], Reign) {
+    let mut members = Members::start(1, &[]).await;
+    let (store, reign) = reigning(&members, SHORT).await;
+    let standby = members.open(PREFIX).await.unwrap();
+    for index in 1..=3 {
+        append_surely(&store, reign, index).await;
+    }
+    members.keep_copy();
+    until("etcd is back", async || store.head().await.ok()).await;
+    // By a reign that the copy does not know.
+    let reign = store.campaign(&candidate("a"), SHORT).await.unwrap();
+    for index in 4..=6 {
+        append_surely(&store, reign, index).await;
+    }
+    assert_whole(&standby, 6).await;
+    members.set_back();
+    (members, [store, standby], reign)
+}
+
+fn assert_set_back(error: &Error) {
+    let is_told =
+        matches!(error, Error::Unusable { reason, .. } if reason.contains("etcd was set back to older data"));
+    assert!(is_told, "{error}");
+}
+
+#[tokio::test]
+async fn an_etcd_that_was_set_back_under_servers_is_not_followed() {
+    let (_members, [store, standby], reign) = set_back().await;
+    let refused = until("etcd is back", async || match standby.read(Index(7)).await {
+        Err(Error::Unavailable { .. }) => None,
+        other => Some(other.unwrap_err()),
+    });
+    assert_set_back(&refused.await);
+    assert_set_back(&standby.campaign(&candidate("b"), SHORT).await.unwrap_err());
+    assert_set_back(&append_one(&store, reign, 7).await.unwrap_err());
+    assert_set_back(&store.confirm(reign).await.unwrap_err());
+}
+
+#[tokio::test]
+async fn a_history_that_was_set_back_and_has_grown_past_what_was_read_is_recognised() {
+    for grown in [5, 6, 9] {
+        let (members, [store, standby], reign) = set_back().await;
+        let third = until("etcd is back", async || members.open(PREFIX).await.ok()).await;
+        let third_reign = third.campaign(&candidate("c"), SHORT).await.unwrap();
+        // Others use it too: its revision says nothing any more.
+        let client = raw(&members).await;
+        for round in 0..40 {
+            client.kv_client().put("/other", format!("{round}"), None).await.unwrap();
+        }
+        for index in 4..=grown {
+            let other = vec![format!("other {index}").into_bytes()];
+            third.append(third_reign, Index(index - 1), other).await.unwrap();
+        }
+        for ask in 0..2 {
+            assert_set_back(&standby.read(Index(7)).await.expect_err(&format!("{grown}, {ask}")));
+        }
+        // So does who stands by without reading, unless the head is beyond what was read.
+        if grown <= 6 {
+            assert_set_back(&standby.campaign(&candidate("b"), SHORT).await.unwrap_err());
+        }
+        assert_eq!(append_one(&store, reign, 7).await.unwrap(), Appended::Deposed);
+        assert_set_back(&store.read(Index(7)).await.unwrap_err());
+        // Who comes new takes it as it is.
+        let fourth = members.open(PREFIX).await.unwrap();
+        assert_eq!(fourth.read(Index(4)).await.unwrap()[0].payload, b"other 4");
+    }
+}
+
+/// A version that does not know the chain writes batches and leaves it where it is.
+#[tokio::test]
+async fn what_an_older_version_has_written_is_no_other_history() {
+    let members = Members::start(1, &[]).await;
+    let (store, reign) = reigning(&members, LONG).await;
+    let client = raw(&members).await;
+    let readers = [members.open(PREFIX).await.unwrap(), members.open(PREFIX).await.unwrap()];
+    for index in 1..=2 {
+        append_surely(&store, reign, index).await;
+    }
+    assert_whole(&readers[0], 2).await;
+    let key = format!("/{PREFIX}/chain");
+    let chain = client.kv_client().get(key.as_str(), None).await.unwrap().kvs()[0].value().to_vec();
+    for index in 3..=4 {
+        append_surely(&store, reign, index).await;
+    }
+    client.kv_client().put(key.as_str(), chain, None).await.unwrap();
+    drop(store);
+    // One that has read the entries between writes on, or one that has not.
+    let (store, reign) = reigning(&members, LONG).await;
+    for index in 5..=6 {
+        append_surely(&store, reign, index).await;
+    }
+    for reader in readers {
+        assert_whole(&reader, 6).await;
+        assert_eq!(reader.head().await.unwrap(), Index(6));
+    }
+    assert_whole(&members.open(PREFIX).await.unwrap(), 6).await;
+}
+
+#[tokio::test]
+async fn where_no_member_answers_each_ones_error_is_told() {
+    let mut members = Members::start(1, &[]).await;
+    members.members[0].kill();
+    let port = members.members[0].client;
+    let address = format!("etcd://127.0.0.1:{port},no-such-host.invalid:1,127.0.0.1:1/{PREFIX}");
+    let error = Etcd::open(&address, &EtcdOptions::default()).await.unwrap_err();
+    assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
+    let text = error.to_string();
+    for member in [
+        format!("http://127.0.0.1:{port}: "),
+        "http://no-such-host.invalid:1: ".to_owned(),
+        "http://127.0.0.1:1: ".to_owned(),
+    ] {
+        assert_eq!(text.matches(&member).count(), 1, "{member} in {text}");
+    }
+}
+
+#[tokio::test]
+async fn no_prefix_lies_within_another_ones() {
+    let members = Members::start(1, &[]).await;
+    let refused = async |prefix: &str, other: &str| {
+        let error = members.open(prefix).await.unwrap_err();
+        assert!(matches!(error, Error::Unusable { .. }), "{error:?}");
+        let text = error.to_string();
+        assert!(text.contains(&format!("/{prefix}/")) && text.contains(&format!("/{other}/")), "{text}");
+    };
+    let begin = async |prefix: &str| {
+        let store = members.open(prefix).await.unwrap();
+        let reign = store.campaign(&candidate("a"), LONG).await.unwrap();
+        append_surely(&store, reign, 1).await;
+    };
+    for (outer, inner) in [("a", "a/b"), ("b", "b/j"), ("c", "c/c/x"), ("d", "d/snap/x/y"), ("e", "e/format")]
+    {
+        begin(outer).await;
+        refused(inner, outer).await;
+    }
+    for (outer, inner) in [("f", "f/a"), ("g", "g/j"), ("h", "h/x/c"), ("i", "i/snap/x"), ("k", "k/x/y/z")] {
+        begin(inner).await;
+        refused(outer, inner).await;
+        // One beside it is no other one's.
+        begin(&format!("{outer}-2")).await;
+    }
+    begin("b-j").await;
+    begin("f/b").await;
 }
 
 fn openssl(dir: &std::path::Path, command: &str) {
@@ -641,7 +791,25 @@ async fn users_need_their_password_and_rights_to_the_prefix() {
         .await
         .unwrap();
     let error = until("the right is gone", async || append_one(&store, reign, 4).await.err()).await;
-    assert!(matches!(error, Error::Unusable { .. }) && error.to_string().contains("permission"), "{error}");
+    assert!(matches!(error, Error::Unusable { .. }), "{error:?}");
+    let told =
+        format!("it took no write of /{PREFIX}/j/00000000000000000004, /{PREFIX}/head and /{PREFIX}/chain: ");
+    assert!(error.to_string().contains(&format!("{told}etcdserver: permission denied")), "{error}");
+}
+
+#[tokio::test]
+async fn a_request_that_is_too_large_for_etcd_is_refused_for_good() {
+    let members = Members::start(1, &["--max-request-bytes=2000"]).await;
+    let (store, reign) = reigning(&members, LONG).await;
+    append_surely(&store, reign, 1).await;
+    // Also what is too large for etcd to be read at all.
+    for size in [3000, 500_000, 900_000] {
+        let error = store.append(reign, Index(1), vec![vec![7; size]]).await.unwrap_err();
+        assert!(matches!(error, Error::Unusable { .. }), "{size}: {error:?}");
+        let text = error.to_string();
+        assert!(text.contains("--max-request-bytes") && text.contains("/j/"), "{text}");
+    }
+    append_surely(&store, reign, 2).await;
 }
 
 /// Not a check: an append beside a bare put, in the same run. `cargo nextest run --release --run-ignored only`.

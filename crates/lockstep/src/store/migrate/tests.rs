@@ -166,3 +166,31 @@ fn what_is_read_back_is_compared() {
     assert!(error.contains("what was read back has SHA-256"), "{error}");
     assert!(compare(to, Reign(1), None, read(b"a", 1), &read(b"a", 2)).is_err());
 }
+
+#[tokio::test]
+async fn a_migration_that_refuses_leaves_the_source_to_its_servers() {
+    let members = Members::start(1, &[]).await;
+    let source = members.open("source").await.unwrap();
+    write(&source).await;
+    drop(source);
+    let from = members.address("source");
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("file"), "").unwrap();
+    let to = dir.path().display().to_string();
+    // The program ends with the refusal, and nothing that is still to be done in the background.
+    let refusal = std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        runtime.block_on(async {
+            // The reign of whoever wrote it is given back in the background.
+            loop {
+                match migrate(&from, &to, &EtcdOptions::default()).await.unwrap_err() {
+                    Error::Unusable { reason, .. } if reason.contains(" reigns") => {}
+                    refusal => return refusal.to_string(),
+                }
+            }
+        })
+    });
+    let refusal = refusal.join().unwrap();
+    assert!(refusal.contains("it is not empty"), "{refusal}");
+    assert_eq!(members.open("source").await.unwrap().leader().await.unwrap(), None);
+}

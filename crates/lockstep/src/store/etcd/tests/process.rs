@@ -95,6 +95,14 @@ fn free_ports(count: usize) -> Vec<u16> {
     listeners.iter().map(|listener| listener.local_addr().unwrap().port()).collect()
 }
 
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let to = to.join(entry.file_name());
+        if entry.path().is_dir() { copy(&entry.path(), &to) } else { _ = fs::copy(entry.path(), to).unwrap() }
+    }
+}
+
 impl Members {
     /// Starts so many members, and waits until they serve. `more` are further arguments of each.
     pub(in crate::store) async fn start(count: usize, more: &[&str]) -> Self {
@@ -154,6 +162,22 @@ impl Members {
             args.extend(more.iter().map(|arg| (*arg).to_owned()));
             self.members.push(Member { args, log, client: clients[at], child: None });
         }
+    }
+
+    /// Keeps a copy of what its only member has stored.
+    pub(in crate::store) fn keep_copy(&mut self) {
+        self.members[0].kill();
+        copy(&self.dir.path().join("m0"), &self.dir.path().join("copy"));
+        self.members[0].start();
+    }
+
+    /// Sets it back to that copy.
+    pub(in crate::store) fn set_back(&mut self) {
+        self.members[0].kill();
+        let data = self.dir.path().join("m0");
+        fs::remove_dir_all(&data).unwrap();
+        copy(&self.dir.path().join("copy"), &data);
+        self.members[0].start();
     }
 
     /// The address of all members, with a prefix.
