@@ -12,12 +12,12 @@
 mod kill;
 mod log;
 pub mod message;
-mod process;
 mod watchdog;
 
 use crate::agent::leftover::RUNNING;
 use crate::agent::now;
 use crate::config::WATCHDOG_TIMEOUT_MS_RANGE;
+use crate::process::{All, Process};
 use clap::Args;
 use lockstep_core::id::MemberId;
 use lockstep_core::time::Time;
@@ -25,7 +25,6 @@ use log::Log;
 use message::{
     Answer, LOCK, LOG, PACKET_BYTES_MAX, Pids, Request, SOCKET, Said, Say, Taken, VERSION, Watching,
 };
-use process::{All, Process};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::fs::{AtFlags, FlockOperation, Mode, OFlags, Timespec};
 use rustix::io::{Errno, retry_on_intr};
@@ -161,11 +160,11 @@ struct Deaf {
 impl Deaf {
     fn to_farewells() -> io::Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_io().build()?;
-        let _context = runtime.enter();
+        let entered = runtime.enter();
         let kinds =
             [SignalKind::hangup(), SignalKind::terminate(), SignalKind::interrupt(), SignalKind::quit()];
         let signals = kinds.into_iter().map(signal).collect::<io::Result<_>>()?;
-        drop(_context);
+        drop(entered);
         Ok(Self { _signals: signals, _runtime: runtime })
     }
 }
@@ -342,7 +341,12 @@ impl Guard {
         if is_renewal {
             self.arm();
         }
-        Said::Taken(Taken { unknown, early_ms: self.armed.as_ref().map_or(0, Watchdog::early_ms) })
+        Said::Taken(Taken { unknown, early_ms: self.early_ms() })
+    }
+
+    /// By how much before the lease's end it has to act.
+    fn early_ms(&self) -> u64 {
+        self.armed.as_ref().map_or(0, Watchdog::early_ms)
     }
 
     fn watching(&self) -> Watching {
@@ -404,7 +408,7 @@ impl Guard {
 
     /// Does what is due. Nobody needs a guard that has done its work, but an agent that is there: it asks what was done.
     fn look(&mut self, now: Time, is_alone: bool) -> Next {
-        let early_ms = self.armed.as_ref().map_or(0, Watchdog::early_ms);
+        let early_ms = self.early_ms();
         if let Some(watch) = &mut self.watch
             && watch.due(early_ms).is_some_and(|due| due <= now)
         {
@@ -442,10 +446,9 @@ impl Guard {
 
     /// Sets the timer to when something is due next.
     fn set(&self, timer: &OwnedFd) -> Result<(), Errno> {
-        let early_ms = self.armed.as_ref().map_or(0, Watchdog::early_ms);
         let look = match &self.watch {
             None => Some(now().plus(AGAIN_MS)),
-            Some(watch) => watch.due(early_ms),
+            Some(watch) => watch.due(self.early_ms()),
         };
         let fed = self.armed.as_ref().map(|watchdog| watchdog.next().max(now()));
         // Zero would stop the timer, and 1 ns is over.

@@ -9,6 +9,7 @@ pub mod dev;
 pub mod guard;
 pub mod handler;
 pub mod json;
+mod process;
 pub mod server;
 pub mod spec_file;
 pub mod store;

@@ -7,7 +7,8 @@
 
 mod common;
 
-use common::{Etcd, Process, wait_for};
+use common::etcd::Member;
+use common::{Process, wait_for};
 use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -20,7 +21,7 @@ const SPEC: &str = "cluster = \"shop\"\n[groups.db]\nselect = { role = \"db\" }\
 /// The page's hosts, in a directory of their own.
 struct Hosts {
     dir: TempDir,
-    members: BTreeMap<u32, Etcd>,
+    members: BTreeMap<u32, Member>,
     servers: BTreeMap<u32, Process>,
 }
 
@@ -93,7 +94,7 @@ impl Hosts {
         }
         let log = self.path().join(format!("etcd-{number}-{}.log", more.len()));
         args.extend(more.iter().map(|arg| (*arg).to_owned()));
-        self.members.insert(number, Etcd::start(&log, &args));
+        self.members.insert(number, Member::start(log, args));
     }
 
     fn start_server(&mut self, number: u32) {

@@ -5,14 +5,15 @@
 
 mod common;
 
-use common::{Etcd, Process, calls, host, http, listening, lockstep, wait_for};
+use common::etcd::{Members, NEAR};
+use common::{Process, calls, host, http, listening, lockstep, wait_for};
 use rustix::process::Signal;
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -24,40 +25,6 @@ const SPEC: &str = "cluster = \"shop\"\n[groups.db]\nselect = { role = \"db\" }\
 
 /// How long servers may take to take over from one that was killed, on a machine with work to do.
 const TAKE_OVER: Duration = Duration::from_secs(15);
-
-/// An etcd of one member that serves, and its port.
-fn start_etcd(dir: &Path, more: &[&str]) -> (Etcd, u16) {
-    let mut started = None;
-    wait_for("etcd", || {
-        let (etcd, port) = started.get_or_insert_with(|| try_start_etcd(dir, more));
-        // Another process may take a port between its choice and its use: then it ends, and another one is chosen.
-        if etcd.has_ended() {
-            started = None;
-            return false;
-        }
-        let address = SocketAddr::from(([127, 0, 0, 1], *port));
-        http(address, "GET", "/health", None).is_some_and(|(_, body)| body["health"] == "true")
-    });
-    started.unwrap()
-}
-
-fn try_start_etcd(dir: &Path, more: &[&str]) -> (Etcd, u16) {
-    let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    let [port, peer] = listeners.map(|listener| listener.local_addr().unwrap().port());
-    let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
-    let data = dir.join(format!("etcd-{port}"));
-    let cluster = format!("default={peer}");
-    let args = [
-        ["--data-dir", data.to_str().unwrap()],
-        ["--listen-client-urls", &client],
-        ["--advertise-client-urls", &client],
-        ["--listen-peer-urls", &peer],
-        ["--initial-advertise-peer-urls", &peer],
-        ["--initial-cluster", &cluster],
-    ];
-    let args: Vec<_> = args.as_flattened().iter().chain(more).map(|arg| (*arg).to_owned()).collect();
-    (Etcd::start(&data.with_extension("log"), &args), port)
-}
 
 /// What is between a server and etcd, and may swallow all that is said.
 struct Relay {
@@ -103,7 +70,7 @@ struct Servers {
     dir: PathBuf,
     servers: BTreeMap<String, (Process, SocketAddr)>,
     agents: BTreeMap<String, Process>,
-    etcd: (Etcd, u16),
+    etcd: Members,
     relay: Relay,
     temporary: Option<TempDir>,
 }
@@ -120,14 +87,13 @@ impl Drop for Servers {
     }
 }
 
-const FAST: [&str; 2] = ["--election-timeout=500", "--heartbeat-interval=50"];
-
 impl Servers {
     fn start(etcd: &[&str]) -> Self {
         let temporary = host();
         let dir = temporary.path().to_owned();
-        let etcd = start_etcd(&dir, etcd);
-        let relay = Relay::start(etcd.1);
+        let mut etcd = Members::start(&dir, 1, etcd);
+        wait_for("etcd", || etcd.serves());
+        let relay = Relay::start(etcd.ports[0].client);
         let (servers, agents) = Default::default();
         let mut started = Self { dir, servers, agents, etcd, relay, temporary: Some(temporary) };
         // The first one is the active one, and reaches etcd through the relay.
@@ -143,7 +109,7 @@ impl Servers {
     }
 
     fn start_server(&mut self, name: &str, listen: &str) {
-        let port = if name == "s1" { self.relay.port } else { self.etcd.1 };
+        let port = if name == "s1" { self.relay.port } else { self.etcd.ports[0].client };
         let store = format!("etcd://127.0.0.1:{port}/lockstep");
         let args = ["server", "--store", &store, "--name", name, "--listen", listen];
         let mut server = Process::start(&self.dir, name, &args);
@@ -283,7 +249,7 @@ fn body(targets: &[&str], request_id: &str) -> Value {
 
 #[test]
 fn a_decision_is_carried_out_by_the_next_server_and_run_waits_through_it() {
-    let mut servers = Servers::start(&FAST).with_agents();
+    let mut servers = Servers::start(&NEAR).with_agents();
     let first = servers.active();
     servers.block("db@a", "commit");
     let run = servers.lockstep_beside(&["run", "db=offline", "--request-id", "once", "-o", "json"]);
@@ -313,7 +279,7 @@ fn a_decision_is_carried_out_by_the_next_server_and_run_waits_through_it() {
 
 #[test]
 fn what_is_asked_for_while_nobody_is_active_is_done_by_who_takes_over() {
-    let mut servers = Servers::start(&FAST).with_agents();
+    let mut servers = Servers::start(&NEAR).with_agents();
     let first = servers.active();
     servers.kill(&first);
     let began = Instant::now();
@@ -332,8 +298,8 @@ fn what_is_asked_for_while_nobody_is_active_is_done_by_who_takes_over() {
 
 #[test]
 fn that_nobody_is_active_is_said() {
-    let mut servers = Servers::start(&FAST);
-    servers.etcd.0.kill();
+    let mut servers = Servers::start(&NEAR);
+    servers.etcd.members[0].kill();
     wait_for("all to stand by", || {
         servers.servers.values().all(|(_, address)| is_ready(*address, "standby"))
     });
@@ -362,7 +328,7 @@ fn that_nobody_is_active_is_said() {
 
 #[test]
 fn stepping_down_under_load_loses_nothing_and_hands_over_at_once() {
-    let servers = Servers::start(&FAST).with_agents();
+    let servers = Servers::start(&NEAR).with_agents();
     let load: Vec<_> = (0..20)
         .map(|number| {
             let id = format!("load-{number}");
@@ -394,7 +360,7 @@ fn stepping_down_under_load_loses_nothing_and_hands_over_at_once() {
 
 #[test]
 fn a_stopped_server_wakes_up_deposed_writes_nothing_and_sends_on() {
-    let mut servers = Servers::start(&FAST).with_agents();
+    let mut servers = Servers::start(&NEAR).with_agents();
     let first = servers.active();
     let address = servers.address(&first);
     servers.servers[&first].0.signal(Signal::STOP);
@@ -468,7 +434,7 @@ fn revisions(events: &[Value]) -> Vec<u64> {
 fn hosts_of_a_server_that_loses_its_store_go_to_the_next_one_and_nothing_of_theirs_stops() {
     let spec =
         SPEC.replace("[groups.db]", "[groups.db]\nrecover = \"lease\"\nlimits = { online = { max = 2 } }");
-    let mut servers = Servers::start(&FAST).with_agents_of(&spec);
+    let mut servers = Servers::start(&NEAR).with_agents_of(&spec);
     let first = servers.address("s1");
     let joined = |servers: &Servers, name: &str| servers.agents[name].said().matches("joined as").count();
     let before = ["a", "b"].map(|name| joined(&servers, name));
@@ -500,7 +466,7 @@ fn hosts_of_a_server_that_loses_its_store_go_to_the_next_one_and_nothing_of_thei
 
 #[test]
 fn readers_are_answered_by_a_standby_and_events_go_on_at_another_server() {
-    let mut servers = Servers::start(&FAST).with_agents();
+    let mut servers = Servers::start(&NEAR).with_agents();
     let (first, reader) = (servers.active(), servers.standby());
     // What the active server has acknowledged, a consistent read at a standby shows.
     for round in 0..20 {

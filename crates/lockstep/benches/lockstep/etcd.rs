@@ -7,19 +7,22 @@
 //!   there are hosts, each with a group of its own, as fast as they can.
 //! - How long it takes from the end of an active server until the next one has acknowledged a write ([`succession`]).
 
+mod bare;
 mod by_hand;
 mod cluster;
+#[path = "../../tests/common/etcd.rs"]
 mod member;
 mod succession;
 
 use crate::load::{self, Server, directory};
+use bare::Bare;
 use by_hand::ByHand;
 use cluster::Populated;
-use member::{Bare, Members, NEAR};
+use member::{Members, NEAR};
 use serde::Serialize;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
-use succession::{End, Servers};
+use succession::{End, Servers, wait_active, wait_for};
 use tokio::runtime::Runtime;
 
 /// How many hosts a transition moves, and how many clients there are at most.
@@ -86,7 +89,7 @@ pub(crate) fn run(options: &Options) {
         lines.extend(transitions(&runtime, &options.program, options.rounds));
     }
     if is_wanted("succession") {
-        lines.extend(successions(&runtime, &options.program));
+        lines.extend(successions(&options.program));
     }
     println!("{:<64} {:>9} {:>9}    the machine's load before: {load}", "", "median", "99 %");
     for Line { what, unit, median, high, notes, aim } in &lines {
@@ -100,6 +103,20 @@ pub(crate) fn run(options: &Options) {
         let text = serde_json::to_vec_pretty(&lines).expect("plain data");
         std::fs::write(path, text).expect("the file can be written");
     }
+}
+
+/// An etcd of so many members that serves, with their directories in `dir`.
+fn start(dir: &Path, count: usize, more: &[&str]) -> Members {
+    let dir = dir.join(format!("etcd-{count}"));
+    std::fs::create_dir_all(&dir).expect("a directory to work in");
+    let mut members = Members::start(&dir, count, more);
+    wait_for("etcd", || members.serves());
+    members
+}
+
+/// Where clients that are not servers reach one of them.
+fn url(members: &Members, place: usize) -> String {
+    format!("127.0.0.1:{}", members.ports[place].client)
 }
 
 fn ms(time: Duration) -> f64 {
@@ -120,8 +137,8 @@ fn line(what: String, times: &[Duration]) -> Line {
 
 fn transitions(runtime: &Runtime, program: &Path, rounds: usize) -> Vec<Line> {
     let dir = directory();
-    let one = Members::start(runtime, &dir, 1, &NEAR);
-    let three = Members::start(runtime, &dir, 3, &NEAR);
+    let one = start(&dir, 1, &NEAR);
+    let three = start(&dir, 3, &NEAR);
     let stores = [("embedded", None), ("1 member", Some(&one)), ("3 members", Some(&three))];
     let mut cases = stores.map(|(name, members)| Case::start(runtime, program, &dir, name, members));
     for round in 0..WARM_UP + rounds {
@@ -169,11 +186,11 @@ impl Case {
         let server = match members {
             None => Server::start(program, dir),
             Some(members) => {
-                let store = ["--store", &members.store(), "--name", "bench"];
+                let store = ["--store", &members.address("lockstep"), "--name", "bench"];
                 Server::start_on(program, &store, PathBuf::new())
             }
         };
-        succession::wait_active(&server.address);
+        wait_active(&server.address);
         let cluster = Populated::start(&server.address, HOSTS);
         let etcd = members.map(|members| {
             runtime.block_on(async {
@@ -238,13 +255,13 @@ impl Case {
     }
 }
 
-fn successions(runtime: &Runtime, program: &Path) -> Vec<Line> {
+fn successions(program: &Path) -> Vec<Line> {
     let dir = directory();
     let mut lines = Vec::new();
     for (elections, more, kill_aim_ms) in
         [("elections in 500 ms", &NEAR[..], 1500.0), ("elections as etcd has them", &[], 2600.0)]
     {
-        let members = Members::start(runtime, &dir, 3, more);
+        let members = start(&dir, 3, more);
         let mut servers = Servers::start(program, &members);
         for (end, what, runs, aim_ms) in
             [(End::Killed, "kill -9", KILLS, kill_aim_ms), (End::SteppedDown, "step-down", STEP_DOWNS, 100.0)]

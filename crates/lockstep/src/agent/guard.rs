@@ -277,10 +277,7 @@ impl Line {
             let answer = heard.map_err(NotGuarded::Absent)?;
             // Others are too late; one without a number answers what could not be read at all.
             if answer.n == self.n || answer.n == 0 {
-                return match answer.what {
-                    Said::Refused { why } => Err(NotGuarded::Refused(why)),
-                    said @ (Said::Taken(_) | Said::Watching(_) | Said::Goodbye) => Ok(said),
-                };
+                return Ok(answer.what);
             }
         }
     }

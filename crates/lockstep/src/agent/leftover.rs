@@ -5,9 +5,9 @@
 //! it at once. An agent that is killed between the two leaves a file without one. Then the handler is found by the
 //! name of its call, which is in its environment.
 
+use crate::process::{Process, Seen, group_lives};
 use crate::store::Error;
-use rustix::io::Errno;
-use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -41,8 +41,8 @@ pub(super) struct Note {
 pub(crate) struct Noted {
     /// What its call is named; the file has this name.
     pub(crate) name: String,
-    /// Its process group and the start of the group's leader, where they were written down.
-    pub(crate) group: Option<(Pid, String)>,
+    /// The leader of its process group, where that was written down.
+    pub(crate) leader: Option<Process>,
 }
 
 /// All that is noted in a directory.
@@ -51,9 +51,10 @@ pub(crate) fn noted(dir: &Path) -> Vec<Noted> {
     let read = |file: fs::DirEntry| {
         let text = fs::read_to_string(file.path()).unwrap_or_default();
         let mut words = text.split_ascii_whitespace();
-        let group = words.next().and_then(|pid| pid.parse().ok()).and_then(Pid::from_raw);
-        let group = group.zip(words.next().map(str::to_owned));
-        Some(Noted { name: file.file_name().to_str()?.to_owned(), group })
+        let pid = words.next().and_then(|pid| pid.parse().ok());
+        let started = words.next().and_then(|started| started.parse().ok());
+        let leader = pid.zip(started).map(|(pid, started)| Process { pid, started });
+        Some(Noted { name: file.file_name().to_str()?.to_owned(), leader })
     };
     files.flatten().filter_map(read).collect()
 }
@@ -79,14 +80,10 @@ impl Leftovers {
 
     /// Ends what an earlier run of this agent left, and waits until it is gone.
     pub(super) async fn end(&self) {
-        for Noted { name, group } in noted(&self.dir) {
-            match group {
-                Some((group, started)) => end_group(group, &started).await,
-                None => {
-                    for (group, started) in groups_of_call(&name) {
-                        end_group(group, &started).await;
-                    }
-                }
+        for Noted { name, leader } in noted(&self.dir) {
+            let leaders = leader.map_or_else(|| leaders_of_call(&name), |leader| vec![leader]);
+            for leader in leaders {
+                end_group(leader).await;
             }
             remove(&self.dir.join(name));
         }
@@ -96,7 +93,8 @@ impl Leftovers {
 impl Note {
     /// The handler runs under this process id, which is its group's too.
     pub(super) fn started(&self, pid: u32) {
-        let started = i32::try_from(pid).ok().and_then(Pid::from_raw).and_then(start_of).unwrap_or_default();
+        let seen = i32::try_from(pid).ok().and_then(Seen::read);
+        let started = seen.map(|seen| seen.process.started.to_string()).unwrap_or_default();
         self.write(&format!("{pid} {started}\n"));
     }
 
@@ -122,57 +120,20 @@ fn remove(path: &Path) {
     }
 }
 
-/// A process's start, in clock ticks since boot: with its id, it names the process for good.
-fn start_of(pid: Pid) -> Option<String> {
-    after_name(&stat_of(pid.as_raw_nonzero().get())?)?.nth(19).map(str::to_owned)
-}
-
-/// What `/proc/PID/stat` says. The name in it may be of any bytes: the system cuts a longer one after the fifteenth,
-/// also within a character.
-pub(crate) fn stat_of(pid: i32) -> Option<String> {
-    let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
-    Some(String::from_utf8_lossy(&stat).into_owned())
-}
-
-/// The ids of all processes; none, if they cannot be read.
-fn all_ids() -> Option<impl Iterator<Item = i32>> {
-    let processes = fs::read_dir("/proc").ok()?;
-    Some(processes.flatten().filter_map(|process| process.file_name().to_str()?.parse().ok()))
-}
-
-/// The fields of a `/proc/PID/stat` from its third, the state, on: pid (name, which may hold anything) state ppid
-/// pgrp ... start is the 22nd, the 20th after the name.
-pub(crate) fn after_name(stat: &str) -> Option<impl Iterator<Item = &str>> {
-    stat.rsplit_once(')').map(|(_, after_name)| after_name.split_ascii_whitespace())
-}
-
-/// Whether nothing of a group can act any more. Its dead may lie around: their parent was the killed agent, and in
-/// many a container the first process buries others late or never.
-fn is_gone(group: Pid) -> bool {
-    if test_kill_process_group(group) == Err(Errno::SRCH) {
-        return true;
-    }
-    let group = group.as_raw_nonzero().to_string();
-    let lives = |stat: String| {
-        let Some(mut fields) = after_name(&stat) else { return false };
-        let is_dead = matches!(fields.next(), Some("Z" | "X"));
-        !is_dead && fields.nth(1) == Some(group.as_str())
-    };
-    all_ids().is_some_and(|ids| !ids.filter_map(stat_of).any(lives))
-}
-
-async fn end_group(group: Pid, started: &str) {
+/// Ends the group of a leader that may have ended itself.
+async fn end_group(leader: Process) {
     // While a group has a member its id is given to no new process. So a leader with another start means that
     // the group is gone and its id is somebody else's.
-    if start_of(group).is_some_and(|start| start != started) {
+    if Seen::read(leader.pid).is_some_and(|seen| seen.process != leader) {
         return;
     }
+    let Some(group) = Pid::from_raw(leader.pid) else { return };
     if kill_process_group(group, Signal::KILL).is_ok() {
         warn!(group = group.as_raw_nonzero(), "ended a handler that outlived an earlier run of this agent");
     }
     // However long it takes: what it is in the middle of must not meet what is ordered next.
     for look in 1_u64.. {
-        if is_gone(group) {
+        if !group_lives(group) {
             return;
         }
         if look % LOOKS_TOLD == 0 {
@@ -186,25 +147,17 @@ async fn end_group(group: Pid, started: &str) {
     }
 }
 
-/// The process group of a call's handler, and its start. What the handler started in a session of its own has the
+/// The leader of the process group of a call's handler. What the handler started in a session of its own has the
 /// same environment, and is meant to stay.
-fn groups_of_call(name: &str) -> Vec<(Pid, String)> {
+fn leaders_of_call(name: &str) -> Vec<Process> {
     let variable = format!("LOCKSTEP_{CALL}={name}");
-    let ids = all_ids().into_iter().flatten();
-    ids.filter_map(Pid::from_raw)
-        .filter(|pid| {
-            let environ = fs::read(format!("/proc/{}/environ", pid.as_raw_nonzero())).unwrap_or_default();
-            environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
-        })
-        .filter_map(|pid| {
-            let stat = stat_of(pid.as_raw_nonzero().get())?;
-            let mut fields = after_name(&stat)?.skip(2);
-            let (group, session) = (fields.next()?, fields.next()?);
-            let own = pid.as_raw_nonzero().to_string();
-            let leads = group == own && session != own;
-            leads.then(|| start_of(pid).map(|started| (pid, started))).flatten()
-        })
-        .collect()
+    let leads = |seen: &Seen| seen.group == seen.process.pid && seen.session != seen.process.pid;
+    let is_of_call = |process: &Process| {
+        let environ = fs::read(format!("/proc/{}/environ", process.pid)).unwrap_or_default();
+        environ.split(|byte| *byte == 0).any(|entry| entry == variable.as_bytes())
+    };
+    let all = Seen::all().into_iter().flatten();
+    all.filter(leads).map(|seen| seen.process).filter(is_of_call).collect()
 }
 
 #[cfg(test)]
@@ -297,11 +250,12 @@ mod tests {
     async fn a_group_whose_dead_nobody_has_buried_is_gone() {
         let mut child = Command::new("sleep").arg("60").process_group(0).spawn().unwrap();
         let group = Pid::from_child(&child);
-        assert!(!is_gone(group), "it lives");
-        end_group(group, &start_of(group).unwrap()).await;
-        assert!(is_gone(group), "it is dead");
-        assert!(start_of(group).is_some(), "it was not to be buried yet");
+        let leader = || Seen::read(group.as_raw_nonzero().get());
+        assert!(group_lives(group), "it lives");
+        end_group(leader().unwrap().process).await;
+        assert!(!group_lives(group), "it is dead");
+        assert!(leader().is_some(), "it was not to be buried yet");
         child.wait().unwrap();
-        assert!(is_gone(group), "it is buried");
+        assert!(!group_lives(group), "it is buried");
     }
 }

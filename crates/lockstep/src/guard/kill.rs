@@ -1,8 +1,8 @@
 //! Stops what a lease let run: the processes that handlers named, all that descends from them, and the handlers that
 //! were at work for the same members, since one that outlives its agent may be about to start the software.
 
-use super::process::{All, Process, Seen};
 use crate::agent::leftover::{CALL, Noted, noted};
+use crate::process::{All, Process, Seen};
 use lockstep_core::id::MemberId;
 use rustix::io::Errno;
 use rustix::process::Signal;
@@ -120,16 +120,9 @@ fn at_work(all: &All, notes: &[Noted], calls: &Calls<'_>) -> BTreeSet<Process> {
     let variables: BTreeSet<_> = notes.iter().map(|note| format!("LOCKSTEP_{CALL}={}", note.name)).collect();
     // While a group has a member its id is given to no new process: a leader with another start means that the group
     // is gone.
-    let stands = |group: i32, started: &str| {
-        all.holder(group).is_none_or(|leader| leader.process.started.to_string() == started)
-    };
-    let groups: BTreeSet<i32> = notes
-        .iter()
-        .filter_map(|note| note.group.as_ref())
-        .map(|(group, started)| (group.as_raw_nonzero().get(), started))
-        .filter(|(group, started)| stands(*group, started))
-        .map(|(group, _)| group)
-        .collect();
+    let stands = |leader: &Process| all.holder(leader.pid).is_none_or(|seen| seen.process == *leader);
+    let leaders = notes.iter().filter_map(|note| note.leader);
+    let groups: BTreeSet<i32> = leaders.filter(stands).map(|leader| leader.pid).collect();
     let is_at_work = |seen: &&Seen| {
         let environ = fs::read(format!("/proc/{}/environ", seen.process.pid)).unwrap_or_default();
         let mut is_named = groups.contains(&seen.group);

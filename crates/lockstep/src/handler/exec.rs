@@ -24,13 +24,15 @@ use std::path::PathBuf;
 use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
-use rustix::process::{Pid, Signal, kill_process_group, test_kill_process_group};
+use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWriteExt};
 use tokio::process::{Child, ChildStdin, Command};
 use tokio::time::{Instant, sleep, sleep_until};
 
 use lockstep_core::message::{Findings, Phase};
 use lockstep_core::vote::Answer;
+
+use crate::process::group_lives;
 
 use super::answer::parse;
 use super::reason::{last_line, printable};
@@ -287,7 +289,7 @@ impl Group {
     async fn gone(&self) -> bool {
         let Some(group) = self.0 else { return true };
         let until = Instant::now() + GROUP_GONE_WAIT;
-        while group_runs(group) {
+        while group_lives(group) {
             if Instant::now() >= until {
                 return false;
             }
@@ -301,23 +303,6 @@ impl Drop for Group {
     fn drop(&mut self) {
         self.kill();
     }
-}
-
-/// Whether a process of the group still runs. Zombies do not: in a container whose first process reaps nobody,
-/// they stay for ever.
-fn group_runs(group: Pid) -> bool {
-    if test_kill_process_group(group) == Err(rustix::io::Errno::SRCH) {
-        return false;
-    }
-    let Ok(processes) = std::fs::read_dir("/proc") else { return true };
-    processes.flatten().filter_map(|entry| std::fs::read(entry.path().join("stat")).ok()).any(|stat| {
-        // pid (name, which may hold anything) state ppid pgrp ...
-        let after_name = stat.iter().rposition(|byte| *byte == b')').map_or(&[][..], |at| &stat[at + 1..]);
-        let fields = String::from_utf8_lossy(after_name);
-        let mut fields = fields.split_ascii_whitespace();
-        let runs = !matches!(fields.next(), None | Some("Z" | "X"));
-        runs && fields.nth(1) == Some(group.as_raw_nonzero().to_string().as_str())
-    })
 }
 
 /// Writes the context to stdin, as far as the handler takes it.

@@ -6,6 +6,8 @@
 #![allow(dead_code, reason = "each test binary uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
+pub mod etcd;
+
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use std::collections::BTreeMap;
@@ -347,36 +349,6 @@ pub fn lockstep(dir: &Path, address: Option<SocketAddr>, args: &[&str]) -> (i32,
     let output = command.output().unwrap();
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
     (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
-}
-
-/// A member of etcd. Ended with this.
-pub struct Etcd(Child);
-
-impl Etcd {
-    /// Starts it with what it says in `log`, and waits for nothing.
-    pub fn start(log: &Path, args: &[String]) -> Self {
-        let log = File::create(log).unwrap();
-        let mut command = Command::new("etcd");
-        command.args(args).stdin(Stdio::null()).stdout(log.try_clone().unwrap()).stderr(log);
-        Self(command.spawn().expect("the tests need the Debian package etcd-server"))
-    }
-
-    pub fn kill(&mut self) {
-        self.0.kill().unwrap();
-        self.0.wait().unwrap();
-    }
-
-    pub fn has_ended(&mut self) -> bool {
-        self.0.try_wait().unwrap().is_some()
-    }
-}
-
-impl Drop for Etcd {
-    fn drop(&mut self) {
-        // It may have ended already.
-        let _ = self.0.kill();
-        self.0.wait().unwrap();
-    }
 }
 
 /// Waits until `is_so`, and fails with what was waited for when it does not become so.

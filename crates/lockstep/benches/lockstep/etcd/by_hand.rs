@@ -6,6 +6,7 @@
 //! over the members. Nobody plans, records, notices who is gone, or fences anybody.
 
 use super::member::Members;
+use super::url;
 use etcd_client::{Client, Txn, TxnOp, WatchOptions, WatchStream};
 use std::time::{Duration, Instant};
 use tokio::task::JoinSet;
@@ -26,7 +27,7 @@ impl ByHand {
     /// So many participants that watch.
     pub(super) async fn start(members: &Members, count: usize) -> Self {
         let connect = async |place: usize| {
-            let url = &members.urls[place % members.urls.len()];
+            let url = url(members, place % members.ports.len());
             Client::connect([url], None).await.expect("etcd")
         };
         let mut participants = JoinSet::new();

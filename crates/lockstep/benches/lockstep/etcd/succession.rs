@@ -37,7 +37,8 @@ pub(super) enum End {
 
 impl Servers {
     pub(super) fn start(program: &Path, members: &Members) -> Self {
-        let mut servers = Self { program: program.to_owned(), store: members.store(), running: Vec::new() };
+        let mut servers =
+            Self { program: program.to_owned(), store: members.address("lockstep"), running: Vec::new() };
         for place in 0..SERVERS {
             let server = servers.start_one(place);
             servers.running.push(server);
@@ -57,7 +58,7 @@ impl Servers {
 
     fn succeed_once(&mut self, end: End, later: Duration) -> Duration {
         let mut active = None;
-        wait_for(|| {
+        wait_for("one active server and standbys", || {
             let roles: Vec<_> =
                 self.running.iter().map(|server| ask(&server.address, &get("/readyz"))).collect();
             let is = |role: &str| {
@@ -112,13 +113,13 @@ impl Servers {
 
 /// Waits until a server may decide.
 pub(super) fn wait_active(address: &str) {
-    wait_for(|| ask(address, &get("/readyz")).contains("\"role\":\"active\""));
+    wait_for("an active server", || ask(address, &get("/readyz")).contains("\"role\":\"active\""));
 }
 
-fn wait_for(mut is_so: impl FnMut() -> bool) {
+pub(super) fn wait_for(what: &str, mut is_so: impl FnMut() -> bool) {
     let begun = Instant::now();
     while !is_so() {
-        assert!(begun.elapsed() < WAIT_MAX, "servers are not what they should be");
+        assert!(begun.elapsed() < WAIT_MAX, "waited for {what} in vain");
         std::thread::sleep(Duration::from_millis(20));
     }
 }

@@ -22,7 +22,7 @@ impl EtcdBench {
 
 /// A client beside the store's.
 async fn raw(members: &Members) -> etcd_client::Client {
-    let url = format!("127.0.0.1:{}", members.members[0].client);
+    let url = format!("127.0.0.1:{}", members.ports[0].client);
     etcd_client::Client::connect([url], None).await.unwrap()
 }
 
@@ -183,8 +183,8 @@ async fn nothing_acknowledged_is_lost_with_the_leader_of_three() {
 /// Which member leads.
 async fn leader_of(members: &Members) -> usize {
     until("there is a leader", async || {
-        for (at, member) in members.members.iter().enumerate() {
-            let url = format!("127.0.0.1:{}", member.client);
+        for (at, ports) in members.ports.iter().enumerate() {
+            let url = format!("127.0.0.1:{}", ports.client);
             let Ok(client) = etcd_client::Client::connect([url], None).await else { continue };
             let asked = timeout(SHORT, async { client.maintenance_client().status().await });
             let Ok(Ok(status)) = asked.await else { continue };
@@ -506,7 +506,7 @@ async fn two_clusters_are_not_taken_for_one() {
     let (one, other) =
         (Members::start(1, &[]).await, Members::start(1, &["--initial-cluster-token=other"]).await);
     let both =
-        format!("{},127.0.0.1:{}/{PREFIX}", one.address("").trim_end_matches('/'), other.members[0].client);
+        format!("{},127.0.0.1:{}/{PREFIX}", one.address("").trim_end_matches('/'), other.ports[0].client);
     let store = Etcd::open(&both, &one.options).await.unwrap();
     let reign = store.campaign(&candidate("a"), LONG).await.unwrap();
     append_surely(&store, reign, 1).await;
@@ -618,7 +618,7 @@ async fn what_an_older_version_has_written_is_no_other_history() {
 async fn where_no_member_answers_each_ones_error_is_told() {
     let mut members = Members::start(1, &[]).await;
     members.members[0].kill();
-    let port = members.members[0].client;
+    let port = members.ports[0].client;
     let address = format!("etcd://127.0.0.1:{port},no-such-host.invalid:1,127.0.0.1:1/{PREFIX}");
     let error = Etcd::open(&address, &EtcdOptions::default()).await.unwrap_err();
     assert!(matches!(error, Error::Unavailable { .. }), "{error:?}");
@@ -707,8 +707,7 @@ async fn certificates_are_shown_and_checked() {
         "--client-cert-auth".to_owned(),
     ];
     let flags: Vec<&str> = flags.iter().map(String::as_str).collect();
-    let members =
-        Members::start_with(tempfile::tempdir().unwrap(), 1, &flags, "https", options.clone()).await;
+    let members = Members::start_with(1, &flags, "https", options.clone()).await;
     let (store, reign) = reigning(&members, LONG).await;
     append_surely(&store, reign, 1).await;
     let mut heads = store.heads();
@@ -777,7 +776,7 @@ async fn users_need_their_password_and_rights_to_the_prefix() {
 
     // Rights change under a server that runs: a token of before is given up for a new one.
     let root = etcd_client::ConnectOptions::new().with_user("root", "top");
-    let url = format!("127.0.0.1:{}", members.members[0].client);
+    let url = format!("127.0.0.1:{}", members.ports[0].client);
     let root = etcd_client::Client::connect([url], Some(root)).await.unwrap();
     root.auth_client().role_add("more").await.unwrap();
     append_surely(&store, reign, 3).await;

@@ -1,42 +1,56 @@
 //! Processes as `/proc` shows them, named so that an id which is used again never stands for another one.
 
-use crate::agent::leftover::{after_name, stat_of};
 use lockstep_core::time::Time;
 use rustix::io::Errno;
 use rustix::process::{
     Pid, PidfdFlags, Signal, kill_process, pidfd_open, pidfd_send_signal, test_kill_process,
+    test_kill_process_group,
 };
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 
 /// One process, for good: its id and when it started, in clock ticks since boot.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) struct Process {
-    pub(super) pid: i32,
-    pub(super) started: u64,
+pub(crate) struct Process {
+    pub(crate) pid: i32,
+    pub(crate) started: u64,
 }
 
 /// A process at one moment.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(super) struct Seen {
-    pub(super) process: Process,
+pub(crate) struct Seen {
+    pub(crate) process: Process,
     /// Its letter in `/proc/PID/stat`.
     state: u8,
     parent: i32,
-    pub(super) group: i32,
+    pub(crate) group: i32,
+    pub(crate) session: i32,
 }
 
 impl Seen {
-    fn read(pid: i32) -> Option<Self> {
-        Self::of(pid, &stat_of(pid)?)
+    /// None: there is no such process.
+    pub(crate) fn read(pid: i32) -> Option<Self> {
+        let stat = fs::read(format!("/proc/{pid}/stat")).ok()?;
+        // The name in it may be of any bytes: the system cuts a longer one after the fifteenth, also within a character.
+        Self::of(pid, &String::from_utf8_lossy(&stat))
     }
 
+    /// Of pid (name, which may hold anything) state ppid pgrp session ...; the start is the 22nd.
     fn of(pid: i32, stat: &str) -> Option<Self> {
-        let mut fields = after_name(stat)?;
+        let (_, after_name) = stat.rsplit_once(')')?;
+        let mut fields = after_name.split_ascii_whitespace();
         let state = *fields.next()?.as_bytes().first()?;
-        let (parent, group) = (fields.next()?.parse().ok()?, fields.next()?.parse().ok()?);
-        let started = fields.nth(16)?.parse().ok()?;
-        Some(Self { process: Process { pid, started }, state, parent, group })
+        let mut id = || fields.next()?.parse().ok();
+        let (parent, group, session) = (id()?, id()?, id()?);
+        let started = fields.nth(15)?.parse().ok()?;
+        Some(Self { process: Process { pid, started }, state, parent, group, session })
+    }
+
+    /// All processes, one after the other; none, if they cannot be read.
+    pub(crate) fn all() -> Option<impl Iterator<Item = Self>> {
+        let entries = fs::read_dir("/proc").ok()?;
+        let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+        Some(ids.filter_map(Self::read))
     }
 
     /// Whether it can still do something: the dead may lie around until their parent buries them.
@@ -45,7 +59,7 @@ impl Seen {
     }
 
     /// Whether it runs, or may run at any moment. One in the kernel's hands (D) stops when it comes back from there.
-    pub(super) fn runs(&self) -> bool {
+    pub(crate) fn runs(&self) -> bool {
         matches!(self.state, b'R' | b'S')
     }
 }
@@ -53,7 +67,7 @@ impl Seen {
 impl Process {
     /// The living process of an id that an agent named at `at`; none: there is none, it is a later one, or it is not
     /// one that may be killed.
-    pub(super) fn named(pid: u32, at: Time) -> Option<Self> {
+    pub(crate) fn named(pid: u32, at: Time) -> Option<Self> {
         let pid = i32::try_from(pid).ok().filter(|pid| *pid > 1)?;
         let seen = Seen::read(pid).filter(Seen::lives)?;
         let started_ms = seen.process.started * 1000 / rustix::param::clock_ticks_per_second();
@@ -61,12 +75,12 @@ impl Process {
         (started_ms <= at.0 && may && pid != own()).then_some(seen.process)
     }
 
-    pub(super) fn lives(self) -> bool {
+    pub(crate) fn lives(self) -> bool {
         Seen::read(self.pid).is_some_and(|seen| seen.process == self && seen.lives())
     }
 
     /// Signals it, and no other.
-    pub(super) fn signal(self, signal: Signal) -> Result<(), Errno> {
+    pub(crate) fn signal(self, signal: Signal) -> Result<(), Errno> {
         let pid = Pid::from_raw(self.pid).ok_or(Errno::SRCH)?;
         let handle = match pidfd_open(pid, PidfdFlags::empty()) {
             Ok(handle) => Some(handle),
@@ -84,41 +98,50 @@ impl Process {
     }
 }
 
-/// The guard's own id.
+/// Whether something of a process group can still act. Its dead may lie around: in many a container the first process
+/// buries those late or never whose parent has gone.
+pub(crate) fn group_lives(group: Pid) -> bool {
+    if test_kill_process_group(group) == Err(Errno::SRCH) {
+        return false;
+    }
+    let group = group.as_raw_nonzero().get();
+    Seen::all().is_none_or(|mut all| all.any(|seen| seen.group == group && seen.lives()))
+}
+
+/// The id of whoever asks.
 fn own() -> i32 {
     rustix::process::getpid().as_raw_nonzero().get()
 }
 
-/// All processes that live, but the guard, at one moment or nearly so.
+/// All processes that live, but whoever looks, at one moment or nearly so.
 #[derive(Debug, Default)]
-pub(super) struct All {
+pub(crate) struct All {
     by_id: BTreeMap<i32, Seen>,
     children: BTreeMap<i32, Vec<Process>>,
 }
 
 impl All {
-    pub(super) fn look() -> Self {
-        let Ok(entries) = fs::read_dir("/proc") else { return Self::default() };
-        let ids = entries.flatten().filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    pub(crate) fn look() -> Self {
         let own = own();
-        ids.filter(|pid| *pid != own).filter_map(Seen::read).filter(Seen::lives).collect()
+        let all = Seen::all().into_iter().flatten();
+        all.filter(|seen| seen.process.pid != own && seen.lives()).collect()
     }
 
-    pub(super) fn iter(&self) -> impl Iterator<Item = &Seen> {
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &Seen> {
         self.by_id.values()
     }
 
     /// Whoever has this id.
-    pub(super) fn holder(&self, pid: i32) -> Option<&Seen> {
+    pub(crate) fn holder(&self, pid: i32) -> Option<&Seen> {
         self.by_id.get(&pid)
     }
 
-    pub(super) fn find(&self, process: Process) -> Option<&Seen> {
+    pub(crate) fn find(&self, process: Process) -> Option<&Seen> {
         self.holder(process.pid).filter(|seen| seen.process == process)
     }
 
     /// Those of `roots` that live, and all that descends from them.
-    pub(super) fn family<'a>(&self, roots: impl IntoIterator<Item = &'a Process>) -> BTreeSet<Process> {
+    pub(crate) fn family<'a>(&self, roots: impl IntoIterator<Item = &'a Process>) -> BTreeSet<Process> {
         let mut to_visit: Vec<_> =
             roots.into_iter().copied().filter(|root| self.find(*root).is_some()).collect();
         let mut family = BTreeSet::new();
@@ -148,13 +171,14 @@ mod tests {
     use std::process::{Child, Command};
 
     fn seen(pid: i32, parent: i32, started: u64) -> Seen {
-        Seen { process: Process { pid, started }, state: b'S', parent, group: pid }
+        Seen { process: Process { pid, started }, state: b'S', parent, group: pid, session: pid }
     }
 
     #[test]
     fn a_name_with_anything_in_it_misleads_nobody() {
         let rest = "S 3 4 5 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 777 0 0";
-        let expected = Seen { process: Process { pid: 9, started: 777 }, state: b'S', parent: 3, group: 4 };
+        let process = Process { pid: 9, started: 777 };
+        let expected = Seen { process, state: b'S', parent: 3, group: 4, session: 5 };
         for name in ["sh", "a) Z 1 1 (b", "", "\u{fffd} \n"] {
             assert_eq!(Seen::of(9, &format!("9 ({name}) {rest}")), Some(expected), "{name:?}");
         }
