@@ -42,8 +42,19 @@ fn start_etcd(dir: &Path, more: &[&str]) -> (Etcd, u16) {
 }
 
 fn try_start_etcd(dir: &Path, more: &[&str]) -> (Etcd, u16) {
-    let listeners = [0, 1].map(|_| TcpListener::bind("127.0.0.1:0").unwrap());
-    let [port, peer] = listeners.map(|listener| listener.local_addr().unwrap().port());
+    let port = free_port();
+    (start_etcd_at(dir, port, more), port)
+}
+
+fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
+}
+
+fn start_etcd_at(dir: &Path, port: u16, more: &[&str]) -> Etcd {
+    let mut peer = port;
+    while peer == port {
+        peer = free_port();
+    }
     let (client, peer) = (format!("http://127.0.0.1:{port}"), format!("http://127.0.0.1:{peer}"));
     let data = dir.join(format!("etcd-{port}"));
     let cluster = format!("default={peer}");
@@ -56,7 +67,7 @@ fn try_start_etcd(dir: &Path, more: &[&str]) -> (Etcd, u16) {
         ["--initial-cluster", &cluster],
     ];
     let args: Vec<_> = args.as_flattened().iter().chain(more).map(|arg| (*arg).to_owned()).collect();
-    (Etcd::start(&data.with_extension("log"), &args), port)
+    Etcd::start(&data.with_extension("log"), &args)
 }
 
 /// What is between a server and etcd, and may swallow all that is said.
@@ -328,6 +339,43 @@ fn what_is_asked_for_while_nobody_is_active_is_done_by_who_takes_over() {
     assert_eq!(exit, 0, "{said} {errors}");
     let hosts = servers.items("/v1/hosts");
     assert!(hosts.iter().all(|host| host["liveness"] != "lost"), "{hosts:?}");
+}
+
+#[test]
+fn a_server_says_that_it_waits_for_etcd_and_goes_on_when_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let port = free_port();
+    let store = format!("etcd://127.0.0.1:{port}");
+    let args = ["server", "--store", &store, "--name", "s1", "--listen", "127.0.0.1:0"];
+    let mut server = Process::start(dir.path(), "s1", &args);
+    let address = listening(&mut server, 1);
+    let ready = || http(address, "GET", "/readyz", None).unwrap();
+    let why = format!("etcd does not answer yet: http://127.0.0.1:{port}: Connection refused");
+    wait_for("it to say why it is not ready", || {
+        let (status, body) = ready();
+        assert_eq!(status, 503);
+        body["detail"].as_str().is_some_and(|detail| detail.starts_with(&why))
+    });
+    let (status, body) = http(address, "POST", "/v1/transitions", Some(&body(&["db=up"], "early"))).unwrap();
+    assert_eq!((status, &body["code"]), (503, &json!("not-active")), "{body}");
+    wait_for("its log to say so", || {
+        server.said().contains("WARN lockstep::store::etcd::silence: etcd has not")
+    });
+    let etcd = start_etcd_at(dir.path(), port, &FAST);
+    wait_for("it to be ready", || ready().0 == 200);
+    let said = server.said();
+    assert!(said.contains("etcd answers again, after "), "{said}");
+    assert!(said.contains(&format!("127.0.0.1:{port} under /lockstep/")), "{said}");
+    // It can be told to stop while it waits.
+    drop(etcd);
+    let mut waiting = Process::start(
+        dir.path(),
+        "s2",
+        &["server", "--store", &store, "--name", "s2", "--listen", "127.0.0.1:0"],
+    );
+    listening(&mut waiting, 1);
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.exit(), Some(0));
 }
 
 #[test]
