@@ -624,7 +624,8 @@ async fn ready(State(shared): Shares) -> Result<Response, Problem> {
     let role = match (shared.handle.role(), watch.borrow().cluster.reign.0 > 0) {
         (Role::Standby { .. }, _) => Some("standby"),
         (Role::Active, true) => Some("active"),
-        (Role::Active, false) | (Role::Starting, _) => None,
+        (Role::Active, false) => None,
+        (Role::Starting, _) => return Err(shared.handle.starting().into()),
     };
     if let Some(role) = role.filter(|_| watch.has_changed().is_ok()) {
         let (status, role) = ("ready".to_owned(), Some(role.to_owned()));
@@ -693,7 +694,7 @@ mod tests {
     async fn rehearsals_have_few_places() {
         let (commands, _asked) = mpsc::channel(1);
         let (_publish, view) = watch::channel(View::default());
-        let handle = Handle::new(commands, view);
+        let handle = Handle::new(commands, view, watch::Sender::new(None).subscribe());
         let info =
             ServerInfo { name: "s1".to_owned(), url: String::new(), is_shared: false, version: "0.0.0" };
         let feed = Feed::reading(|_| unreachable!("nobody asks for events"), handle.watch());

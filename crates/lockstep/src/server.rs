@@ -20,7 +20,6 @@ use axum::Router;
 use axum::routing::get;
 use driver::COMMANDS_MAX;
 pub(crate) use follow::Replayed;
-use follow::until_reached;
 use handle::{Handle, View};
 use lockstep_core::id::Index;
 use lockstep_core::snapshot::Unreadable;
@@ -35,7 +34,7 @@ use std::time::{Duration, Instant, SystemTime};
 use tokio::net::TcpListener;
 use tokio::sync::{mpsc, watch};
 use tokio::time::timeout;
-use tracing::warn;
+use tracing::{info, warn};
 
 /// How long a server that a signal tells to stop may take to finish its write and to give its reign up. Too low: a store
 /// that is slow costs the others the rest of the reign. Too high: whoever stops it loses patience and kills it.
@@ -105,7 +104,8 @@ pub struct Server {
 }
 
 impl Server {
-    /// Opens the journal and binds. On a store of its own it is the active server by then.
+    /// Opens the journal and binds. On a store of its own it is the active server by then; a shared one it asks when it
+    /// is bound.
     ///
     /// # Errors
     /// If the journal cannot be used or the address not be bound.
@@ -115,7 +115,8 @@ impl Server {
         }
         match (&options.store, &options.data) {
             (Some(url), _) => {
-                let store = until_reached("open", || Etcd::open(url, &options.etcd)).await?;
+                let store = Etcd::at(url, &options.etcd)?;
+                info!(etcd = store.place(), "the journal is in etcd");
                 Self::on(store, options, true).await
             }
             (None, Some(data)) => Self::on(Embedded::open(data).await?, options, false).await,
@@ -127,7 +128,7 @@ impl Server {
     async fn on<S: Store>(store: S, options: &ServerOptions, is_shared: bool) -> Result<Self, ServerError> {
         let (commands, asked) = mpsc::channel(COMMANDS_MAX);
         let (publish, view) = watch::channel(View::default());
-        let handle = Handle::new(commands, view);
+        let handle = Handle::new(commands, view, store.silence());
         let limits = Limits::of_process();
         let (sessions, said) = Sessions::new(limits.sessions);
         let name = options.name.as_ref().map_or("server", |name| name.as_str()).to_owned();

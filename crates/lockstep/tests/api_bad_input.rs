@@ -160,6 +160,11 @@ fn info() -> ServerInfo {
     ServerInfo { name: "s1".to_owned(), url: String::new(), is_shared: false, version: "0.0.0" }
 }
 
+/// A store that answers.
+fn never_silent() -> watch::Receiver<Option<store::Silence>> {
+    watch::Sender::new(None).subscribe()
+}
+
 impl Bench {
     fn new() -> Self {
         let (view, seen) = watch::channel(View { role: Role::Active, ..View::default() });
@@ -187,7 +192,11 @@ impl Bench {
                 engine.perform(command);
             }
         });
-        Self { router: router(Handle::new(sender, seen.clone()), feed, info()), commands, view: seen }
+        Self {
+            router: router(Handle::new(sender, seen.clone(), never_silent()), feed, info()),
+            commands,
+            view: seen,
+        }
     }
 
     async fn send(&self, request: HttpRequest<Body>) -> (StatusCode, axum::http::HeaderMap, Bytes) {
@@ -848,7 +857,11 @@ async fn what_the_engine_refuses_has_its_own_status() {
     let (reply, _answer) = tokio::sync::oneshot::channel();
     sender.try_send(Command::Plan { request: Request::default(), reply }).unwrap();
     let full = Bench {
-        router: router(Handle::new(sender, seen.clone()), feed(Arc::default(), seen.clone()), info()),
+        router: router(
+            Handle::new(sender, seen.clone(), never_silent()),
+            feed(Arc::default(), seen.clone()),
+            info(),
+        ),
         commands: Arc::default(),
         view: seen,
     };

@@ -194,7 +194,8 @@ async fn compacted() -> SocketAddr {
     let (publish, view) = watch::channel(View { cluster: Arc::new(cluster), ..View::default() });
     let (commands, _) = mpsc::channel(1);
     let info = ServerInfo { name: "s4".to_owned(), url: String::new(), is_shared: false, version: "0.0.0" };
-    let router = router(Handle::new(commands, view.clone()), Feed::reading(read, view), info);
+    let silence = watch::Sender::new(None).subscribe();
+    let router = router(Handle::new(commands, view.clone(), silence), Feed::reading(read, view), info);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(async move {

@@ -297,6 +297,46 @@ fn what_is_asked_for_while_nobody_is_active_is_done_by_who_takes_over() {
 }
 
 #[test]
+fn a_server_says_that_it_waits_for_etcd_and_goes_on_when_it_is_there() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut etcd = Members::start(dir.path(), 1, &NEAR);
+    wait_for("etcd", || etcd.serves());
+    etcd.members[0].kill();
+    let port = etcd.ports[0].client;
+    let store = format!("etcd://127.0.0.1:{port}");
+    let args = ["server", "--store", &store, "--name", "s1", "--listen", "127.0.0.1:0"];
+    let mut server = Process::start(dir.path(), "s1", &args);
+    let address = listening(&mut server, 1);
+    let ready = || http(address, "GET", "/readyz", None).unwrap();
+    let why = format!("etcd does not answer yet: http://127.0.0.1:{port}: Connection refused");
+    wait_for("it to say why it is not ready", || {
+        let (status, body) = ready();
+        assert_eq!(status, 503);
+        body["detail"].as_str().is_some_and(|detail| detail.starts_with(&why))
+    });
+    let (status, body) = http(address, "POST", "/v1/transitions", Some(&body(&["db=up"], "early"))).unwrap();
+    assert_eq!((status, &body["code"]), (503, &json!("not-active")), "{body}");
+    wait_for("its log to say so", || {
+        server.said().contains("WARN lockstep::store::etcd::silence: etcd has not")
+    });
+    etcd.members[0].restart();
+    wait_for("it to be ready", || ready().0 == 200);
+    let said = server.said();
+    assert!(said.contains("etcd answers again, after "), "{said}");
+    assert!(said.contains(&format!("127.0.0.1:{port} under /lockstep/")), "{said}");
+    // It can be told to stop while it waits.
+    etcd.members[0].kill();
+    let mut waiting = Process::start(
+        dir.path(),
+        "s2",
+        &["server", "--store", &store, "--name", "s2", "--listen", "127.0.0.1:0"],
+    );
+    listening(&mut waiting, 1);
+    waiting.signal(Signal::TERM);
+    assert_eq!(waiting.exit(), Some(0));
+}
+
+#[test]
 fn that_nobody_is_active_is_said() {
     let mut servers = Servers::start(&NEAR);
     servers.etcd.members[0].kill();

@@ -65,10 +65,7 @@ async fn pass(State(gate): State<Gate>, request: Request, next: Next) -> Result<
             Role::Standby { active: _ } if is_read => {}
             Role::Standby { active: Some(active) } => return Ok(elsewhere(&active, uri)),
             Role::Standby { active: None } => return Err(not_active().into()),
-            Role::Starting => {
-                let message = "this server has not read the journal yet";
-                return Err(Rejection::new(Code::NotActive, message, "ask again in a moment").into());
-            }
+            Role::Starting => return Err(gate.handle.starting().into()),
         }
         if is_read && is_consistent(uri)? {
             gate.catch_up().await?;

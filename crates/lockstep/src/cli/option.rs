@@ -4,7 +4,7 @@ use clap::Args;
 use clap::builder::{PathBufValueParser, TypedValueParser};
 use lockstep_core::id::HostName;
 use lockstep_core::spec::{DURATION_MAX_MS, text_problem};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -20,7 +20,7 @@ pub struct ServerOptions {
     /// Address to listen on; port 0 takes any free one
     #[arg(long, value_name = "ADDR:PORT", default_value = LISTEN_DEFAULT)]
     pub listen: SocketAddr,
-    /// Keep the journal in etcd: etcd://HOST:PORT[,HOST:PORT...]
+    /// Keep the journal in etcd: etcd://HOST:PORT[,HOST:PORT...][/PREFIX]; without PREFIX under /lockstep/
     #[arg(long, value_name = "URL", requires = "name")]
     pub store: Option<String>,
     /// How etcd is reached
@@ -30,7 +30,7 @@ pub struct ServerOptions {
     #[arg(long, value_name = "NAME")]
     pub name: Option<HostName>,
     /// Where operators and agents reach this server, if not where it listens; the other servers send them there
-    #[arg(long, value_name = "URL", requires = "store", value_parser = server_url)]
+    #[arg(long, value_name = "URL", requires = "store", value_parser = advertised_url)]
     pub advertise: Option<String>,
     /// Plain and without credentials, also where others can reach it
     #[arg(long)]
@@ -118,6 +118,26 @@ pub fn server_url(text: &str) -> Result<String, String> {
     if is_place { Ok(format!("http://{place}")) } else { Err("write http://HOST:PORT".to_owned()) }
 }
 
+/// An address that others are sent to: whole, and of one machine.
+fn advertised_url(text: &str) -> Result<String, String> {
+    if !text.contains("://") {
+        return Err("write http://HOST:PORT: it is sent to others as it is".to_owned());
+    }
+    let url = server_url(text)?;
+    let parsed = reqwest::Url::parse(&url).map_err(|error| format!("write http://HOST:PORT: {error}"))?;
+    let host = parsed.host_str().unwrap_or_default();
+    let ip = host.trim_matches(['[', ']']).parse::<IpAddr>();
+    if ip.is_ok_and(|ip| ip.is_unspecified()) {
+        return Err(format!(
+            "{host} is no address to send others to: name one at which they reach this server"
+        ));
+    }
+    match parsed.port_or_known_default() {
+        Some(0) => Err("port 0 is none that others can reach".to_owned()),
+        Some(_) | None => Ok(url),
+    }
+}
+
 /// `K=V`.
 fn label(text: &str) -> Result<(String, String), String> {
     let (key, value) = text.split_once('=').ok_or("write KEY=VALUE")?;
@@ -201,6 +221,28 @@ mod tests {
         }
         for bad in ["", "http://", "https://a", "http://a/b", "http://u:p@a", "ftp://a", "a b", "a\n"] {
             server_url(bad).unwrap_err();
+        }
+    }
+
+    #[test]
+    fn others_are_sent_to_a_whole_address_of_one_machine() {
+        for url in ["http://10.0.0.1:7420", "http://a.example", "http://[fd00::1]:7420"] {
+            assert_eq!(advertised_url(url).as_deref(), Ok(url));
+        }
+        for bad in [
+            "nonsense",
+            "10.0.0.1:7420",
+            "ftp://a:1",
+            "http://",
+            "http://0.0.0.0:7420",
+            "http://0:7420",
+            "http://[::]:7420",
+            "http://a:0",
+            "http://a:99999",
+            "http://a:b",
+            "http://a/b",
+        ] {
+            advertised_url(bad).unwrap_err();
         }
     }
 

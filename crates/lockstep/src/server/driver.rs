@@ -639,9 +639,10 @@ mod tests {
         let (publish, view) = watch::channel(View::default());
         let (sessions, mut said) = Sessions::new(1);
         let saver = Saver::new(store.clone(), Reign(1), 0, 0);
+        let silence = store.silence();
         let driver = Driver::new(engine, store, Reign(1), saver, clock, sessions, publish, false);
         let drive = async move { driver.drive(&mut asked, &mut said).await };
-        (Handle::new(commands, view), tokio::spawn(drive))
+        (Handle::new(commands, view, silence), tokio::spawn(drive))
     }
 
     fn spec() -> lockstep_core::spec::SpecFile {

@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::sleep;
-use tracing::{info, warn};
+use tracing::{debug, info};
 
 /// The pause before a store that could not be reached is asked again. It is most often a store that chooses a new leader,
 /// which takes a second.
@@ -80,26 +80,19 @@ impl Replayed {
     }
 }
 
-/// Asks a store until it can be reached. Everything else that goes wrong is told.
+/// Asks a store until it can be reached, which the store itself says to people meanwhile ([`Store::silence`]). Everything
+/// else that goes wrong is told.
 pub(super) async fn until_reached<T, F>(doing: &str, mut ask: impl FnMut() -> F) -> Result<T, Error>
 where
     F: Future<Output = Result<T, Error>>,
 {
-    let mut is_told = false;
     loop {
         match ask().await {
             Err(error @ Error::Unavailable { .. }) => {
-                if !std::mem::replace(&mut is_told, true) {
-                    warn!(%error, doing, "the store cannot be reached: trying on");
-                }
+                debug!(%error, doing, "the store cannot be reached: trying on");
                 sleep(UNAVAILABLE_PAUSE).await;
             }
-            done => {
-                if is_told {
-                    info!(doing, "the store can be reached again");
-                }
-                return done;
-            }
+            done => return done,
         }
     }
 }

@@ -1,13 +1,13 @@
 //! How the HTTP side talks to the one task that owns the engine: commands in, a snapshot out.
 
 use super::role::not_active;
-use crate::store::Candidate;
+use crate::store::{Candidate, Silence};
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::HostAsk;
 use lockstep_core::freeze::FreezeEnd;
 use lockstep_core::id::{GroupName, HostName, Index, MemberId, StateName, TransitionId};
 use lockstep_core::plan::Plan;
-use lockstep_core::request::{Rejection, Request};
+use lockstep_core::request::{Code, Rejection, Request};
 use lockstep_core::spec::SpecFile;
 use lockstep_core::vote::Vote;
 use serde_json::{Map, Value};
@@ -188,12 +188,29 @@ impl Command {
 pub struct Handle {
     commands: mpsc::Sender<Command>,
     view: watch::Receiver<View>,
+    silence: watch::Receiver<Option<Silence>>,
 }
 
 impl Handle {
-    /// A handle whose commands arrive at the other end of `commands`.
-    pub fn new(commands: mpsc::Sender<Command>, view: watch::Receiver<View>) -> Self {
-        Self { commands, view }
+    /// A handle whose commands arrive at the other end of `commands`, of a server on a store that says by `silence`
+    /// whether it answers.
+    pub fn new(
+        commands: mpsc::Sender<Command>,
+        view: watch::Receiver<View>,
+        silence: watch::Receiver<Option<Silence>>,
+    ) -> Self {
+        Self { commands, view, silence }
+    }
+
+    /// Why this server has not read the journal yet.
+    pub fn starting(&self) -> Rejection {
+        let message = match &*self.silence.borrow() {
+            Some(Silence { since, why }) => {
+                format!("etcd does not answer yet: {why}; asked for {} s by now", since.elapsed().as_secs())
+            }
+            None => "this server has not read the journal yet".to_owned(),
+        };
+        Rejection::new(Code::NotActive, message, "ask again in a moment")
     }
 
     /// The newest snapshot.
@@ -282,7 +299,6 @@ impl Handle {
         &self,
         command: impl FnOnce(oneshot::Sender<Result<T, Rejection>>) -> Command,
     ) -> Result<T, Rejection> {
-        use lockstep_core::request::Code;
         let (reply, answer) = oneshot::channel();
         match self.commands.try_send(command(reply)) {
             Ok(()) => {}

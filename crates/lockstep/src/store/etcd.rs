@@ -20,10 +20,11 @@ mod import;
 mod key;
 mod neighbour;
 mod reign;
+mod silence;
 mod snapshot;
 mod version;
 
-use super::{Appended, Candidate, Entry, Error, Fenced, Leader, READ_BYTES_MAX, Snapshot, Store};
+use super::{Appended, Candidate, Entry, Error, Fenced, Leader, READ_BYTES_MAX, Silence, Snapshot, Store};
 use crate::cli::option::EtcdOptions;
 use address::Address;
 use client::{ANSWER, Answer, BROKEN_PAUSE, BULK_ANSWER, Cluster, Trouble, get, only, range};
@@ -66,12 +67,12 @@ struct Inner {
     held: Mutex<Option<Arc<Held>>>,
     /// One snapshot is saved, or one compaction done, at a time.
     saving: tokio::sync::Mutex<()>,
-    tasks: [JoinHandle<()>; 2],
+    follow: JoinHandle<()>,
 }
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.tasks.iter().for_each(JoinHandle::abort);
+        self.follow.abort();
     }
 }
 
@@ -137,13 +138,16 @@ impl Etcd {
     ///
     /// Errors: [`Error::Unusable`], [`Error::Unavailable`], [`Error::Damaged`].
     pub async fn open(address: &str, options: &EtcdOptions) -> Result<Self, Error> {
-        let store = Self::open_for(address, options).await?;
+        let store = Self::at(address, options)?;
+        store.inner.shared.check_neighbours().await?;
         store.inner.shared.state().await?.check(address, Purpose::Serve)?;
         Ok(store)
     }
 
-    /// The same, whatever is there.
-    async fn open_for(address: &str, options: &EtcdOptions) -> Result<Self, Error> {
+    /// The same, whether or not etcd answers, and whatever is there: who campaigns or reads finds that out.
+    ///
+    /// Errors: [`Error::Unusable`], by what is known without etcd.
+    pub fn at(address: &str, options: &EtcdOptions) -> Result<Self, Error> {
         let parsed = Address::parse(address)?;
         let shared = Arc::new(Shared {
             cluster: Cluster::new(address, &parsed, options)?,
@@ -152,17 +156,16 @@ impl Etcd {
             page_len: AtomicI64::new(PAGE_LEN.0),
             seen: Mutex::default(),
         });
-        shared.check_neighbours().await?;
-        let (_, revision) = shared.head().await?;
-        let follow = tokio::spawn(follow(shared.clone(), revision));
-        let versions = tokio::spawn(warn_of_versions(shared.clone()));
-        let inner = Inner {
-            shared,
-            held: Mutex::default(),
-            saving: tokio::sync::Mutex::default(),
-            tasks: [follow, versions],
-        };
+        let follow = tokio::spawn(follow(shared.clone()));
+        let inner = Inner { shared, held: Mutex::default(), saving: tokio::sync::Mutex::default(), follow };
         Ok(Etcd { inner: Arc::new(inner) })
+    }
+
+    /// Where the journal is, the prefix included that it has unless one is given.
+    #[must_use]
+    pub fn place(&self) -> String {
+        let Shared { cluster, keys, .. } = &*self.inner.shared;
+        format!("{} under {}", cluster.urls().collect::<Vec<_>>().join(","), keys.all())
     }
 
     /// Ends a reign for good: the journal is at another place from now on, and no server begins here.
@@ -529,17 +532,20 @@ impl Shared {
 }
 
 /// Follows the head for [`Store::heads`], and begins again whenever that breaks off.
-async fn follow(shared: Arc<Shared>, mut revision: i64) {
+async fn follow(shared: Arc<Shared>) {
+    let mut is_first = true;
     loop {
-        if let Err(trouble) = shared.follow_head(revision).await {
-            debug!(?trouble, "the watch on etcd broke off; beginning it again");
+        // While it cannot be read, readers are not woken; who reads is told why.
+        if let Ok((head, revision)) = shared.head().await {
+            shared.tell(head);
+            if std::mem::take(&mut is_first) {
+                tokio::spawn(warn_of_versions(shared.clone()));
+            }
+            if let Err(trouble) = shared.follow_head(revision).await {
+                debug!(?trouble, "the watch on etcd broke off; beginning it again");
+            }
         }
         sleep(BROKEN_PAUSE).await;
-        // While it cannot be read, readers are not woken; who reads is told why.
-        if let Ok((head, read)) = shared.head().await {
-            revision = read;
-            shared.tell(head);
-        }
     }
 }
 
@@ -616,6 +622,10 @@ impl Store for Etcd {
 
     fn heads(&self) -> watch::Receiver<Index> {
         self.inner.shared.heads.subscribe()
+    }
+
+    fn silence(&self) -> watch::Receiver<Option<Silence>> {
+        self.inner.shared.cluster.answering.subscribe()
     }
 
     async fn save_snapshot(&self, reign: Reign, index: Index, bytes: Vec<u8>) -> Result<Fenced, Error> {

@@ -104,8 +104,13 @@ fn unusable(place: &str, reason: impl Into<String>, help: &'static str) -> Error
     Error::Unusable { place: place.to_owned(), reason: reason.into(), help }
 }
 
-/// Refuses a directory whose journal was taken elsewhere.
+/// Refuses a directory that no server may begin in: its journal was taken elsewhere, or is not whole.
 pub(super) fn check_here(dir: &Path) -> Result<(), Error> {
+    if dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with(UNFINISHED)) {
+        let reason = "a migration into it has not finished";
+        let help = "wait for it; if it broke off, remove the directory and migrate again";
+        return Err(unusable(&dir.display().to_string(), reason, help));
+    }
     let path = dir.join(MIGRATED);
     match fs::read_to_string(&path) {
         Ok(to) => Err(was_migrated(&dir.display().to_string(), to.trim_end())),
@@ -298,7 +303,7 @@ impl Directory {
         };
         self.journal.run(begin).await?;
         self.journal.clone().close().await;
-        let store = Embedded::open(&self.aside).await?;
+        let store = Embedded::new(Journal::open(&self.aside).await?);
         let read = digest(&store).await;
         store.close().await;
         read

@@ -30,7 +30,7 @@ use lockstep_core::log;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 use tokio::sync::watch;
 
 /// About how much one read answers with, in bytes: enough to make a replay one of large reads, little enough for
@@ -53,6 +53,15 @@ pub struct Candidate {
     pub name: String,
     /// Where operators and agents reach it: `http://HOST:PORT`.
     pub url: String,
+}
+
+/// That a store does not answer.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Silence {
+    /// Since when, as far as it was asked.
+    pub since: Instant,
+    /// What is known of why, as it was last.
+    pub why: String,
 }
 
 /// The server that reigns.
@@ -216,6 +225,11 @@ pub trait Store: Clone + Send + Sync + 'static {
 
     /// Allows the store to forget entries below `before`. It keeps those that no snapshot covers, and may keep more.
     fn compact(&self, reign: Reign, before: Index) -> impl Future<Output = Result<Fenced, Error>> + Send;
+
+    /// Whether the store is silent; for whoever tells people. A store that is part of this process never is.
+    fn silence(&self) -> watch::Receiver<Option<Silence>> {
+        watch::Sender::new(None).subscribe()
+    }
 
     /// Whether the reign held at some instant between call and return.
     fn confirm(&self, reign: Reign) -> impl Future<Output = Result<Fenced, Error>> + Send;

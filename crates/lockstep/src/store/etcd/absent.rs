@@ -15,7 +15,12 @@ impl Etcd {
     pub const IS_BUILT: bool = false;
 
     /// Says that it is not there, and how to build what has it.
-    pub async fn open(address: &str, _: &EtcdOptions) -> Result<Self, Error> {
+    pub async fn open(address: &str, options: &EtcdOptions) -> Result<Self, Error> {
+        Self::at(address, options)
+    }
+
+    /// The same.
+    pub fn at(address: &str, _: &EtcdOptions) -> Result<Self, Error> {
         Err(Error::Unusable {
             place: address.to_owned(),
             reason: "this program was built without etcd".to_owned(),
@@ -26,6 +31,12 @@ impl Etcd {
 }
 
 impl Etcd {
+    /// Where the journal is.
+    #[must_use]
+    pub fn place(&self) -> String {
+        match *self {}
+    }
+
     pub(in crate::store) async fn retire(&self, _: Reign, _: &str) -> Result<Fenced, Error> {
         match *self {}
     }

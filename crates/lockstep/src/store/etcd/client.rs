@@ -4,6 +4,7 @@
 use super::address::Address;
 use super::history::{RESTORED, SET_BACK};
 use super::key::damaged;
+use super::silence::Answering;
 use crate::cli::option::EtcdOptions;
 use crate::store::Error;
 use etcd_client::{
@@ -66,6 +67,7 @@ pub(super) struct Cluster {
     id: OnceLock<u64>,
     /// The highest revision that it has said.
     revision: AtomicI64,
+    pub(super) answering: Answering,
 }
 
 struct Member {
@@ -109,7 +111,12 @@ impl Cluster {
             current: AtomicUsize::new(0),
             id: OnceLock::new(),
             revision: AtomicI64::new(0),
+            answering: Answering::new(),
         })
+    }
+
+    pub(super) fn urls(&self) -> impl Iterator<Item = &str> {
+        self.members.iter().map(|member| member.url.as_str())
     }
 
     /// Does a request at one member within `limit`, the connection's begin included.
@@ -127,16 +134,24 @@ impl Cluster {
             request(client).await
         });
         let trouble = match asked.await {
-            Ok(Ok(done)) => return Ok(done),
+            Ok(Ok(done)) => {
+                self.answering.answered();
+                return Ok(done);
+            }
             Ok(Err(error)) => self.judge(at, error).await,
             Err(_) => Trouble::InDoubt(format!("no answer within {} ms", limit.as_millis())),
         };
         match trouble {
             Trouble::InDoubt(why) => {
                 self.pass_over(at);
-                Err(Trouble::InDoubt(format!("{}: {why}", self.members[at].url)))
+                let why = format!("{}: {why}", self.members[at].url);
+                self.answering.silent(&why);
+                Err(Trouble::InDoubt(why))
             }
-            trouble @ (Trouble::NoRoom | Trouble::Refused(..) | Trouble::Known(_)) => Err(trouble),
+            trouble @ (Trouble::NoRoom | Trouble::Refused(..) | Trouble::Known(_)) => {
+                self.answering.answered();
+                Err(trouble)
+            }
         }
     }
 
@@ -188,6 +203,11 @@ impl Cluster {
             error @ (etcd_client::Error::InvalidArgs(_) | etcd_client::Error::InvalidUri(_)) => {
                 return Trouble::Refused(error.to_string(), REACH);
             }
+            // It is made without etcd, of the address and the certificates.
+            etcd_client::Error::TransportError(error) => {
+                let help = "see that --etcd-ca, --etcd-cert and --etcd-key are PEM, and that the key is that certificate's";
+                return Trouble::Refused(chain(&error), help);
+            }
             other => return Trouble::InDoubt(chain(&other)),
         };
         let said = status.message();
@@ -211,7 +231,21 @@ impl Cluster {
             {
                 Trouble::Refused(said.to_owned(), REACH)
             }
-            _ => Trouble::InDoubt(chain(&status)),
+            _ => Trouble::InDoubt(self.explain(at, &status)),
+        }
+    }
+
+    /// What to tell of an answer that is none. A connection that fails says why in its innermost cause.
+    fn explain(&self, at: usize, status: &tonic::Status) -> String {
+        let Some(mut cause) = std::error::Error::source(status) else { return status.message().to_owned() };
+        while let Some(inner) = cause.source() {
+            cause = inner;
+        }
+        let why = cause.to_string();
+        let is_tls = self.members[at].url.starts_with("https://");
+        match advice(&why, is_tls, self.id.get().is_some()) {
+            Some(advice) => format!("{advice} ({why})"),
+            None => why,
         }
     }
 
@@ -355,6 +389,36 @@ fn chain(error: &dyn std::error::Error) -> String {
         source = cause.source();
     }
     text
+}
+
+/// What a connection's end most likely means, of which TLS and HTTP say it in their own words only. `has_answered`: etcd
+/// has been reached at this address before, so that the address is right.
+fn advice(why: &str, is_tls: bool, has_answered: bool) -> Option<&'static str> {
+    let is_of = |texts: &[&str]| texts.iter().any(|text| why.contains(text));
+    let is_closed = is_of(&["broken pipe", "connection reset", "Connection reset", "connection closed"]);
+    match is_tls {
+        false if is_closed && !has_answered => {
+            Some("etcd closed the connection: does it want TLS? then --store etcds://... and --etcd-ca FILE")
+        }
+        true if is_of(&["handshake eof", "InvalidContentType"]) => {
+            Some("there is no TLS at this address: does etcd want none? then --store etcd://...")
+        }
+        true if is_of(&["UnknownIssuer", "BadSignature"]) => Some(
+            "etcd's certificate is not signed with the one in --etcd-ca: name the one that it is signed with",
+        ),
+        true if is_of(&["invalid peer certificate"]) => {
+            Some("etcd's certificate is not good for this address")
+        }
+        true if is_of(&["alert: BadCertificate", "alert: CertificateRequired", "alert: UnknownCA"]) => {
+            Some("etcd wants a certificate that it knows: name one with --etcd-cert and --etcd-key")
+        }
+        // It may close before its alert has been read.
+        true if is_closed && !has_answered => Some(
+            "etcd closed the connection: does it want a certificate that it knows? then name one with --etcd-cert and \
+             --etcd-key",
+        ),
+        true | false => None,
+    }
 }
 
 /// Reads one key.

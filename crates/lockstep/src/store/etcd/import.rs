@@ -31,7 +31,7 @@ impl Import {
         last: Reign,
         snapshot: Option<&Snapshot>,
     ) -> Result<Self, Error> {
-        let store = Etcd::open_for(address, options).await?;
+        let store = Etcd::at(address, options)?;
         let shared = &store.inner.shared;
         let told = |trouble| shared.cluster.error("be written to", trouble);
         let is_empty = Compare::version(shared.keys.all(), CompareOp::Equal, 0).with_prefix();

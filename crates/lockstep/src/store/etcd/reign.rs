@@ -109,7 +109,7 @@ impl Etcd {
         drop(self.lock_held().take());
         let shared = &self.inner.shared;
         let mut lease = None;
-        let mut told = String::new();
+        let mut is_told = false;
         loop {
             let trouble = match shared.campaign_while_sound(candidate, ttl, purpose, &mut lease).await {
                 Ok((reign, fence, lease)) => {
@@ -126,19 +126,15 @@ impl Etcd {
                 }
                 Err(trouble) => trouble,
             };
-            let is_passing = match &trouble {
-                Trouble::InDoubt(_) | Trouble::NoRoom => true,
-                Trouble::Known(Error::Unavailable { .. } | Error::NoRoom(_)) => true,
-                Trouble::Refused(..) | Trouble::Known(_) => false,
-            };
-            let fault = shared.cluster.error("begin a reign", trouble);
-            if !is_passing {
-                return Err(fault);
-            }
-            let fault = fault.to_string();
-            if fault != told {
-                warn!("{fault}; trying again");
-                told = fault;
+            match shared.cluster.error("begin a reign", trouble) {
+                // That is said for all who ask etcd.
+                Error::Unavailable { .. } => {}
+                fault @ Error::NoRoom(_) => {
+                    if !std::mem::replace(&mut is_told, true) {
+                        warn!("{fault}; trying again");
+                    }
+                }
+                fault => return Err(fault),
             }
             sleep(CAMPAIGN_PAUSE).await;
         }
@@ -155,6 +151,7 @@ impl Shared {
         purpose: Purpose,
         kept: &mut Option<Lease>,
     ) -> Result<(Reign, Fence, Lease), Trouble> {
+        self.check_neighbours().await?;
         loop {
             let state = self.state().await?;
             state.check(self.keys.all(), purpose)?;

@@ -717,15 +717,29 @@ async fn certificates_are_shown_and_checked() {
     let address = members.address(PREFIX);
     let none = EtcdOptions { etcd_cert: None, etcd_key: None, ..options.clone() };
     let other = tempfile::tempdir().unwrap();
-    let stranger = EtcdOptions { etcd_ca: certificates(other.path()).etcd_ca, ..options };
-    for (address, options) in [
-        (address.clone(), none),
-        (address.clone(), stranger),
-        (address.replace("etcds:", "etcd:"), EtcdOptions::default()),
+    let stranger = EtcdOptions { etcd_ca: certificates(other.path()).etcd_ca, ..options.clone() };
+    // What is to be done is said.
+    let plain = Members::start(1, &[]).await;
+    let not_plain = plain.address(PREFIX).replace("etcd:", "etcds:");
+    for (address, options, advice) in [
+        (address.clone(), none.clone(), "name one with --etcd-cert and --etcd-key"),
+        (address.clone(), stranger, "is not signed with the one in --etcd-ca"),
+        (
+            address.replace("etcds:", "etcd:"),
+            EtcdOptions::default(),
+            "does it want TLS? then --store etcds://",
+        ),
+        (not_plain, none, "does etcd want none? then --store etcd://"),
     ] {
         let error = Etcd::open(&address, &options).await.unwrap_err();
         assert!(matches!(error, Error::Unavailable { .. }), "{error}");
+        assert!(error.to_string().contains(advice), "{error}");
     }
+    // That stays so.
+    let torn = EtcdOptions { etcd_key: Some(other.path().join("us.key")), ..options };
+    let error = Etcd::open(&address, &torn).await.unwrap_err();
+    assert!(matches!(error, Error::Unusable { .. }), "{error}");
+    assert!(error.to_string().contains("the key is that certificate's"), "{error}");
 }
 
 #[tokio::test]

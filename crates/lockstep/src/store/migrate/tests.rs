@@ -140,6 +140,8 @@ async fn what_broke_off_cannot_be_used() {
     assert!(!to.exists());
     let error = migrate(&from.display().to_string(), &to.display().to_string(), &options).await.unwrap_err();
     assert!(error.to_string().contains("to.migrating"), "{error}");
+    let error = Embedded::open(&dir.path().join("to.migrating")).await.unwrap_err();
+    assert!(error.to_string().contains("a migration into it has not finished"), "{error}");
     let error = migrate(&from.display().to_string(), &address, &options).await.unwrap_err().to_string();
     assert!(error.contains("there are keys already"), "{error}");
 
