@@ -90,7 +90,9 @@ impl Engine {
             let result = match tried.again_at {
                 // It has ended and failed, and there is no time for another try.
                 Some(_) => {
-                    StepResult::Failed { step, direction, reason: "no time left to try again".to_owned() }
+                    let group = &run.plan.steps[step.0 as usize].member.group;
+                    let reason = "no time left to try again".to_owned() + &self.tries_of(group, &tried);
+                    StepResult::Failed { step, direction, reason }
                 }
                 None => StepResult::Unknown { step, direction },
             };
@@ -448,6 +450,17 @@ impl Engine {
         self.send_call(call);
     }
 
+    /// How often and how long a step was tried that has failed: the reason is that of the last try, which may have had
+    /// little of the step's time left.
+    fn tries_of(&self, group: &GroupName, tried: &Try) -> String {
+        if tried.attempt < 2 {
+            return String::new();
+        }
+        let left = tried.deadline.since(self.now.time);
+        let spent = self.commit_ms(group).saturating_sub(left);
+        format!("; tried {} times in {} ms", tried.attempt, spent)
+    }
+
     pub(crate) fn step_done(&mut self, done: Done) {
         let (Some(id), Some(step)) = (done.transition, done.step) else { return };
         let direction = if done.phase == Phase::Undo { Direction::Back } else { Direction::Forward };
@@ -497,6 +510,7 @@ impl Engine {
             }
             Answer::No if tried.failures >= retries || is_moot => {
                 course.tries.remove(&(step, direction));
+                let reason = reason + &self.tries_of(&planned.member.group, &tried);
                 self.note_step(id, StepResult::Failed { step, direction, reason });
                 self.failed(course, step, direction);
             }
