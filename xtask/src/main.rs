@@ -87,6 +87,12 @@ fn main() -> ExitCode {
         eprintln!("xtask: cannot go to {}: {error}", root.display());
         return ExitCode::FAILURE;
     }
+    // Chaos has more to say of itself.
+    let wants_help = args.iter().any(|arg| matches!(arg.as_str(), "--help" | "-h" | "help"));
+    if wants_help && args.first().is_none_or(|command| command != "chaos") {
+        print!("{HELP}");
+        return ExitCode::SUCCESS;
+    }
     let done = match args.first().map(String::as_str) {
         Some("verify") => verify(),
         Some("fix") => fix(),

@@ -30,6 +30,7 @@ use crate::dev;
 use crate::guard::{self, GuardOptions};
 use crate::server::{self, ServerError};
 use crate::spec_file::FileError;
+use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};
 use lockstep_core::id::HostName;
@@ -37,11 +38,15 @@ use lockstep_core::request::{Code, Rejection};
 use miette::{GraphicalReportHandler, GraphicalTheme};
 use option::{AgentOptions, DevOptions};
 use output::{Colour, Form, clean, note, painted};
+use std::env::{self, VarError};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// The variable that says whom to ask where no flag does.
+const ADDRESSES: &str = "LOCKSTEP_ADDR";
 
 /// How a command ends. Scripts rely on these numbers; they do not change.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -249,9 +254,9 @@ impl From<ClientError> for Failure {
 #[command(after_help = "Exit codes: 0 done, 1 error, 2 usage, 3 rejected, 4 aborted, 5 undone, 6 degraded, \
                         7 timed out waiting")]
 pub struct Cli {
-    /// Servers to ask, separated by commas
-    #[arg(long, global = true, env = "LOCKSTEP_ADDR", value_name = "URL", value_delimiter = ',')]
-    #[arg(default_value = "http://127.0.0.1:7420", value_parser = option::server_url)]
+    /// Servers to ask, separated by commas [env: LOCKSTEP_ADDR] [default: http://127.0.0.1:7420]
+    // The variable is read below: clap shows what comes from one as if it had to be given.
+    #[arg(long, global = true, value_name = "URL", value_delimiter = ',', value_parser = option::server_url)]
     addr: Vec<String>,
     /// In which form to print data
     #[arg(short, long, global = true, value_name = "FORM", default_value = "table")]
@@ -368,7 +373,8 @@ enum Command {
 
 /// Reads the command line, does it, and tells how it went.
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let cli = Cli::try_parse().and_then(|cli| Ok(Cli { addr: addresses(cli.addr)?, ..cli }));
+    let cli = match cli {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version are data; clap knows which it is and where it goes.
@@ -384,6 +390,23 @@ pub fn main() -> ExitCode {
             failure.exit().into()
         }
     }
+}
+
+/// Whom to ask: what is given, else what the environment says, else a server on this machine.
+fn addresses(given: Vec<String>) -> Result<Vec<String>, clap::Error> {
+    if !given.is_empty() {
+        return Ok(given);
+    }
+    let text = match env::var(ADDRESSES) {
+        Ok(text) => text,
+        Err(VarError::NotPresent) => format!("http://{}", option::LISTEN_DEFAULT),
+        Err(VarError::NotUnicode(text)) => text.to_string_lossy().into_owned(),
+    };
+    text.split(',').map(option::server_url).collect::<Result<_, _>>().map_err(|why| {
+        let text = text.escape_debug();
+        Cli::command()
+            .error(ErrorKind::ValueValidation, format!("invalid value '{text}' of {ADDRESSES}: {why}"))
+    })
 }
 
 fn dispatch(cli: Cli) -> Result<Exit, Failure> {
@@ -402,7 +425,11 @@ fn dispatch(cli: Cli) -> Result<Exit, Failure> {
             guard::run(&options).map(|()| Exit::Done).map_err(|error| Failure::error(chain(&error)))
         }
         Command::AgentConformance(args) => conformance::conformance(args, form),
-        Command::Dev(options) => staying("warn", async |told| until(told, dev::run(options)).await),
+        Command::Dev(options) => {
+            // It goes when nothing that writes to it runs any more.
+            let place = dev::Place::of(&options);
+            staying("warn", async |told| until(told, dev::run(options, place.dir())).await)
+        }
         Command::Plan(args) if args.is_offline() => plan::offline(&args, form),
         Command::Rehearse(args) if args.is_offline() => rehearse::offline(&args, form),
         Command::Backup(args) if args.is_offline() => backup::offline(&args, form),

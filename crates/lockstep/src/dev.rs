@@ -10,7 +10,7 @@ use crate::server::Server;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::id::HostName;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -26,17 +26,49 @@ const HOSTS: [(&str, &str, &str); 5] = [
     ("app-2", "app", "online"),
 ];
 
-/// Runs the example until the process ends.
+/// Where everything of the example is kept: the directory that was named, or one for this time only.
+#[derive(Debug)]
+pub struct Place {
+    dir: PathBuf,
+    is_temporary: bool,
+}
+
+impl Place {
+    /// The one that `options` ask for. Nothing is made yet.
+    #[must_use]
+    pub fn of(options: &DevOptions) -> Self {
+        let temporary = || std::env::temp_dir().join(format!("lockstep-dev-{}", &agent::random()[..8]));
+        let dir = options.data.clone();
+        Self { is_temporary: dir.is_none(), dir: dir.unwrap_or_else(temporary) }
+    }
+
+    /// Its directory.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+}
+
+impl Drop for Place {
+    fn drop(&mut self) {
+        if !self.is_temporary {
+            return;
+        }
+        if let Err(error) = fs::remove_dir_all(&self.dir)
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            eprintln!("could not remove {}: {error}", self.dir.display());
+        }
+    }
+}
+
+/// Runs the example in a directory until the process ends.
 ///
 /// # Errors
 /// If its directory or its address cannot be used.
-pub async fn run(options: DevOptions) -> Result<(), Failure> {
-    let dir = options
-        .data
-        .clone()
-        .unwrap_or_else(|| std::env::temp_dir().join(format!("lockstep-dev-{}", &agent::random()[..8])));
+pub async fn run(options: DevOptions, dir: &Path) -> Result<(), Failure> {
     let files =
-        lay_out(&dir).map_err(|error| Failure::error(format!("cannot use {}: {error}", dir.display())))?;
+        lay_out(dir).map_err(|error| Failure::error(format!("cannot use {}: {error}", dir.display())))?;
     let server = Server::start(&ServerOptions {
         data: Some(dir.join("server")),
         listen: options.listen,
@@ -85,7 +117,8 @@ pub async fn run(options: DevOptions) -> Result<(), Failure> {
             if shown.is_empty() {
                 welcome(&url, &files, &options);
             }
-            println!("{board}");
+            // Whoever started it may read no more of it; it goes on all the same.
+            let _ = writeln!(io::stdout(), "{board}");
             shown = board;
         }
         if view.changed().await.is_err() {
@@ -144,7 +177,8 @@ fn welcome(url: &str, files: &Path, options: &DevOptions) {
     } else {
         format!(" --addr {url}")
     };
-    println!(
+    let _ = writeln!(
+        io::stdout(),
         "\
 listening on {url}
 

@@ -6,8 +6,9 @@ mod common;
 
 use common::wait_for;
 use expect_test::{Expect, expect};
+use rustix::process::{Pid, Signal};
 use serde_json::Value;
-use std::io::{BufRead, BufReader};
+use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
 
@@ -560,4 +561,29 @@ fn without_a_server() {
     let (exit, _, err) = lockstep(&address, dir.path(), &["run", "db=up", "--wait", "100ms"]);
     assert_eq!(exit, 1);
     assert!(err.contains("no server answers"), "{err}");
+}
+
+#[test]
+fn a_look_leaves_nothing_behind() {
+    for signal in [Signal::INT, Signal::TERM] {
+        let temporary = tempfile::tempdir().unwrap();
+        let spawned = Command::new(env!("CARGO_BIN_EXE_lockstep"))
+            .args(["dev", "--listen", "127.0.0.1:0"])
+            .env("TMPDIR", temporary.path())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut child = Running(spawned);
+        let mut told = BufReader::new(child.0.stdout.take().unwrap()).lines().map_while(Result::ok);
+        // By then everything runs that writes there.
+        assert!(told.any(|line| line.starts_with("app:")), "it ended");
+        let count = || std::fs::read_dir(temporary.path()).unwrap().count();
+        assert_eq!(count(), 1);
+        rustix::process::kill_process(Pid::from_child(&child.0), signal).unwrap();
+        assert!(child.0.wait().unwrap().success());
+        let mut said = String::new();
+        child.0.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+        assert_eq!((count(), said.as_str()), (0, ""));
+    }
 }

@@ -88,3 +88,24 @@ fn each_command_has_a_manual_page() {
     assert_eq!(exit, 1);
     assert!(err.starts_with("error: cannot write to file: "), "{err}");
 }
+
+#[test]
+fn usage_does_not_change_with_the_environment() {
+    let dir = tempfile::tempdir().unwrap();
+    let address = "127.0.0.1:1".parse().unwrap();
+    for args in [&["fence"][..], &["resolve"], &["run"], &["host", "forget"]] {
+        let (exit, _, said) = lockstep(dir.path(), Some(address), args);
+        assert_eq!(exit, 2);
+        assert_eq!(said, lockstep(dir.path(), None, args).2);
+        assert!(!said.contains("--addr"), "{said}");
+    }
+    // The variable is looked at all the same.
+    let (exit, _, said) = lockstep(dir.path(), Some(address), &["status"]);
+    assert!(exit == 1 && said.contains("http://127.0.0.1:1"), "{said}");
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_lockstep")).arg("status").env("LOCKSTEP_ADDR", "a b").output();
+    let output = output.unwrap();
+    let said = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(2), "{said}");
+    assert!(said.contains("invalid value 'a b' of LOCKSTEP_ADDR: write http://HOST:PORT"), "{said}");
+}

@@ -193,12 +193,13 @@ impl Drop for Ended {
 }
 
 /// Output without what differs from run to run:
-/// - times (`12 ms`, `1.2 s`, dates), plan hashes, revisions and tokens are compared by their kind only;
-/// - transitions are numbered in the order in which the page meets them;
+/// - times (`12 ms`, `1.2 s`, dates), revisions and tokens are compared by their kind only;
+/// - transitions and plan hashes are numbered in the order in which the page meets them: what is the same is shown so;
 /// - what `run` tells of one phase is compared as a set: who answers first is chance, and so is who does before a no.
 #[derive(Default)]
 struct Steady {
     transitions: BTreeMap<String, usize>,
+    hashes: BTreeMap<String, usize>,
 }
 
 impl Steady {
@@ -250,7 +251,8 @@ impl Steady {
             } else if is_date {
                 Some("DATE".to_owned())
             } else if before == "plan" && is_hash {
-                Some("HASH".to_owned())
+                let count = self.hashes.len() + 1;
+                Some(format!("HASH-{}", self.hashes.entry(word.to_owned()).or_insert(count)))
             } else if matches!(before, "revision" | "token") && is_number(word) {
                 Some("NUMBER".to_owned())
             } else if word.strip_prefix('t').is_some_and(is_number) {
@@ -403,6 +405,7 @@ fn what_differs_from_run_to_run_is_no_difference() {
         ("committed t13  1 ms", "aborted t13  1 ms"),
         ("t1 t2 t1", "t1 t2 t2"),
         ("plan f80133c3  db: pg-a", "plan f80133c3  db: pg-b"),
+        ("plan f80133c3\nplan f80133c3", "plan f80133c3\nplan 11111111"),
         ("5 members", "6 members"),
     ] {
         assert_ne!(steady(one), steady(other));

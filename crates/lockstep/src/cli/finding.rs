@@ -177,6 +177,16 @@ fn may_be_in(member: &Member, state: &String) -> bool {
     is_there || member.transition.is_some() || member.may_be.contains(state)
 }
 
+/// What a group that is repaired needs: nothing, unless that fails.
+fn by_itself(group: &Group, run: Result<String, String>) -> Result<String, String> {
+    match run {
+        Ok(run) if matches!(group.recover.as_str(), "fence" | "lease") => {
+            Err(format!("wait: it is repaired by itself; if it stays so: lockstep run {run}"))
+        }
+        run => run,
+    }
+}
+
 fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) -> Vec<Finding> {
     let name = &group.name;
     if !group.groups.is_empty() {
@@ -222,7 +232,7 @@ fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) 
             let problem = format!("{name} {what}{count} {state}, at least {min} must be");
             let run = match &group.waits {
                 Some(_) => Err("it is repaired once it waits no more".to_owned()),
-                None => required.bring_up(name, &format!("{name}=up")),
+                None => by_itself(group, required.bring_up(name, &format!("{name}=up"))),
             };
             findings.push(Finding::mended_by(problem, run));
         }
@@ -353,6 +363,7 @@ fn of_member<'a>(
     let problem = format!("{id} is {actual}, should be {goal}");
     let serves = group.serving.contains(goal);
     let run = if serves { required.bring_up(&group.name, &target) } else { Ok(target) };
+    let run = if serves && group.waits.is_none() { by_itself(group, run) } else { run };
     Some(Finding::mended_by(problem, run))
 }
 
@@ -365,12 +376,17 @@ mod tests {
     use std::slice::from_ref;
 
     fn told(liveness: &str, members: Value) -> String {
+        told_of("off", liveness, members)
+    }
+
+    fn told_of(recover: &str, liveness: &str, members: Value) -> String {
         let host = |name| json!({"name": name, "liveness": liveness, "labels": {}, "address": null});
         let hosts: Vec<Host> = serde_json::from_value(json!([host("h1"), host("h2")])).unwrap();
         let group = Group {
             name: "app".to_owned(),
             states: ["offline", "online"].map(str::to_owned).to_vec(),
             serving: vec!["online".to_owned()],
+            recover: recover.to_owned(),
             ..Group::default()
         };
         let base = json!({"group": "app", "host": "h1", "goal": "online", "actual": "online", "transition": null,
@@ -398,6 +414,18 @@ mod tests {
         let left = "app@h1 has failed in its last transition, and was left out: it is offline\n  \
                     mend it, then bring it where it belongs: lockstep run app@h1=STATE\n";
         assert_eq!(told("alive", json!([excluded])), format!("{short}{left}"));
+    }
+
+    #[test]
+    fn what_is_repaired_by_itself_is_waited_for() {
+        let fallen = json!([{"goal": "online", "actual": "offline"}]);
+        assert_eq!(
+            told_of("fence", "alive", fallen),
+            "app does not serve: 0 online, at least 1 must be\n  \
+             wait: it is repaired by itself; if it stays so: lockstep run app=up\n\
+             app@h1 is offline, should be online\n  \
+             wait: it is repaired by itself; if it stays so: lockstep run app@h1=online\n"
+        );
     }
 
     #[test]
