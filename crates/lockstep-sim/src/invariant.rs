@@ -30,6 +30,9 @@ pub trait Invariant {
     /// as no connection does.
     fn excuse(&mut self, _name: &Name) {}
 
+    /// A host whose agent runs twice at once, the second one from a copy of its disk. It is excused too.
+    fn double(&mut self, _name: &Name) {}
+
     /// A host on which nothing is left that stops members when its lease ends.
     fn release(&mut self, _name: &Name) {}
 
@@ -80,6 +83,11 @@ macro_rules! invariants {
             /// Expects no promises of a host any more.
             pub fn excuse(&mut self, name: &Name) {
                 $(self.$module.excuse(name);)*
+            }
+
+            /// Expects nothing of a host that hangs on one agent any more.
+            pub fn double(&mut self, name: &Name) {
+                $(self.$module.double(name);)*
             }
 
             /// Expects nothing of a host that needs its lease any more.

@@ -824,6 +824,7 @@ impl Sim {
             self.disks.insert(copy.clone(), disk);
             self.excuse(name);
             self.excuse(&copy);
+            self.invariants.double(name);
             self.world.copy_agent(name, &copy, records);
             self.say(format!("{copy} starts"));
             let ms = self.rng.random_range(100..=5000);

@@ -10,15 +10,17 @@ use crate::vote::{Answer, Round, Vote};
 use std::collections::BTreeSet;
 
 impl Engine {
+    fn undecided(&self) -> Vec<TransitionId> {
+        self.runs.iter().filter(|(_, run)| run.is_undecided()).map(|(id, _)| *id).collect()
+    }
+
     /// A new run of an agent has introduced itself. What the old one had answered before the decision no
     /// longer counts: it may have lost what the yes promised.
     pub(crate) fn new_run(&mut self, host: &HostName, new: &RunId) {
         if mutant::is(Mutant::OlderRunCounts) {
             return;
         }
-        let undecided: Vec<_> =
-            self.runs.iter().filter(|(_, run)| run.is_undecided()).map(|(id, _)| *id).collect();
-        for id in undecided {
+        for id in self.undecided() {
             let Some(run) = self.runs.get(&id) else { continue };
             let poll = match &run.stage {
                 Stage::Check(poll) | Stage::Prepare { poll, .. } => poll,
@@ -47,9 +49,9 @@ impl Engine {
         let groups: BTreeSet<_> =
             of_labels.map(|(name, _)| name).chain(of_members.map(|member| &member.group)).cloned().collect();
         self.ahead.extend(groups.into_iter().map(|group| (group, host.clone())));
-        let is_asked = |run: &Run| run.plan.asked().any(|who| self.ahead.contains_key(&who.member.group));
-        let undecided = self.runs.iter().filter(|(_, run)| run.is_undecided() && is_asked(run));
-        let undecided: Vec<_> = undecided.map(|(id, _)| *id).collect();
+        let mut undecided = self.undecided();
+        undecided
+            .retain(|id| self.runs[id].plan.asked().any(|who| self.ahead.contains_key(&who.member.group)));
         for id in undecided {
             let message = format!("host {host} has seen a later server than this one");
             self.abort(id, Cause { code: "server-behind".to_owned(), message, member: None });
@@ -61,9 +63,7 @@ impl Engine {
         if mutant::is(Mutant::LostHostCounts) {
             return;
         }
-        let undecided: Vec<_> =
-            self.runs.iter().filter(|(_, run)| run.is_undecided()).map(|(id, _)| *id).collect();
-        for id in undecided {
+        for id in self.undecided() {
             let Some(run) = self.runs.get(&id) else { continue };
             if matches!(run.stage, Stage::Queued | Stage::Status { .. }) {
                 continue;

@@ -2,7 +2,6 @@
 //! wherever its agents and servers are.
 
 use super::{Invariant, Verdict};
-use crate::sim::COPY;
 use lockstep_core::cluster::Cluster;
 use lockstep_core::id::{GroupName, MemberId, StateName};
 use lockstep_core::message::Decision;
@@ -81,8 +80,8 @@ impl Invariant for MaxHolds {
         self.released.insert(name.clone());
     }
 
-    fn excuse(&mut self, name: &Name) {
-        self.doubled.extend(name.strip_suffix(COPY).map(Name::from));
+    fn double(&mut self, name: &Name) {
+        self.doubled.insert(name.clone());
     }
 
     fn happened(&mut self, world: &World, what: &Happened) -> Verdict {

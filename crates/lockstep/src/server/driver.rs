@@ -111,11 +111,9 @@ enum News {
 }
 
 impl<S: Store> Driver<S> {
-    #[expect(clippy::too_many_arguments, reason = "all that it owns, once")]
+    /// One that writes where its saver does, in the same reign.
     pub(super) fn new(
         engine: Engine,
-        store: S,
-        reign: Reign,
         saver: Saver<S>,
         clock: Clock,
         sessions: Sessions,
@@ -124,10 +122,10 @@ impl<S: Store> Driver<S> {
     ) -> Self {
         Self {
             engine,
-            store,
+            store: saver.store.clone(),
+            reign: saver.reign,
             saver,
             append_bytes: 0,
-            reign,
             clock,
             sessions,
             replies: HashMap::new(),
@@ -638,9 +636,9 @@ mod tests {
         let (commands, mut asked) = mpsc::channel(COMMANDS_MAX);
         let (publish, view) = watch::channel(View::default());
         let (sessions, mut said) = Sessions::new(1);
-        let saver = Saver::new(store.clone(), Reign(1), 0, 0);
         let silence = store.silence();
-        let driver = Driver::new(engine, store, Reign(1), saver, clock, sessions, publish, false);
+        let saver = Saver::new(store, Reign(1), 0, 0);
+        let driver = Driver::new(engine, saver, clock, sessions, publish, false);
         let drive = async move { driver.drive(&mut asked, &mut said).await };
         (Handle::new(commands, view, silence), tokio::spawn(drive))
     }

@@ -149,8 +149,8 @@ impl<S: Store> Roles<S> {
         let engine =
             Engine::with_lease((**cluster).clone(), &self.candidate.name, lease_ms, self.clock.now());
         info!(%reign, revision = %cluster.revision, "active");
-        let (store, sessions, publish) = (self.store.clone(), self.sessions.clone(), self.publish.clone());
-        let driver = Driver::new(engine, store, reign, saver, self.clock, sessions, publish, self.is_shared);
+        let (sessions, publish) = (self.sessions.clone(), self.publish.clone());
+        let driver = Driver::new(engine, saver, self.clock, sessions, publish, self.is_shared);
         driver.drive(&mut self.asked, &mut self.said).await
     }
 }

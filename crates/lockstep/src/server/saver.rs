@@ -20,8 +20,8 @@ use tracing::{debug, warn};
 const SPAN_BYTES_MIN: u64 = 4 << 20;
 
 pub(super) struct Saver<S> {
-    store: S,
-    reign: Reign,
+    pub(super) store: S,
+    pub(super) reign: Reign,
     /// How much has been written since the last snapshot.
     bytes: u64,
     /// The size of the last snapshot.

@@ -3,14 +3,20 @@
 //! The lock on the directory decides which process is the active server; reigns tell apart the times of one process
 //! from those before it. While its server is down, nothing is decided: safe, and it waits.
 
-use super::migrate;
 use super::{Appended, Candidate, Entry, Error, Fenced, FileDisk, Journal, Leader, Snapshot, Store};
 use lockstep_core::id::{Index, Reign};
 use lockstep_core::log::{Disk, Log};
+use std::fs::{self, File};
+use std::io;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 use tokio::sync::watch;
+
+/// The file in a directory whose journal was taken elsewhere, which says where.
+const MIGRATED: &str = "migrated";
+/// What the name of a directory ends with until all of a migration is in it.
+pub(super) const UNFINISHED: &str = ".migrating";
 
 /// The embedded store.
 #[derive(Debug)]
@@ -28,10 +34,34 @@ impl<D> Clone for Embedded<D> {
 
 impl Embedded {
     /// Takes a directory and opens the store in it, or makes an empty one. Errors as of [`Journal::open`], and
-    /// [`Error::Unusable`] for one whose journal was migrated.
+    /// [`Error::Unusable`] for one whose journal was migrated, or is not whole.
     pub async fn open(dir: &Path) -> Result<Self, Error> {
-        migrate::check_here(dir)?;
+        if dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with(UNFINISHED)) {
+            return Err(Error::Unusable {
+                place: dir.display().to_string(),
+                reason: "a migration into it has not finished".to_owned(),
+                help: "wait for it; if it broke off, remove the directory and migrate again",
+            });
+        }
+        let path = dir.join(MIGRATED);
+        match fs::read_to_string(&path) {
+            Ok(to) => return Err(Error::migrated(&dir.display().to_string(), to.trim_end())),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            Err(source) => {
+                return Err(Error::Directory { path, doing: "read a mark", source: Arc::new(source) });
+            }
+        }
         Ok(Embedded::new(Journal::open(dir).await?))
+    }
+
+    /// The journal of a directory was taken elsewhere: from now on no server begins in it.
+    pub(super) fn retire(dir: &Path, to: &str) -> Result<(), Error> {
+        let path = dir.join(MIGRATED);
+        let marked = fs::write(&path, format!("{to}\n"))
+            .and_then(|()| File::open(&path)?.sync_all())
+            .and_then(|()| File::open(dir)?.sync_all());
+        let doing = "mark it as migrated";
+        marked.map_err(|source| Error::Directory { path, doing, source: Arc::new(source) })
     }
 }
 
@@ -44,6 +74,11 @@ impl<D: Disk + 'static> Embedded<D> {
     /// Ends the store and returns once its directory is free.
     pub async fn close(self) {
         self.journal.close().await;
+    }
+
+    /// The last reign that was given.
+    pub(super) async fn last_reign(&self) -> Result<Reign, Error> {
+        self.journal.run(|log| Ok(log.reign())).await
     }
 
     fn known(&self) -> std::sync::MutexGuard<'_, Option<Leader>> {

@@ -208,7 +208,7 @@ impl State {
     /// Refuses what a migration has taken elsewhere, and what one has not finished.
     fn check(&self, place: &str, purpose: Purpose) -> Result<(), Error> {
         if let Some(to) = &self.migrated {
-            return Err(super::migrate::was_migrated(place, to));
+            return Err(Error::migrated(place, to));
         }
         if !self.is_migrating || purpose == Purpose::Migrate {
             return Ok(());

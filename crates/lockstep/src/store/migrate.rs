@@ -5,6 +5,7 @@
 //! has another name until it is whole, and a prefix of etcd a mark. Nor can what was copied, from then on: two servers,
 //! one on each, would give out the same tokens.
 
+use super::embedded::UNFINISHED;
 use super::etcd::Import;
 use super::{Candidate, Embedded, Entry, Error, Etcd, Fenced, Journal, Snapshot, Store};
 use crate::cli::option::EtcdOptions;
@@ -21,10 +22,6 @@ use tokio::time::timeout;
 const TTL: Duration = Duration::from_secs(10);
 /// How many bytes of entries are written at once, unless one alone has more.
 const WRITE_BYTES: usize = 256 << 10;
-/// The file in a directory whose journal was taken elsewhere, which says where.
-const MIGRATED: &str = "migrated";
-/// What a directory's name ends with until it is whole.
-const UNFINISHED: &str = ".migrating";
 
 /// What was copied.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -84,13 +81,10 @@ pub async fn migrate(from: &str, to: &str, options: &EtcdOptions) -> Result<Copi
         if !dir.join("log").exists() {
             return Err(unusable(from, "there is no journal", "name the --data directory of a server"));
         }
-        check_here(dir)?;
-        let journal = Journal::open(dir).await?;
-        let reign = journal.run(|log| Ok(log.reign())).await?;
-        let source = Embedded::new(journal);
-        let copied = copy(&source, reign, to, options).await;
+        let source = Embedded::open(dir).await?;
+        let copied = async { copy(&source, source.last_reign().await?, to, options).await };
         // No server has it before that is so.
-        let copied = copied.and_then(|copied| retire(dir, to).map(|()| copied));
+        let copied = copied.await.and_then(|copied| Embedded::retire(dir, to).map(|()| copied));
         source.close().await;
         copied
     }
@@ -104,50 +98,30 @@ fn unusable(place: &str, reason: impl Into<String>, help: &'static str) -> Error
     Error::Unusable { place: place.to_owned(), reason: reason.into(), help }
 }
 
-/// Refuses a directory that no server may begin in: its journal was taken elsewhere, or is not whole.
-pub(super) fn check_here(dir: &Path) -> Result<(), Error> {
-    if dir.file_name().is_some_and(|name| name.to_string_lossy().ends_with(UNFINISHED)) {
-        let reason = "a migration into it has not finished";
-        let help = "wait for it; if it broke off, remove the directory and migrate again";
-        return Err(unusable(&dir.display().to_string(), reason, help));
-    }
-    let path = dir.join(MIGRATED);
-    match fs::read_to_string(&path) {
-        Ok(to) => Err(was_migrated(&dir.display().to_string(), to.trim_end())),
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        Err(source) => Err(Error::Directory { path, doing: "read a mark", source: Arc::new(source) }),
-    }
-}
-
-/// From now on no server begins in a directory.
-fn retire(dir: &Path, to: &str) -> Result<(), Error> {
-    let path = dir.join(MIGRATED);
-    let marked = fs::write(&path, format!("{to}\n"))
-        .and_then(|()| File::open(&path)?.sync_all())
-        .and_then(|()| File::open(dir)?.sync_all());
-    marked.map_err(|source| Error::Directory { path, doing: "mark it as migrated", source: Arc::new(source) })
-}
-
-pub(super) fn was_migrated(place: &str, to: &str) -> Error {
-    let reason = format!("its journal was migrated to {to}: servers on both would give out the same tokens");
-    unusable(place, reason, "start servers there; delete this one, and migrate back, to have it here again")
-}
-
 async fn copy<S: Store>(source: &S, reign: Reign, to: &str, options: &EtcdOptions) -> Result<Copied, Error> {
     let snapshot = source.load_snapshot().await?;
+    let snapshot = snapshot.as_ref();
     if is_etcd(to) {
-        let mut target = Import::begin(to, options, reign, snapshot.as_ref()).await?;
-        let read = pour(source, snapshot.as_ref(), &mut target).await?;
-        let written = digest(target.store()).await?;
-        let copied = compare(to, reign, snapshot.as_ref(), read, &written)?;
-        target.finish().await?;
-        return Ok(copied);
+        let target = Import::begin(to, options, reign, snapshot).await?;
+        copy_into(target, source, reign, snapshot, to).await
+    } else {
+        let target = Directory::begin(Path::new(to), source, reign, snapshot).await?;
+        copy_into(target, source, reign, snapshot, to).await
     }
-    let mut target = Directory::begin(Path::new(to), source, snapshot.as_ref()).await?;
-    let read = pour(source, snapshot.as_ref(), &mut target).await?;
-    let written = target.close(reign).await?;
-    let copied = compare(to, reign, snapshot.as_ref(), read, &written)?;
-    target.finish()?;
+}
+
+/// Copies what follows the snapshot, and lets the target be used if it has it all.
+async fn copy_into<S: Store>(
+    mut target: impl Target,
+    source: &S,
+    reign: Reign,
+    snapshot: Option<&Snapshot>,
+    to: &str,
+) -> Result<Copied, Error> {
+    let read = pour(source, snapshot, &mut target).await?;
+    let written = target.read_back().await?;
+    let copied = compare(to, reign, snapshot, read, &written)?;
+    target.finish().await?;
     Ok(copied)
 }
 
@@ -155,11 +129,25 @@ async fn copy<S: Store>(source: &S, reign: Reign, to: &str, options: &EtcdOption
 trait Target {
     /// Appends entries of one reign.
     async fn append(&mut self, reign: Reign, payloads: Vec<Vec<u8>>) -> Result<(), Error>;
+
+    /// After the last one: all of it, as it is stored.
+    async fn read_back(&mut self) -> Result<Read, Error>;
+
+    /// From now on it can be used.
+    async fn finish(self) -> Result<(), Error>;
 }
 
 impl Target for Import {
     async fn append(&mut self, reign: Reign, payloads: Vec<Vec<u8>>) -> Result<(), Error> {
         Import::append(self, reign, payloads).await
+    }
+
+    async fn read_back(&mut self) -> Result<Read, Error> {
+        digest(self.store()).await
+    }
+
+    async fn finish(self) -> Result<(), Error> {
+        Import::finish(self).await
     }
 }
 
@@ -265,10 +253,17 @@ struct Directory {
     place: PathBuf,
     aside: PathBuf,
     journal: Journal,
+    /// The last reign that was given where the entries come from.
+    last: Reign,
 }
 
 impl Directory {
-    async fn begin<S: Store>(place: &Path, source: &S, snapshot: Option<&Snapshot>) -> Result<Self, Error> {
+    async fn begin<S: Store>(
+        place: &Path,
+        source: &S,
+        last: Reign,
+        snapshot: Option<&Snapshot>,
+    ) -> Result<Self, Error> {
         let shown = place.display().to_string();
         if fs::read_dir(place).is_ok_and(|mut files| files.next().is_some()) || place.is_file() {
             return Err(unusable(&shown, "it is not empty", "name a directory that is empty or not there"));
@@ -290,11 +285,22 @@ impl Directory {
             }
             None => Journal::open(&aside).await?,
         };
-        Ok(Directory { place: place.to_owned(), aside, journal })
+        Ok(Directory { place: place.to_owned(), aside, journal, last })
+    }
+}
+
+impl Target for Directory {
+    async fn append(&mut self, reign: Reign, payloads: Vec<Vec<u8>>) -> Result<(), Error> {
+        let append = move |log: &mut lockstep_core::log::Log<_>| {
+            let first = Index(log.head().0 + 1);
+            Ok(log.append(reign, first, &payloads)?)
+        };
+        self.journal.run(append).await.map(drop)
     }
 
-    /// Ends writing, and reads all of it back from the disk.
-    async fn close(&self, last: Reign) -> Result<Read, Error> {
+    /// From the disk: the journal that wrote it is closed.
+    async fn read_back(&mut self) -> Result<Read, Error> {
+        let last = self.last;
         let begin = move |log: &mut lockstep_core::log::Log<_>| {
             if log.reign() < last {
                 log.begin_reign(last)?;
@@ -310,7 +316,7 @@ impl Directory {
     }
 
     /// Gives it its name.
-    fn finish(self) -> Result<(), Error> {
+    async fn finish(self) -> Result<(), Error> {
         let named = fs::rename(&self.aside, &self.place).and_then(|()| {
             let parent = self.place.parent().filter(|dir| *dir != Path::new("")).unwrap_or(Path::new("."));
             File::open(parent)?.sync_all()
@@ -320,16 +326,6 @@ impl Directory {
             doing: "give the copy its name",
             source: Arc::new(source),
         })
-    }
-}
-
-impl Target for Directory {
-    async fn append(&mut self, reign: Reign, payloads: Vec<Vec<u8>>) -> Result<(), Error> {
-        let append = move |log: &mut lockstep_core::log::Log<_>| {
-            let first = Index(log.head().0 + 1);
-            Ok(log.append(reign, first, &payloads)?)
-        };
-        self.journal.run(append).await.map(drop)
     }
 }
 

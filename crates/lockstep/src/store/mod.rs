@@ -142,6 +142,19 @@ pub enum Error {
     Closed,
 }
 
+impl Error {
+    /// The journal was taken elsewhere.
+    fn migrated(place: &str, to: &str) -> Self {
+        Self::Unusable {
+            place: place.to_owned(),
+            reason: format!(
+                "its journal was migrated to {to}: servers on both would give out the same tokens"
+            ),
+            help: "start servers there; delete this one, and migrate back, to have it here again",
+        }
+    }
+}
+
 impl From<log::Error> for Error {
     fn from(error: log::Error) -> Self {
         match error {

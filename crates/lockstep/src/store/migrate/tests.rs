@@ -134,7 +134,7 @@ async fn what_broke_off_cannot_be_used() {
     let source = Embedded::open(&from).await.unwrap();
     write(&source).await;
     let snapshot = source.load_snapshot().await.unwrap();
-    let begun = Directory::begin(&to, &source, snapshot.as_ref()).await.unwrap();
+    let begun = Directory::begin(&to, &source, Reign(1), snapshot.as_ref()).await.unwrap();
     drop(begun);
     source.close().await;
     assert!(!to.exists());
