@@ -3,7 +3,7 @@
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use lockstep_core::id::Index;
-use lockstep_core::request::{Code, Rejection};
+use lockstep_core::request::{Code, Obstacle, Rejection};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
@@ -127,32 +127,11 @@ impl From<Rejection> for Problem {
 
 /// The status that goes with a rejection: whether to ask again later, elsewhere, or for something else.
 pub(super) fn status(code: Code) -> StatusCode {
-    match code {
-        Code::RequestConflict => StatusCode::CONFLICT,
-        Code::Busy => StatusCode::TOO_MANY_REQUESTS,
-        Code::NotActive | Code::StoreUnavailable => StatusCode::SERVICE_UNAVAILABLE,
-        Code::SpecInvalid
-        | Code::Cycle
-        | Code::UnknownGroup
-        | Code::UnknownHost
-        | Code::UnknownMember
-        | Code::UnknownState
-        | Code::UnknownSetting
-        | Code::NoPath
-        | Code::LimitBroken
-        | Code::WouldBreakRequires
-        | Code::RequirementDown
-        | Code::Excluded
-        | Code::NoCandidate
-        | Code::ActualUnknown
-        | Code::MemberInDoubt
-        | Code::HostLost
-        | Code::Frozen
-        | Code::WindowClosed
-        | Code::PlanChanged
-        | Code::NotAllowed
-        | Code::TooLarge
-        | Code::ServerBehind => StatusCode::UNPROCESSABLE_ENTITY,
+    match code.obstacle() {
+        Obstacle::SameId => StatusCode::CONFLICT,
+        Obstacle::Load => StatusCode::TOO_MANY_REQUESTS,
+        Obstacle::Server => StatusCode::SERVICE_UNAVAILABLE,
+        Obstacle::Lasting | Obstacle::States => StatusCode::UNPROCESSABLE_ENTITY,
     }
 }
 
