@@ -1,5 +1,10 @@
 //! What a run, or many, came to.
 
+use crate::fault::Fault;
+use crate::journal::Unopened;
+use lockstep_core::engine::Accepted;
+use lockstep_core::record::{Body, Evidence};
+use lockstep_core::request::Rejection;
 use std::collections::BTreeMap;
 use std::fmt::{self, Display};
 
@@ -37,6 +42,47 @@ impl Tally {
     /// A fault has made a difference.
     pub fn bit(&mut self, kind: &'static str) {
         self.faults.entry(kind).or_default().1 += 1;
+    }
+
+    /// A record is durable.
+    pub(crate) fn recorded(&mut self, body: &Body) {
+        if let Body::Outcome { outcome, .. } = body {
+            *self.outcomes.entry(outcome.to_string()).or_default() += 1;
+        }
+        if let Body::Evidence { by, .. } = body {
+            let kind = match by {
+                Evidence::Lease => "lease",
+                Evidence::Fence { .. } => "fence",
+                Evidence::Person { .. } => "person",
+            };
+            *self.evidence.entry(kind).or_default() += 1;
+        }
+        if let Body::Request { request } = body {
+            self.repairs += u64::from(request.is_automatic);
+        }
+    }
+
+    /// An operator was told something.
+    pub(crate) fn answered(&mut self, answer: &Result<Accepted, Rejection>) {
+        let told = match answer {
+            Ok(Accepted::Transition(_)) => "accepted".to_owned(),
+            Ok(Accepted::Nothing) => "nothing-to-do".to_owned(),
+            Ok(Accepted::Spec(_)) => "spec".to_owned(),
+            Ok(Accepted::Host(_)) => "host".to_owned(),
+            Ok(Accepted::Freezes(_)) => "freezes".to_owned(),
+            Ok(Accepted::Aborted) => "abort".to_owned(),
+            Ok(Accepted::Away { .. }) => "away".to_owned(),
+            Err(rejection) => rejection.code.to_string(),
+        };
+        *self.answers.entry(told).or_default() += 1;
+    }
+
+    /// A disk was opened that has decayed.
+    pub(crate) fn decayed(&mut self, opened: &Result<Vec<Vec<u8>>, Unopened>) {
+        self.struck(Fault::Decay.as_str());
+        if let Err(Unopened::Trouble(_)) = opened {
+            self.bit(Fault::Decay.as_str());
+        }
     }
 
     /// Takes another's counts in.
