@@ -177,6 +177,17 @@ pub(crate) fn side_by_side(program: &Path, groups: usize, rounds: usize) -> Meas
         }
     }
     let written = journal_bytes(data).saturating_sub(before) / rounds;
+    beside_floor(times, hosts, &traffic, written, &dir)
+}
+
+/// The times of as many rounds of what no server can do without: the same messages and writes.
+fn beside_floor(
+    times: Vec<Duration>,
+    hosts: usize,
+    traffic: &Traffic,
+    written: usize,
+    dir: &Path,
+) -> Measured {
     let traffic = traffic.lock().expect("no agent panics").clone();
     let shape = Shape {
         connections: hosts,
@@ -189,8 +200,8 @@ pub(crate) fn side_by_side(program: &Path, groups: usize, rounds: usize) -> Meas
         syncs: WRITES,
         sync_bytes: (written / WRITES).max(1),
     };
-    let mut floor = Floor::start(&shape, &dir);
-    let floor_times = (0..rounds).map(|_| floor.exchange()).collect();
+    let mut floor = Floor::start(&shape, dir);
+    let floor_times = times.iter().map(|_| floor.exchange()).collect();
     let shape = format!(
         "{hosts} connections, rounds of {:?} bytes (order, answer), {} synced writes of {} bytes",
         shape.rounds, shape.syncs, shape.sync_bytes
@@ -281,27 +292,11 @@ pub(crate) fn run(program: &Path, hosts: usize, rounds: usize) -> Measured {
     let [busy, clients_busy] =
         [0, 1].map(|at| (cpu_ms([server, clients][at]) - busy_before[at]) / rounds as f64);
     let written = journal_bytes(data).saturating_sub(before) / rounds;
-    let traffic = traffic.lock().expect("no agent panics").clone();
-    let phases = [Phase::Check, Phase::Prepare, Phase::Commit];
-    let shape = Shape {
-        connections: hosts,
-        rounds: phases
-            .map(|phase| {
-                let [orders, out, answers, back] = traffic[&phase];
-                (out / orders, back / answers)
-            })
-            .into(),
-        syncs: WRITES,
-        sync_bytes: (written / WRITES).max(1),
-    };
-    let mut floor = Floor::start(&shape, &dir);
-    let floor_times = (0..rounds).map(|_| floor.exchange()).collect();
-    let shape = format!(
-        "{hosts} connections, rounds of {:?} bytes (order, answer), {} synced writes of {} bytes; \
-         a transition keeps the server busy for {busy:.1} ms, its clients for {clients_busy:.1} ms",
-        shape.rounds, shape.syncs, shape.sync_bytes
+    let mut measured = beside_floor(times, hosts, &traffic, written, &dir);
+    measured.shape += &format!(
+        "; a transition keeps the server busy for {busy:.1} ms, its clients for {clients_busy:.1} ms"
     );
-    Measured { times, floor_times, shape }
+    measured
 }
 
 /// The time that a process has kept processors busy, in milliseconds.
