@@ -116,10 +116,6 @@ fn request() -> Request {
         request_id: "r".to_owned(),
         principal: "test".to_owned(),
         targets: vec!["a=online".parse().unwrap()],
-        reason: None,
-        on_failure: None,
-        deadline_ms: None,
-        plan_hash: None,
         ..Request::default()
     }
 }

@@ -49,10 +49,6 @@ fn request(target: &str, id: &str) -> Request {
         request_id: id.to_owned(),
         principal: "operator".to_owned(),
         targets: vec![target.parse().unwrap()],
-        reason: None,
-        on_failure: None,
-        deadline_ms: None,
-        plan_hash: None,
         ..Request::default()
     }
 }

@@ -151,10 +151,6 @@ fn a_thousand_members_are_moved() {
             request_id: "1".to_owned(),
             principal: "operator".to_owned(),
             targets: vec!["db=online".parse().unwrap()],
-            reason: None,
-            on_failure: None,
-            deadline_ms: None,
-            plan_hash: None,
             ..Request::default()
         };
         engine.handle(now, Input::Run { reply: ReplyId(1), request: request.clone() });
@@ -192,10 +188,6 @@ fn a_thousand_transitions_wait_and_no_more() {
             request_id: number.to_string(),
             principal: "operator".to_owned(),
             targets: vec!["db=online".parse().unwrap()],
-            reason: None,
-            on_failure: None,
-            deadline_ms: None,
-            plan_hash: None,
             ..Request::default()
         };
         engine.handle(now, Input::Run { reply: ReplyId(number), request });

@@ -229,10 +229,6 @@ fn asked_for(mut cluster: Cluster, target: &str) -> Cluster {
         request_id: "other".to_owned(),
         principal: "operator".to_owned(),
         targets: vec![target.parse().unwrap()],
-        reason: None,
-        on_failure: None,
-        deadline_ms: None,
-        plan_hash: None,
         ..Request::default()
     };
     let index = Index(cluster.revision.0 + 1);

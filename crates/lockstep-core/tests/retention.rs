@@ -87,10 +87,6 @@ fn request(name: usize) -> Request {
         request_id: format!("r{name}"),
         principal: "p".to_owned(),
         targets: vec!["db=online".parse().unwrap()],
-        reason: None,
-        on_failure: None,
-        deadline_ms: None,
-        plan_hash: None,
         ..Request::default()
     }
 }

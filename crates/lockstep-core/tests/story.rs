@@ -278,10 +278,6 @@ fn request(words: &[&str]) -> Request {
         request_id: format!("r-{}", words.join(" ")),
         principal: "operator".to_owned(),
         targets: Vec::new(),
-        reason: None,
-        on_failure: None,
-        deadline_ms: None,
-        plan_hash: None,
         ..Request::default()
     };
     for word in words {
