@@ -21,7 +21,7 @@ use crate::plan::{self, Plan, Scores};
 use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
 use crate::relation::{self, Published};
 use crate::repair::Recovery;
-use crate::request::{Code, Rejection, Request, check_same_cluster};
+use crate::request::{Code, Obstacle, Rejection, Request, check_same_cluster};
 use crate::spec::{Recover, SpecError, SpecFile};
 use crate::time::{Now, Time};
 use crate::transition::Run;
@@ -728,7 +728,7 @@ impl Engine {
                 Some(plan)
             }
             // What stands in the way may be only on its way: it is planned anew when its turn comes.
-            Err(rejection) if is_contended && depends_on_states(rejection.code) => None,
+            Err(rejection) if is_contended && rejection.code.obstacle() == Obstacle::States => None,
             Err(rejection) => return Err(rejection),
         };
         let id = TransitionId(self.propose(Body::Request { request: Arc::new(request) }).0);
@@ -1603,37 +1603,5 @@ fn check_hash(request: &Request, hash: &str) -> Result<(), Rejection> {
             ))
         }
         Some(_) | None => Ok(()),
-    }
-}
-
-/// Whether a rejection rests on where members are, and so may not hold any more in a moment.
-fn depends_on_states(code: Code) -> bool {
-    match code {
-        Code::NoPath
-        | Code::LimitBroken
-        | Code::WouldBreakRequires
-        | Code::RequirementDown
-        | Code::Excluded
-        | Code::NoCandidate
-        | Code::ActualUnknown
-        | Code::MemberInDoubt => true,
-        Code::SpecInvalid
-        | Code::Cycle
-        | Code::UnknownGroup
-        | Code::UnknownHost
-        | Code::UnknownMember
-        | Code::UnknownState
-        | Code::UnknownSetting
-        | Code::HostLost
-        | Code::Busy
-        | Code::Frozen
-        | Code::WindowClosed
-        | Code::PlanChanged
-        | Code::RequestConflict
-        | Code::NotAllowed
-        | Code::TooLarge
-        | Code::NotActive
-        | Code::StoreUnavailable
-        | Code::ServerBehind => false,
     }
 }
