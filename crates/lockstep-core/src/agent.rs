@@ -5,8 +5,8 @@
 //! agent starts again is run again when the server orders it again, never presumed done.
 
 use crate::id::{
-    AgentId, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, StateName, StepId, Token,
-    TransitionId,
+    AgentId, ClusterId, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, StateName, StepId,
+    Token, TransitionId,
 };
 use crate::lease::Held;
 use crate::message::{
@@ -89,6 +89,11 @@ pub enum AgentRecord {
     Reign {
         /// The reign.
         reign: Reign,
+    },
+    /// The cluster it belongs to.
+    Cluster {
+        /// What that is known by.
+        cluster: ClusterId,
     },
     /// The highest token it has seen for a group.
     Token {
@@ -193,6 +198,8 @@ pub struct AgentState {
     pub agent: Option<AgentId>,
     /// The highest reign it has seen.
     pub reign: Reign,
+    /// The cluster it belongs to.
+    pub cluster: Option<ClusterId>,
     /// The highest token it has seen, by group.
     pub tokens: BTreeMap<GroupName, Token>,
     /// The transitions it takes part in and has not been told the outcome of.
@@ -261,6 +268,7 @@ impl AgentState {
         match record {
             AgentRecord::Identity { agent } => self.agent = Some(agent.clone()),
             AgentRecord::Reign { reign } => self.reign = *reign,
+            AgentRecord::Cluster { cluster } => self.cluster = Some(cluster.clone()),
             AgentRecord::Token { group, token } => {
                 self.tokens.insert(group.clone(), *token);
             }
@@ -324,6 +332,7 @@ impl AgentState {
         let mut records = Vec::new();
         records.extend(self.agent.clone().map(|agent| AgentRecord::Identity { agent }));
         records.push(AgentRecord::Reign { reign: self.reign });
+        records.extend(self.cluster.clone().map(|cluster| AgentRecord::Cluster { cluster }));
         let tokens = self.tokens.iter();
         records
             .extend(tokens.map(|(group, token)| AgentRecord::Token { group: group.clone(), token: *token }));
@@ -733,7 +742,7 @@ impl AgentEngine {
         let Identity { host, agent, run, address, labels } = self.identity.clone();
         let token = self.state.tokens.values().copied().max().unwrap_or_default();
         let open = self.state.open.keys().copied().collect();
-        let (reign, noticed) = (self.state.reign, self.state.noticed);
+        let (reign, cluster, noticed) = (self.state.reign, self.state.cluster.clone(), self.state.noticed);
         let protocol = PROTOCOL;
         self.send(Report::Hello(Hello {
             protocol,
@@ -743,6 +752,7 @@ impl AgentEngine {
             address,
             labels,
             reign,
+            cluster,
             token,
             open,
             noticed,
@@ -754,7 +764,9 @@ impl AgentEngine {
 
     fn order(&mut self, order: Order) {
         match order {
-            Order::Welcome { reign, lease_ms, members } => self.welcome(reign, lease_ms, members),
+            Order::Welcome { reign, cluster, lease_ms, members } => {
+                self.welcome(reign, cluster, lease_ms, members);
+            }
             Order::Refused { message } => self.outbox.emit(AgentOutput::Disconnect(message)),
             Order::Assign { members } => self.assign(members),
             Order::Call(call) => self.ordered(call),
@@ -788,7 +800,7 @@ impl AgentEngine {
         }
     }
 
-    fn welcome(&mut self, reign: Reign, lease_ms: u64, members: Vec<Assignment>) {
+    fn welcome(&mut self, reign: Reign, cluster: Option<ClusterId>, lease_ms: u64, members: Vec<Assignment>) {
         if reign < self.state.reign {
             let message =
                 format!("its reign is {reign}, and {} has been seen: it is out of date", self.state.reign);
@@ -796,6 +808,9 @@ impl AgentEngine {
         }
         if reign > self.state.reign {
             self.record(AgentRecord::Reign { reign });
+        }
+        if let Some(cluster) = cluster.filter(|cluster| self.state.cluster.as_ref() != Some(cluster)) {
+            self.record(AgentRecord::Cluster { cluster });
         }
         self.is_welcome = true;
         self.unknown.clear();

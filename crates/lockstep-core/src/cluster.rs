@@ -14,7 +14,8 @@ pub use retention::{
 
 use crate::freeze::Freeze;
 use crate::id::{
-    AgentId, GroupName, HostName, Index, MemberId, Reign, SettingId, StateName, StepId, Token, TransitionId,
+    AgentId, ClusterId, GroupName, HostName, Index, MemberId, Reign, SettingId, StateName, StepId, Token,
+    TransitionId,
 };
 use crate::lifecycle::{Amount, Lifecycle};
 use crate::message::{Assignment, Decision, Outcome};
@@ -38,6 +39,10 @@ use std::sync::Arc;
 pub struct Cluster {
     /// The index of the last record in it.
     pub revision: Index,
+    /// What it is known by to its hosts; none before its first reign, and where a version from before there was one left
+    /// it out.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub id: Option<ClusterId>,
     /// The reign of the active server: the index of the record that its take-over appended.
     pub reign: Reign,
     /// The lease of hosts where the spec has none, in milliseconds, as that record says; none: 3000.
@@ -506,8 +511,9 @@ impl Cluster {
         let since = Since { revision: index, at: record.at };
         match &record.body {
             Body::Reign { .. } if mutant::is(Mutant::ReignReused) && self.reign != Reign(0) => {}
-            Body::Reign { lease_ms, .. } => {
+            Body::Reign { lease_ms, cluster, .. } => {
                 self.reign = Reign(index.0);
+                self.id = cluster.clone().or(self.id.take());
                 // Hosts go by what was in force until now.
                 let longest_ms = self.leases_ms.into_iter().fold(self.lease_ms(), u64::max);
                 self.lease_default_ms = *lease_ms;

@@ -10,7 +10,7 @@
 use crate::cluster::{Cluster, Host};
 use crate::freeze::FreezeEnd;
 use crate::held_back::HeldBack;
-use crate::id::{GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
+use crate::id::{ClusterId, GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
 use crate::lease::Heard;
 use crate::message::{
     Assignment, Call, ContextMember, Decision, Done, Hello, Order, PROTOCOL, Phase, Report,
@@ -399,15 +399,24 @@ pub struct Engine {
     has_begun: bool,
 }
 
+/// What a cluster goes by that says nothing else.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub struct Defaults {
+    /// The lease of hosts where the spec has none, in milliseconds; none: 3000.
+    pub lease_ms: Option<u64>,
+    /// What it is known by from now on, where it has no identity yet; none: it gets none.
+    pub id: Option<ClusterId>,
+}
+
 impl Engine {
     /// An engine over a replayed journal. It appends the record that begins its reign, aborts what was begun
     /// and not decided, and carries on with what was decided.
     pub fn new(cluster: Cluster, server: &str, now: Now) -> Self {
-        Self::with_lease(cluster, server, None, now)
+        Self::with_defaults(cluster, server, Defaults::default(), now)
     }
 
-    /// The same, where hosts have this lease unless the spec says otherwise, in milliseconds.
-    pub fn with_lease(cluster: Cluster, server: &str, lease_ms: Option<u64>, now: Now) -> Self {
+    /// The same, with what the cluster goes by where nothing else is said.
+    pub fn with_defaults(cluster: Cluster, server: &str, defaults: Defaults, now: Now) -> Self {
         let mut engine = Self {
             acked: Arc::new(cluster.clone()),
             head: cluster,
@@ -442,7 +451,9 @@ impl Engine {
             away: None,
             has_begun: false,
         };
-        engine.propose(Body::Reign { server: server.to_owned(), lease_ms });
+        let Defaults { lease_ms, id } = defaults;
+        let cluster = id.filter(|_| engine.head.id.is_none());
+        engine.propose(Body::Reign { server: server.to_owned(), lease_ms, cluster });
         for host in engine.head.hosts.keys() {
             // A host that the reign before has told of a longer lease renews it that seldom.
             let lease_ms = engine.head.leases_ms.into_iter().fold(engine.lease_ms(), u64::max);
@@ -452,14 +463,9 @@ impl Engine {
         }
         engine.end_freezes();
         engine.resume();
-        // The server before may have ended between the two records.
-        let lost = engine.head.hosts.iter().filter(|(_, host)| host.liveness == Liveness::Lost);
-        for host in lost.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
-            engine.lease_is_evidence(&host);
-        }
         // The server before may have recorded that a host is lost, and have ended before it could record what follows.
         let lost = engine.head.hosts.iter().filter(|(_, host)| host.liveness == Liveness::Lost);
-        for host in lost.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
+        for host in lost.map(|(name, _)| name.clone()).collect::<Vec<_>>() {
             engine.lease_is_evidence(&host);
         }
         engine.stir_all();
@@ -961,7 +967,7 @@ impl Engine {
     }
 
     fn hello(&mut self, session: SessionId, hello: Hello) {
-        if hello.protocol == PROTOCOL && self.is_behind(&hello) {
+        if hello.protocol == PROTOCOL && !self.is_foreign(&hello) && self.is_behind(&hello) {
             self.fall_behind(&hello);
         }
         if let Some(message) = self.refusal(session, &hello) {
@@ -1012,8 +1018,8 @@ impl Engine {
         let due = heard.lost_at(lease_ms);
         self.hosts_due = Some(self.hosts_due.map_or(due, |at| at.min(due)));
         self.stir_all();
-        let (reign, lease_ms) = (self.head.reign, self.lease_ms());
-        self.order(&host, Order::Welcome { reign, lease_ms, members });
+        let (reign, cluster, lease_ms) = (self.head.reign, self.head.id.clone(), self.lease_ms());
+        self.order(&host, Order::Welcome { reign, cluster, lease_ms, members });
         self.host_comes(&host, was_away);
         if is_new_run {
             self.new_run(&host, &hello.run);
@@ -1092,11 +1098,18 @@ impl Engine {
                 "it speaks protocol {theirs}, this server speaks {PROTOCOL}: upgrade the older one"
             ));
         }
+        if self.is_foreign(hello) {
+            return Some(
+                "it belongs to another cluster: give it the servers of that one; or the server is not on its own journal: \
+                 see its --data or --store. To move the host here, start its agent with a new --data directory"
+                    .to_owned(),
+            );
+        }
         if self.is_behind(hello) {
             let journal = self.head.revision;
             return Some(format!(
                 "it has seen token {} and reign {}, this server's journal ends at {journal}: the server's directory is \
-                 an older copy, or it belongs to another cluster",
+                 an older copy",
                 hello.token, hello.reign
             ));
         }
@@ -1125,6 +1138,12 @@ impl Engine {
             )),
             Some(_) | None => None,
         }
+    }
+
+    /// Whether a host comes from another cluster: it says so, and is not known here.
+    fn is_foreign(&self, hello: &Hello) -> bool {
+        let is_known = self.head.hosts.get(&hello.host).is_some_and(|known| known.agent == hello.agent);
+        !is_known && hello.cluster.is_some() && hello.cluster != self.head.id
     }
 
     /// Whether a host has seen more than this server's journal holds: then somebody has gone on from an earlier state of

@@ -131,6 +131,10 @@ name!(
     AgentId, "agent", b"-_."
 );
 name!(
+    /// What a cluster is known by to its hosts, random once: the name in a spec may be another cluster's too.
+    ClusterId, "cluster", b"-_."
+);
+name!(
     /// One run of an agent's process, random per start. A vote counts only for the run that cast it.
     RunId, "run", b"-_."
 );

@@ -1,8 +1,8 @@
 //! What server and agents say to each other. These types are the wire format; golden fixtures hold it still.
 
 use crate::id::{
-    AgentId, Capability, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId, SettingId,
-    SettingKey, StateName, StepId, Token, TransitionId,
+    AgentId, Capability, ClusterId, GroupName, HandlerName, HostName, Index, MemberId, Reign, RunId,
+    SettingId, SettingKey, StateName, StepId, Token, TransitionId,
 };
 use crate::relation::Published;
 use crate::spec::SettingValue;
@@ -327,6 +327,9 @@ pub enum Order {
     Welcome {
         /// The server's reign; an agent refuses a lower one than it has seen.
         reign: Reign,
+        /// What the cluster is known by: an agent remembers it, and says it in its next hello.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cluster: Option<ClusterId>,
         /// The lease in milliseconds; to be renewed every third of it.
         lease_ms: u64,
         /// The members on this host.
@@ -460,6 +463,9 @@ pub struct Hello {
     pub labels: BTreeMap<String, String>,
     /// The highest reign it has seen.
     pub reign: Reign,
+    /// The cluster it belongs to; none before its first welcome.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cluster: Option<ClusterId>,
     /// The highest token it has seen, of any group.
     pub token: Token,
     /// The transitions it has not been told the outcome of.

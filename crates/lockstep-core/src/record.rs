@@ -1,7 +1,7 @@
 //! The journal's records: all that a cluster is, is a fold over them. These types are the stored format;
 //! golden fixtures hold it still.
 
-use crate::id::{AgentId, GroupName, HostName, Index, MemberId, StateName, StepId, TransitionId};
+use crate::id::{AgentId, ClusterId, GroupName, HostName, Index, MemberId, StateName, StepId, TransitionId};
 use crate::message::{Decision, Outcome};
 use crate::plan::Plan;
 use crate::relation::Published;
@@ -36,6 +36,9 @@ pub enum Body {
         /// store says more: hosts have to outlast that.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         lease_ms: Option<u64>,
+        /// What the cluster is known by from now on; none: it has its identity already.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        cluster: Option<ClusterId>,
     },
     /// The declared cluster.
     Spec {

@@ -102,6 +102,7 @@ fn agent_records_stay_as_they_are() {
     let names = hold_still("agent-record", |record: &AgentRecord| match record {
         AgentRecord::Identity { .. } => "identity",
         AgentRecord::Reign { .. } => "reign",
+        AgentRecord::Cluster { .. } => "cluster",
         AgentRecord::Token { .. } => "token",
         AgentRecord::Assigned { .. } => "assigned",
         AgentRecord::Preparing { .. } => "preparing",
@@ -115,7 +116,7 @@ fn agent_records_stay_as_they_are() {
         AgentRecord::Noticed { .. } => "noticed",
         AgentRecord::Closed { .. } => "closed",
     });
-    assert_eq!(names.len(), 14, "every variant has a line: {names:?}");
+    assert_eq!(names.len(), 15, "every variant has a line: {names:?}");
 }
 
 #[test]

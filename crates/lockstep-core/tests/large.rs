@@ -136,6 +136,7 @@ fn a_thousand_members_are_moved() {
                 run: RunId::new("run").unwrap(),
                 address: None,
                 labels: labels(),
+                cluster: None,
                 reign: Default::default(),
                 token: Default::default(),
                 open: Vec::new(),

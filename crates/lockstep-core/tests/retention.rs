@@ -158,6 +158,7 @@ fn greeted(engine: &mut Engine, host: &str, role: &str, noticed: Index) -> Vec<O
         run: RunId::new("run").unwrap(),
         address: None,
         labels: labels(role),
+        cluster: None,
         reign: Default::default(),
         token: Default::default(),
         open: Vec::new(),

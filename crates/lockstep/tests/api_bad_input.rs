@@ -171,7 +171,7 @@ impl Bench {
         let entries = Arc::default();
         let feed = feed(Arc::clone(&entries), seen.clone());
         let mut engine = Engine { cluster: Cluster::default(), entries, view };
-        engine.add(RecordBody::Reign { server: "s1".to_owned(), lease_ms: None });
+        engine.add(RecordBody::Reign { server: "s1".to_owned(), lease_ms: None, cluster: None });
         let spec: SpecFile = serde_json::from_value(json!({
             "cluster": "c", "groups": {"db": {"select": {"role": "db"}, "settings": {"live": "blue"}}}
         }))

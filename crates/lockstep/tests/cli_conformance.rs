@@ -51,6 +51,7 @@ const DEFECTS: &[(&str, &str, &str)] = &[
     ("reign-forgotten", "lower-reign", "in hello"),
     ("run-per-session", "reconnect", "in run"),
     ("agent-per-session", "reconnect", "agent"),
+    ("cluster-forgotten", "reconnect", "cluster conformance in hello"),
     ("open-left-out", "reconnect", "among the open transitions"),
     ("never-forgets", "reconnect", "has ended"),
     ("run-kept", "restart", "a new run"),

@@ -179,8 +179,10 @@ async fn compacted() -> SocketAddr {
     let mut cluster = cluster::Cluster::default();
     let mut entries = Vec::new();
     for index in (1..=4).map(Index) {
-        let record =
-            Record { at: WallTime(0), body: Body::Reign { server: format!("s{index}"), lease_ms: None } };
+        let record = Record {
+            at: WallTime(0),
+            body: Body::Reign { server: format!("s{index}"), lease_ms: None, cluster: None },
+        };
         cluster.apply(index, &record);
         let payload = serde_json::to_vec(&record).unwrap();
         entries.push(Entry { index, reign: Reign(index.0), payload });

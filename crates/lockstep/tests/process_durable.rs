@@ -171,6 +171,37 @@ fn what_was_under_way_at_a_backup_is_not_carried_out_again() {
 }
 
 #[test]
+fn a_server_on_another_clusters_journal_takes_none_of_its_hosts() {
+    let mut cluster = shop();
+    let own = cluster.dir.join("server");
+    // It declares the same, and has never heard of these hosts.
+    let mut other = Cluster::start();
+    other.apply(SPEC);
+
+    let address = cluster.address.to_string();
+    let serve = |cluster: &mut Cluster, name: &str, data: &Path| {
+        cluster.server.kill();
+        let data = data.to_str().unwrap();
+        cluster.server =
+            Process::start(&cluster.dir, name, &["server", "--data", data, "--listen", &address]);
+        assert_eq!(listening(&mut cluster.server, 1), cluster.address);
+    };
+    other.server.kill();
+    serve(&mut cluster, "on-other", &other.dir.join("server"));
+    for host in ["a", "b"] {
+        wait_for("the agent to say why it is refused", || {
+            cluster.agents[host].said().contains("it belongs to another cluster")
+        });
+    }
+    assert_eq!(cluster.calls("db@a", "begin commit"), [""; 0]);
+
+    serve(&mut cluster, "on-own", &own);
+    wait_shown(&cluster, "online");
+    let id = cluster.run(&["db=offline"], "own");
+    assert_eq!(cluster.outcome(&id), "committed");
+}
+
+#[test]
 fn backups_are_checked_and_restored_into_empty_directories_only() {
     let mut cluster = Cluster::start();
     cluster.apply(SPEC);

@@ -80,7 +80,7 @@ fn a_member_that_comes_back_while_its_handler_is_at_work_is_reported() {
     let ended = |call| AgentInput::Ended { call, answer: Answer::Yes, reason: None, findings: findings() };
 
     engine.handle(Time(0), AgentInput::Connected);
-    let welcome = Order::Welcome { reign: Reign(1), lease_ms: 3000, members: members() };
+    let welcome = Order::Welcome { reign: Reign(1), cluster: None, lease_ms: 3000, members: members() };
     engine.handle(Time(0), AgentInput::Order(welcome));
     let (_, calls) = told(&mut engine, Time(0));
     engine.handle(Time(10), ended(calls[0]));
@@ -139,8 +139,9 @@ fn software_that_runs_before_its_first_lease_is_left_alone() {
     for is_old in [false, true] {
         let mut engine = agent(AgentState::default(), Time(0));
         engine.handle(Time(0), AgentInput::Connected);
-        let welcome =
-            |members| AgentInput::Order(Order::Welcome { reign: Reign(1), lease_ms: 3000, members });
+        let welcome = |members| {
+            AgentInput::Order(Order::Welcome { reign: Reign(1), cluster: None, lease_ms: 3000, members })
+        };
         if is_old {
             engine.handle(Time(0), welcome(vec![assignment(&member)]));
             let renewed = |sent| AgentInput::Order(Order::Renewed { sent: Time(sent), lease_ms: None });
@@ -221,7 +222,7 @@ fn whom_a_step_started_is_named_to_the_guard_before_its_transition_ends() {
         let mut engine = agent(AgentState::default(), Time(0));
         engine.handle(Time(0), AgentInput::Connected);
         let members = vec![leased];
-        let welcome = Order::Welcome { reign: Reign(1), lease_ms: 3000, members };
+        let welcome = Order::Welcome { reign: Reign(1), cluster: None, lease_ms: 3000, members };
         engine.handle(Time(0), AgentInput::Order(welcome));
         let renewed = Order::Renewed { sent: Time(0), lease_ms: None };
         engine.handle(Time(1), AgentInput::Order(renewed));
@@ -263,7 +264,12 @@ fn a_renewal_that_comes_too_late_ends_no_lease() {
     for is_first in [false, true] {
         let mut engine = agent(AgentState::default(), Time(0));
         engine.handle(Time(0), AgentInput::Connected);
-        let welcome = Order::Welcome { reign: Reign(1), lease_ms: 10_000, members: vec![leased.clone()] };
+        let welcome = Order::Welcome {
+            reign: Reign(1),
+            cluster: None,
+            lease_ms: 10_000,
+            members: vec![leased.clone()],
+        };
         engine.handle(Time(0), AgentInput::Order(welcome));
         let renewed = |sent, lease_ms| AgentInput::Order(Order::Renewed { sent: Time(sent), lease_ms });
         if !is_first {
@@ -285,8 +291,14 @@ fn members_of_a_transition_that_the_server_does_not_know_are_reported() {
     let id = TransitionId(7);
     let members = || vec![assignment(&member)];
     let mut engine = agent(AgentState::default(), Time(0));
-    let welcome =
-        || AgentInput::Order(Order::Welcome { reign: Reign(1), lease_ms: 3000, members: members() });
+    let welcome = || {
+        AgentInput::Order(Order::Welcome {
+            reign: Reign(1),
+            cluster: None,
+            lease_ms: 3000,
+            members: members(),
+        })
+    };
     let ended = |call| {
         let findings = Findings { state: Some(lowest.clone()), ..Findings::default() };
         AgentInput::Ended { call, answer: Answer::Yes, reason: None, findings }
@@ -327,7 +339,7 @@ fn a_release_that_hangs_keeps_neither_news_of_the_guard_nor_the_stop_waiting() {
         AgentInput::Ended { call, answer, reason: None, findings }
     };
     engine.handle(Time(0), AgentInput::Connected);
-    let welcome = Order::Welcome { reign: Reign(1), lease_ms: 3000, members: vec![leased] };
+    let welcome = Order::Welcome { reign: Reign(1), cluster: None, lease_ms: 3000, members: vec![leased] };
     engine.handle(Time(0), AgentInput::Order(welcome));
     engine.handle(Time(1), AgentInput::Order(Order::Renewed { sent: Time(0), lease_ms: None }));
     let runs = wanted(&mut engine, Time(1)).runs;
@@ -377,7 +389,7 @@ fn a_lost_guard_is_replaced_when_the_lease_is_over_too() {
     engine.handle(Time(0), AgentInput::GuardLost);
     assert_eq!(wanted(&mut engine, Time(0)).guards, [], "there is nobody to guard");
     engine.handle(Time(0), AgentInput::Connected);
-    let welcome = Order::Welcome { reign: Reign(1), lease_ms: 3000, members: vec![leased] };
+    let welcome = Order::Welcome { reign: Reign(1), cluster: None, lease_ms: 3000, members: vec![leased] };
     engine.handle(Time(0), AgentInput::Order(welcome));
     engine.handle(Time(1), AgentInput::Order(Order::Renewed { sent: Time(0), lease_ms: None }));
     let status = wanted(&mut engine, Time(1)).runs[0].0;
@@ -541,8 +553,9 @@ fn a_notice_waits_while_its_member_holds() {
 #[test]
 fn a_greeting_shortens_no_lease() {
     let mut engine = agent(AgentState::default(), Time(0));
-    let welcome =
-        |lease_ms| AgentInput::Order(Order::Welcome { reign: Reign(1), lease_ms, members: Vec::new() });
+    let welcome = |lease_ms| {
+        AgentInput::Order(Order::Welcome { reign: Reign(1), cluster: None, lease_ms, members: Vec::new() })
+    };
     let renewed = |sent| AgentInput::Order(Order::Renewed { sent, lease_ms: None });
     renewals(&mut engine, Time(0), AgentInput::Connected);
     assert_eq!(renewals(&mut engine, Time(0), welcome(20_000)), [(Time(0), None)], "it has none yet");
@@ -561,7 +574,7 @@ fn a_greeting_shortens_no_lease() {
 fn a_server_that_renews_no_lease_is_left_whatever_else_it_says() {
     let mut engine = agent(AgentState::default(), Time(0));
     let order = |order| AgentInput::Order(order);
-    let welcome = Order::Welcome { reign: Reign(1), lease_ms: 6000, members: Vec::new() };
+    let welcome = Order::Welcome { reign: Reign(1), cluster: None, lease_ms: 6000, members: Vec::new() };
     for input in [AgentInput::Connected, order(welcome)] {
         renewals(&mut engine, Time(0), input);
     }

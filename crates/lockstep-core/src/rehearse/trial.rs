@@ -266,6 +266,7 @@ impl<'a> Trial<'a> {
             }
             AgentRecord::Identity { .. }
             | AgentRecord::Reign { .. }
+            | AgentRecord::Cluster { .. }
             | AgentRecord::Token { .. }
             | AgentRecord::Assigned { .. }
             | AgentRecord::Preparing { .. }

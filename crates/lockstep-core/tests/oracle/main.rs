@@ -116,7 +116,7 @@ fn digest(cluster: &Cluster, plan: &Plan) -> Vec<Fault> {
     let host: HostName = "stranger".parse().unwrap();
     let agent: AgentId = "stranger".parse().unwrap();
     let change = HostChange::Joined { agent, address: None, labels: BTreeMap::new() };
-    let reign = Body::Reign { server: "another".to_owned(), lease_ms: None };
+    let reign = Body::Reign { server: "another".to_owned(), lease_ms: None, cluster: None };
     differs("a reign, a host".to_owned(), false, vec![reign, Body::Host { host, change }]);
     let moving = plan.moving();
     for name in cluster.spec.groups.keys() {

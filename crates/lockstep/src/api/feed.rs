@@ -447,7 +447,7 @@ mod tests {
         }
 
         fn reign(&mut self, server: &str) {
-            self.write(Body::Reign { server: server.to_owned(), lease_ms: None });
+            self.write(Body::Reign { server: server.to_owned(), lease_ms: None, cluster: None });
         }
 
         fn show(&self) {

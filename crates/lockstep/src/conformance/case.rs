@@ -1,6 +1,6 @@
 //! The cases. Each begins with a session that stands, and ends the transitions that it began.
 
-use super::stage::{Came, Session, Stage, shown, state};
+use super::stage::{Came, Session, Stage, cluster, shown, state};
 use super::{Case, Judged, failed};
 use lockstep_core::id::{Index, MemberId, Reign, Token, TransitionId};
 use lockstep_core::message::{Call, Decision, Notice, Order, Outcome, Phase, Report};
@@ -624,6 +624,9 @@ fn knows(stage: &mut Stage, open: &[TransitionId]) -> Judged {
         let Index(taken) = hello.noticed;
         let came = format!("reign {}, token {}, noticed {taken}", hello.reign, hello.token);
         return failed(format!("reign {reign}, token {token}, noticed {noticed}"), came);
+    }
+    if hello.cluster != Some(cluster()) {
+        return failed(format!("cluster {} in hello", cluster()), format!("{:?}", hello.cluster));
     }
     Ok(())
 }

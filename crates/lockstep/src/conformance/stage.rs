@@ -4,7 +4,7 @@
 use super::{Judged, Stop, failed};
 use crate::server::read_report;
 use lockstep_core::id::{
-    HandlerName, HostName, Index, MemberId, Reign, StateName, StepId, Token, TransitionId,
+    ClusterId, HandlerName, HostName, Index, MemberId, Reign, StateName, StepId, Token, TransitionId,
 };
 use lockstep_core::message::{
     Assignment, Call, Context, Done, Hello, Order, Outcome, PROTOCOL, Phase, Report, Role,
@@ -223,7 +223,8 @@ impl Stage {
         let kept = self.kept.clone();
         let session = self.session.as_mut().expect("it has greeted");
         session.is_welcome = true;
-        session.say(&Order::Welcome { reign, lease_ms, members })?;
+        let cluster = Some(cluster());
+        session.say(&Order::Welcome { reign, cluster, lease_ms, members })?;
         for transition in session.hello.open.clone() {
             if !kept.contains(&transition) {
                 session.say(&Order::Outcome { transition, outcome: Some(Outcome::Aborted) })?;
@@ -480,6 +481,7 @@ impl Session {
             address: None,
             labels: Default::default(),
             reign: Reign(0),
+            cluster: None,
             token: Token(0),
             open: Vec::new(),
             noticed: Index(0),
@@ -582,6 +584,11 @@ fn accept(listener: &TcpListener, patience: Duration) -> Judged<TcpStream> {
             Err(error) => return failed("that the agent dials", error.to_string()),
         }
     }
+}
+
+/// What the cluster is known by.
+pub(super) fn cluster() -> ClusterId {
+    ClusterId::new("conformance").expect("a valid name")
 }
 
 pub(super) fn state(name: &str) -> StateName {

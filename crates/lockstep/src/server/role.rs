@@ -7,9 +7,10 @@ use super::handle::{Command, Role, View};
 use super::saver::Saver;
 use super::session::{Said, Sessions};
 use super::{Clock, ServerError};
+use crate::agent::random;
 use crate::store::{Candidate, Error, Leader, Store};
-use lockstep_core::engine::Engine;
-use lockstep_core::id::Reign;
+use lockstep_core::engine::{Defaults, Engine};
+use lockstep_core::id::{ClusterId, Reign};
 use lockstep_core::request::{Code, Rejection};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot, watch};
@@ -146,8 +147,10 @@ impl<S: Store> Roles<S> {
         let Replayed { cluster, journal_bytes, snapshot_bytes } = &self.replayed;
         let saver = Saver::new(self.store.clone(), reign, *journal_bytes, *snapshot_bytes);
         let lease_ms = self.is_shared.then_some(SHARED_LEASE_MS);
+        let id = ClusterId::new(&random()).expect("hexadecimal is a name");
+        let defaults = Defaults { lease_ms, id: Some(id) };
         let engine =
-            Engine::with_lease((**cluster).clone(), &self.candidate.name, lease_ms, self.clock.now());
+            Engine::with_defaults((**cluster).clone(), &self.candidate.name, defaults, self.clock.now());
         info!(%reign, revision = %cluster.revision, "active");
         let (sessions, publish) = (self.sessions.clone(), self.publish.clone());
         let driver = Driver::new(engine, saver, self.clock, sessions, publish, self.is_shared);

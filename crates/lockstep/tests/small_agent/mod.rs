@@ -133,6 +133,7 @@ impl Agent {
         let hello = json!({ "report": "hello", "protocol": if self.is("protocol-2") { 2 } else { 1 }, "host": "small",
             "agent": self.kept["agent"], "run": self.run, "labels": {}, "token": tokens.max().unwrap_or(0),
             "reign": if self.is("reign-forgotten") { json!(0) } else { self.kept["reign"].clone() },
+            "cluster": if self.is("cluster-forgotten") { &Value::Null } else { &self.kept["cluster"] },
             "open": if self.is("open-left-out") { Vec::new() } else { open }, "noticed": self.kept["noticed"] });
         self.say(&mut socket, hello)?;
         if self.is("talks-early") {
@@ -176,6 +177,9 @@ impl Agent {
                     return Err(Over);
                 }
                 self.kept["reign"] = order["reign"].clone();
+                if order["cluster"].is_string() {
+                    self.kept["cluster"] = order["cluster"].clone();
+                }
                 self.keep();
                 self.lease = Duration::from_millis(order["lease_ms"].as_u64().unwrap());
                 let later = if self.is("renews-after-a-third") { self.lease / 3 } else { Duration::ZERO };

@@ -54,6 +54,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
                 }
                 AgentRecord::Identity { .. }
                 | AgentRecord::Reign { .. }
+                | AgentRecord::Cluster { .. }
                 | AgentRecord::Token { .. }
                 | AgentRecord::Assigned { .. }
                 | AgentRecord::Preparing { .. }
