@@ -6,7 +6,7 @@
 #![allow(dead_code, reason = "each of them uses its part")]
 #![allow(clippy::unwrap_used, reason = "a test fails by it")]
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Signal, WaitOptions, kill_process, waitpid};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -62,6 +62,9 @@ impl Member {
 
     pub fn stop(&self) {
         self.signal(Signal::STOP);
+        // A process of several threads goes on for a moment, and may yet answer.
+        let stopped = waitpid(Some(self.pid()), WaitOptions::UNTRACED).unwrap();
+        assert!(stopped.is_some_and(|(_, status)| status.stopped()), "{stopped:?}");
     }
 
     pub fn go_on(&self) {
@@ -69,7 +72,11 @@ impl Member {
     }
 
     fn signal(&self, signal: Signal) {
-        kill_process(Pid::from_child(self.child.as_ref().unwrap()), signal).unwrap();
+        kill_process(self.pid(), signal).unwrap();
+    }
+
+    fn pid(&self) -> Pid {
+        Pid::from_child(self.child.as_ref().unwrap())
     }
 
     fn has_ended(&mut self) -> bool {

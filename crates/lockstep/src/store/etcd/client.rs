@@ -302,7 +302,7 @@ impl Cluster {
     pub(super) async fn read(&self, doing: &'static str, gets: Vec<TxnOp>) -> Result<Answer, Error> {
         let begun = Instant::now();
         let mut asked = 0;
-        // What each member said last.
+        // What was said last, each of it once: others ask as well, and pass members over.
         let mut doubts: Vec<String> = Vec::new();
         loop {
             let limit = TRIES.get(asked).copied().unwrap_or(ANSWER);
@@ -310,6 +310,7 @@ impl Cluster {
                 Ok(answer) => return Ok(answer),
                 Err(Trouble::InDoubt(why)) => {
                     asked += 1;
+                    doubts.retain(|known| *known != why);
                     doubts.push(why);
                     doubts.drain(..doubts.len().saturating_sub(self.members.len()));
                     if asked > self.members.len() && begun.elapsed() >= PATIENCE {

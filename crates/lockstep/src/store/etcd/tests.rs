@@ -221,7 +221,7 @@ async fn a_minority_acknowledges_nothing() {
         members.members[*at].go_on();
     }
     // A server that asks the majority goes on, and the one that was cut off writes nothing more.
-    let next = members.open(PREFIX).await.unwrap();
+    let next = until("the members have a leader", async || members.open(PREFIX).await.ok()).await;
     let second = next.campaign(&candidate("b"), SHORT).await.unwrap();
     assert!(second > reign);
     let head = next.head().await.unwrap();
