@@ -547,8 +547,8 @@ async fn server(State(shared): Shares) -> Response {
         }
         Role::Active => ("active", Some(itself)),
     };
-    let (role, revision) = (role.to_owned(), cluster.revision.0);
-    json(StatusCode::OK, &Server { name, url, role, revision, shared: is_shared, active })
+    let (role, revision, waits_for) = (role.to_owned(), cluster.revision.0, shared.handle.waits_for());
+    json(StatusCode::OK, &Server { name, url, role, revision, shared: is_shared, active, waits_for })
 }
 
 async fn step_down(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {

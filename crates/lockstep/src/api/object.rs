@@ -991,6 +991,9 @@ pub struct Server {
     pub shared: bool,
     /// The active server, as far as this one knows; null while there is none.
     pub active: Option<ServerName>,
+    /// What its store says instead of answering; null while it answers.
+    #[serde(default)]
+    pub waits_for: Option<String>,
 }
 
 /// A server, and where it is.

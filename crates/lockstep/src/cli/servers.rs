@@ -43,7 +43,10 @@ pub fn idle(each: &[Said]) -> Option<String> {
     let named = named.map(|(names, one, several)| {
         format!("{} {}", names.join(", "), if names.len() == 1 { one } else { several })
     });
-    Some(named.collect::<Vec<_>>().join("; "))
+    // What one of them waits for is probably what all do.
+    let mut says = each.iter().filter_map(|(_, says)| says.as_ref().ok());
+    let waits = says.find_map(|server| Some(format!("{}: {}", server.name, server.waits_for.as_ref()?)));
+    Some(named.chain(waits).collect::<Vec<_>>().join("; "))
 }
 
 #[cfg(test)]
@@ -62,6 +65,7 @@ mod tests {
                 revision: 7,
                 shared: true,
                 active: active.map(name),
+                waits_for: (*role == "starting").then(|| "etcd does not answer".to_owned()),
             };
             let is_there = !role.is_empty();
             (
@@ -77,7 +81,7 @@ mod tests {
         let (by, of_first, silent) = (("standby", None), ("standby", Some("s1")), ("", None));
         assert_eq!(told(&[by, of_first, by]).as_deref(), Some("s1, s2, s3 stand by"));
         assert_eq!(told(&[by]).as_deref(), Some("s1 stands by"));
-        let mixed = Some("s2 stands by; s3 starts; http://h1 does not answer");
+        let mixed = Some("s2 stands by; s3 starts; http://h1 does not answer; s3: etcd does not answer");
         assert_eq!(told(&[silent, of_first, ("starting", None)]).as_deref(), mixed);
         assert_eq!(told(&[silent, silent]), None, "nobody can say");
         assert_eq!(told(&[("active", Some("s1")), of_first]), None);

@@ -141,10 +141,18 @@ fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
         found.push(Finding { problem, next, run: None });
     }
     for (address, says) in each {
-        let Err(error) = says else { continue };
-        let problem = format!("the server at {address} does not answer: {}", error.why());
-        let next = "see whether it runs, and whether that is where it listens".to_owned();
-        found.push(Finding { problem, next, run: None });
+        let (problem, next) = match says {
+            Ok(Server { waits_for: None, .. }) => continue,
+            Ok(Server { name, waits_for: Some(why), .. }) => (
+                format!("the server {name} waits for its store: {why}"),
+                "see whether it reaches etcd: docs/etcd.md",
+            ),
+            Err(error) => (
+                format!("the server at {address} does not answer: {}", error.why()),
+                "see whether it runs, and whether that is where it listens",
+            ),
+        };
+        found.push(Finding { problem, next: next.to_owned(), run: None });
     }
     found
 }
@@ -283,7 +291,8 @@ mod tests {
 
     fn stands_by(place: usize, of: Option<usize>) -> Result<Server, ClientError> {
         let ServerName { name, url } = named(place);
-        Ok(Server { name, url, role: "standby".to_owned(), revision: 7, shared: true, active: of.map(named) })
+        let (role, active) = ("standby".to_owned(), of.map(named));
+        Ok(Server { name, url, role, revision: 7, shared: true, active, waits_for: None })
     }
 
     fn active(place: usize) -> Result<Server, ClientError> {
@@ -336,6 +345,10 @@ mod tests {
                 next: see whether it runs, and whether that is where it listens
         "#]]
         .assert_eq(&shown([active(1), silent()]));
+        let waits = Some("etcd does not answer: Connection refused".to_owned());
+        let waits = stands_by(2, Some(1)).map(|server| Server { waits_for: waits, ..server });
+        let said = shown([active(1), waits]);
+        assert!(said.contains("the server s2 waits for its store: etcd does not answer: Conn"), "{said}");
         let alone = active(1).map(|server| Server { shared: false, ..server });
         let said = shown([alone, silent()]);
         assert!(said.contains("the server at http://h2 does not answer"), "{said}");

@@ -13,11 +13,16 @@ use lockstep_core::vote::Vote;
 use serde_json::{Map, Value};
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
+use std::time::Duration;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot, watch};
 
 /// The most commands that wait for the engine; more are answered `busy`.
 pub const COMMANDS_MAX: usize = 10_000;
+
+/// How long a store may be silent before that is shown. Too low: each new leader of etcd's is. Too high: whoever looks
+/// why nothing moves is told nothing.
+const UNREMARKABLE: Duration = Duration::from_secs(2);
 
 /// What a server is to the cluster at the moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
@@ -204,13 +209,20 @@ impl Handle {
 
     /// Why this server has not read the journal yet.
     pub fn starting(&self) -> Rejection {
-        let message = match &*self.silence.borrow() {
-            Some(Silence { since, why }) => {
-                format!("etcd does not answer yet: {why}; asked for {} s by now", since.elapsed().as_secs())
-            }
-            None => "this server has not read the journal yet".to_owned(),
-        };
+        let message = self.waits_for_since(Duration::ZERO);
+        let message = message.unwrap_or("this server has not read the journal yet".to_owned());
         Rejection::new(Code::NotActive, message, "ask again in a moment")
+    }
+
+    /// What the store says instead of answering, if that is more than a moment's matter.
+    pub fn waits_for(&self) -> Option<String> {
+        self.waits_for_since(UNREMARKABLE)
+    }
+
+    fn waits_for_since(&self, least: Duration) -> Option<String> {
+        let silence = self.silence.borrow();
+        let Silence { since, why } = silence.as_ref().filter(|silence| silence.since.elapsed() >= least)?;
+        Some(format!("etcd does not answer: {why}; asked for {} s by now", since.elapsed().as_secs()))
     }
 
     /// The newest snapshot.
