@@ -554,6 +554,36 @@ async fn an_etcd_that_was_set_back_under_servers_is_not_followed() {
     assert_set_back(&store.confirm(reign).await.unwrap_err());
 }
 
+/// Its lease tells it from the reign that it was: etcd gives its revision to another one.
+#[tokio::test]
+async fn a_reign_of_a_lost_history_writes_nothing_into_the_one_that_took_its_place() {
+    let mut members = Members::start(1, &[]).await;
+    let (store, reign) = reigning(&members, SHORT).await;
+    append_surely(&store, reign, 1).await;
+    store.resign(reign).await.unwrap();
+    members.keep_copy();
+    let lost = until("etcd is back", async || members.open(PREFIX).await.ok()).await;
+    let lost_reign = lost.campaign(&candidate("a"), LONG).await.unwrap();
+    let fence = lost.fence(lost_reign).unwrap();
+    members.set_back();
+    let next = until("etcd is back", async || members.open(PREFIX).await.ok()).await;
+    let reign = next.campaign(&candidate("b"), LONG).await.unwrap();
+    assert_eq!((reign, next.fence(reign).unwrap().revision), (lost_reign, fence.revision));
+    assert_eq!(append_one(&lost, lost_reign, 2).await.unwrap(), Appended::Deposed);
+    assert_eq!(lost.confirm(lost_reign).await.unwrap(), Fenced::Deposed);
+    append_surely(&next, reign, 2).await;
+}
+
+/// A server that has nothing to write hears of it all the same, long before its lease is over.
+#[tokio::test]
+async fn a_reign_whose_key_is_gone_is_over_at_once() {
+    let members = Members::start(1, &[]).await;
+    let (store, reign) = reigning(&members, LONG).await;
+    raw(&members).await.kv_client().delete(format!("/{PREFIX}/leader"), None).await.unwrap();
+    timeout(SHORT, store.ended(reign)).await.unwrap();
+    assert_eq!(store.confirm(reign).await.unwrap(), Fenced::Deposed);
+}
+
 #[tokio::test]
 async fn a_history_that_was_set_back_and_has_grown_past_what_was_read_is_recognised() {
     for grown in [5, 6, 9] {
