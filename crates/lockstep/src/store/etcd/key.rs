@@ -67,12 +67,16 @@ impl Keys {
         let outer = slashes.filter(|end| (2..self.prefix.len()).contains(end));
         outer.map(|end| Keys::new(&self.prefix[..end]))
     }
-    /// From where to where nothing lies below the prefix but single keys, and what is none of ours.
-    pub(super) fn gaps(&self) -> [(String, String); 4] {
+    /// From where to where nothing lies below the prefix but single keys, and what is none of ours: all of it before a
+    /// cluster has begun there.
+    pub(super) fn gaps(&self, has_begun: bool) -> Vec<(String, String)> {
         let end = format!("{}0", self.prefix.trim_end_matches('/'));
+        if !has_begun {
+            return vec![(self.prefix.clone(), end)];
+        }
         let many = ["c/", "j/", "snap/"].map(|name| (self.named(name), self.named(&format!("{name}:"))));
         let [(chunks, behind_chunks), (batches, behind_batches), (snapshots, behind_snapshots)] = many;
-        [
+        vec![
             (self.prefix.clone(), chunks),
             (behind_chunks, batches),
             (behind_batches, snapshots),

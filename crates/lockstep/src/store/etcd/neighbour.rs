@@ -30,8 +30,9 @@ impl Shared {
                 Err(error) => return Err(error),
             }
         }
+        let begun = self.cluster.read("look for other clusters", vec![get(self.keys.format())]).await?;
         let keys_only = GetOptions::new().with_keys_only().with_limit(FOREIGN_MAX);
-        let gaps = self.keys.gaps();
+        let gaps = self.keys.gaps(only(begun.found(0)).is_some());
         let reads = gaps.iter().map(|(from, to)| range(from.clone(), to.clone(), keys_only.clone()));
         let answer = self.cluster.read("look for other clusters", reads.collect()).await?;
         let found = (0..gaps.len()).flat_map(|at| answer.found(at));

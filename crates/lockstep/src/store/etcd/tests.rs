@@ -681,7 +681,9 @@ async fn no_prefix_lies_within_another_ones() {
         begin(outer).await;
         refused(inner, outer).await;
     }
-    for (outer, inner) in [("f", "f/a"), ("g", "g/j"), ("h", "h/x/c"), ("i", "i/snap/x"), ("k", "k/x/y/z")] {
+    for (outer, inner) in
+        [("f", "f/a"), ("g", "g/j"), ("h", "h/x/c"), ("i", "i/snap/x"), ("k", "k/x/y/z"), ("l", "l/j/7")]
+    {
         begin(inner).await;
         refused(outer, inner).await;
         // One beside it is no other one's.
