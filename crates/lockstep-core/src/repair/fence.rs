@@ -163,17 +163,20 @@ impl Engine {
             self.event(Event::Warning(format!("host {host} could not be fenced from {on}: {reason}")));
             let fencing = self.recovery.fences.get_mut(host).expect("it was just seen");
             fencing.tried.extend(fencing.on.take());
-            return self.fence_next(&host.clone());
+            return self.fence_next(host);
         }
-        let (is_back, reply) = (fencing.is_back, fencing.reply);
-        let host = host.clone();
-        if is_back {
-            self.recovery.fences.remove(&host);
-            let answer = Ok(Accepted::Host(self.head.revision));
-            reply.into_iter().for_each(|reply| self.reply(reply, answer.clone()));
+        if fencing.is_back {
+            self.answer_fencing(host);
         } else {
-            self.drop_session(&host);
-            self.host_is_stopped(&host, Evidence::Fence { on: on.clone() });
+            self.drop_session(host);
+            self.host_is_stopped(host, Evidence::Fence { on: on.clone() });
+        }
+    }
+
+    /// Nobody has a host fenced any more; whoever waits for that is answered that it is done.
+    fn answer_fencing(&mut self, host: &HostName) {
+        if let Some(reply) = self.recovery.fences.remove(host).and_then(|fencing| fencing.reply) {
+            self.reply(reply, Ok(Accepted::Host(self.head.revision)));
         }
     }
 
@@ -195,8 +198,7 @@ impl Engine {
         let here = here.filter(|id| !self.is_surely_lowest(id)).cloned().collect();
         self.take_evidence(here, by);
         // Whoever waits for a handler to make sure of it is told that somebody else has.
-        let waits = self.recovery.fences.remove(host).and_then(|fencing| fencing.reply);
-        waits.into_iter().for_each(|reply| self.reply(reply, Ok(Accepted::Host(self.head.revision))));
+        self.answer_fencing(host);
         if is_loss {
             self.host_is_gone(host);
         }
