@@ -15,7 +15,7 @@ use crate::plan;
 use crate::record::{Body, Cause, Evidence, Liveness};
 use crate::request::{Code, Rejection, Request, Target};
 use crate::spec::{OnFailure, Recover};
-use crate::time::Time;
+use crate::time::{Time, pause_ms};
 use crate::transition::Try;
 use crate::vote::Answer;
 use std::collections::{BTreeMap, BTreeSet};
@@ -29,12 +29,6 @@ const PAUSE_MS: (u64, u64) = (1000, 300_000);
 /// Losses of a host within so many milliseconds of each other make it one that flaps: nothing is moved onto it until it
 /// has stood for a while, longer each time. Of a group's repairs likewise.
 const FLAP_MS: u64 = 600_000;
-
-/// The pause after so many that went before it.
-fn pause_ms(before: u32) -> u64 {
-    let (first, last) = PAUSE_MS;
-    first.saturating_mul(1 << before.min(16)).min(last)
-}
 
 /// What is under way, or waited for, beside transitions. It is all made anew from the cluster by a server that starts.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
@@ -73,7 +67,7 @@ impl Repaired {
             return self.at;
         }
         let again = self.count - u32::from(!self.has_failed);
-        self.at.plus(again.checked_sub(1).map_or(0, pause_ms))
+        self.at.plus(again.checked_sub(1).map_or(0, |before| pause_ms(PAUSE_MS, before)))
     }
 }
 

@@ -1,13 +1,13 @@
 //! Fencing: a whole host is made sure to have stopped, by a fence handler on another host or by a person.
 
-use super::pause_ms;
+use super::PAUSE_MS;
 use crate::engine::{Accepted, Engine, Event, ReplyId};
 use crate::id::{HostName, MemberId};
 use crate::message::{Call, Done, Order, Phase};
 use crate::mutant::{self, Mutant};
 use crate::record::{Body, Evidence, HostChange, Liveness};
 use crate::request::{Code, Rejection};
-use crate::time::Time;
+use crate::time::{Time, pause_ms};
 use crate::vote::Answer;
 use std::collections::BTreeSet;
 
@@ -119,7 +119,7 @@ impl Engine {
                 return self.stir_recovery();
             }
             fencing.tried.clear();
-            fencing.due = now.plus(pause_ms(fencing.rounds));
+            fencing.due = now.plus(pause_ms(PAUSE_MS, fencing.rounds));
             fencing.rounds += 1;
             self.recovery.fences.insert(host.clone(), fencing);
             return;
