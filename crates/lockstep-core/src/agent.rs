@@ -17,7 +17,7 @@ use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::relation::Published;
 use crate::spec::{HANDLER_NONE, LEASE_MS};
-use crate::time::Time;
+use crate::time::{Time, pause_ms};
 use crate::vote::Answer;
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -1506,8 +1506,7 @@ impl AgentEngine {
             Why::HoldEnd | Why::Cancel | Why::Notice(_) | Why::Lapse
                 if given != Answer::Yes && (job.tries < RETRIES_MAX || job.why == Why::HoldEnd) =>
             {
-                let (first, last) = RETRY_MS;
-                let at = self.now.plus((first << job.tries.min(RETRIES_MAX)).min(last));
+                let at = self.now.plus(pause_ms(RETRY_MS, job.tries));
                 job.tries += 1;
                 if job.tries == RETRIES_MAX && job.why == Why::HoldEnd {
                     let reason = reason.unwrap_or_default();

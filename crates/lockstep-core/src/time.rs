@@ -23,6 +23,11 @@ impl Time {
     }
 }
 
+/// A pause that is doubled each time, from the first to the last of these: the one after so many before it.
+pub(crate) fn pause_ms((first, last): (u64, u64), before: u32) -> u64 {
+    first.saturating_mul(1 << before.min(63)).min(last)
+}
+
 /// Milliseconds since 1970 by the wall clock. For people and the record: it may jump, so nothing that must hold rests
 /// on it. Only what people mean by their own clocks follows it: when a window is open, and when a freeze ends. It is
 /// written as RFC 3339 has it, in UTC, with milliseconds.
@@ -155,6 +160,13 @@ pub struct Now {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_are_doubled_up_to_the_last() {
+        let pauses = |before: [u32; 4]| before.map(|before| pause_ms((500, 30_000), before));
+        assert_eq!(pauses([0, 1, 5, 6]), [500, 1000, 16_000, 30_000]);
+        assert_eq!(pauses([16, 62, 64, u32::MAX]), [30_000; 4]);
+    }
 
     #[test]
     fn times_are_written_as_people_and_machines_read_them() {

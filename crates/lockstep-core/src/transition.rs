@@ -21,14 +21,15 @@ use crate::plan::{self, Plan};
 use crate::record::{Body, Cause, Direction, HoldEnd, Left};
 use crate::request::Rejection;
 use crate::spec::{self, Deadlines};
-use crate::time::Time;
+use crate::time::{Time, pause_ms};
 use crate::vote::{Answer, Ballot, Round, Tally, Vote};
 use std::collections::{BTreeMap, BTreeSet};
 use std::hash::{BuildHasher, RandomState};
 use std::sync::Arc;
 
-/// The wait before something is tried again: doubled each time, from the first to the last of these.
-const BACKOFF_MS: (u64, u64) = (50, 5000);
+/// The pause before something is tried again, in milliseconds, doubled with the first try already: from the first to the
+/// last of these.
+const PAUSE_MS: (u64, u64) = (50, 5000);
 
 /// How long candidates are waited for that are asked how fit they are, in milliseconds. Too low: the best may not be
 /// heard. Too high: one that hangs keeps a repair waiting.
@@ -127,9 +128,7 @@ impl Try {
 
     /// To be made again after a pause that grows with each try.
     pub(crate) fn again(&mut self, now: Time) {
-        let (first, last) = BACKOFF_MS;
-        let pause = first.saturating_mul(1 << self.attempt.min(16)).min(last);
-        self.again_at = Some(now.plus(pause).min(self.deadline));
+        self.again_at = Some(now.plus(pause_ms(PAUSE_MS, self.attempt)).min(self.deadline));
     }
 
     pub(crate) fn wake(&self) -> Time {

@@ -553,10 +553,14 @@ impl World {
     fn input(&mut self, input: impl FnOnce(ReplyId) -> Input) -> ReplyId {
         self.replies += 1;
         let reply = ReplyId(self.replies);
-        let asked = self.asked.filter(|id| self.servers.contains_key(id));
-        let id = asked.or(self.active).expect("the script asks a server that runs");
-        self.tell_server(id, input(reply));
+        self.tell_server(self.asked_server(), input(reply));
         reply
+    }
+
+    /// Whom operators ask.
+    fn asked_server(&self) -> ServerId {
+        let asked = self.asked.filter(|id| self.servers.contains_key(id));
+        asked.or(self.active).expect("the script asks a server that runs")
     }
 
     /// Declares the cluster.
@@ -582,9 +586,9 @@ impl World {
 
     /// Asks for a transition.
     pub fn run(&mut self, request: Request) -> ReplyId {
-        let asked = request.clone();
+        let (server, asked) = (self.asked_server(), request.clone());
         let reply = self.input(|reply| Input::Run { reply, request });
-        self.note(Happened::Asked { reply, request: asked });
+        self.note(Happened::Asked { reply, server, request: asked });
         reply
     }
 

@@ -25,6 +25,7 @@ pub mod watch;
 
 use crate::agent::{self, AgentError};
 use crate::api::problem::Problem;
+use crate::cause::chain;
 use crate::config::ConfigError;
 use crate::dev;
 use crate::guard::{self, GuardOptions};
@@ -174,17 +175,6 @@ impl From<AgentError> for Failure {
             }
         }
     }
-}
-
-/// An error and what caused it, in one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
 }
 
 /// Shows a place in a file.

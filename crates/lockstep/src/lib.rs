@@ -2,6 +2,7 @@
 
 pub mod agent;
 pub mod api;
+mod cause;
 pub mod cli;
 pub mod config;
 pub mod conformance;

@@ -33,6 +33,8 @@ pub enum Happened {
     Asked {
         /// Where the answer goes.
         reply: ReplyId,
+        /// Which server.
+        server: ServerId,
         /// What for.
         request: Request,
     },

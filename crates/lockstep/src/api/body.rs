@@ -3,6 +3,7 @@
 
 use super::problem::{HttpCode, Problem};
 use crate::agent::random;
+use crate::cause::causes;
 use crate::json;
 use crate::spec_file::{self, File, Format};
 use axum::body::{Body, Bytes};
@@ -440,12 +441,8 @@ async fn collect(body: Body, limit: usize) -> Result<Bytes, Problem> {
         return Err(Problem::http(HttpCode::TooSlow, detail, "send it at once"));
     };
     read.map_err(|error| {
-        let mut cause: Option<&dyn std::error::Error> = Some(&error);
-        while let Some(error) = cause {
-            if error.is::<http_body_util::LengthLimitError>() {
-                return Problem::too_large(limit);
-            }
-            cause = error.source();
+        if causes(&error).any(|cause| cause.is::<http_body_util::LengthLimitError>()) {
+            return Problem::too_large(limit);
         }
         bad(
             format!("the body cannot be read: {error}"),

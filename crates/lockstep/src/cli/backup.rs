@@ -4,6 +4,7 @@ use super::client::Client;
 use super::option::directory;
 use super::output::{Form, note};
 use super::{Exit, Failure};
+use crate::cause::chain;
 use crate::server::{Replayed, ServerError};
 use crate::store::{Embedded, Journal};
 use clap::Args;
@@ -128,8 +129,7 @@ fn report(form: Form, file: PathBuf, cluster: &Cluster, backup: Option<u64>) -> 
 }
 
 fn open(bytes: &[u8], what: &str) -> Result<Cluster, Failure> {
-    backup::open(bytes)
-        .map_err(|error| Failure::error(format!("{what} cannot be used: {}", super::chain(&error))))
+    backup::open(bytes).map_err(|error| Failure::error(format!("{what} cannot be used: {}", chain(&error))))
 }
 
 fn blocking<T>(work: impl Future<Output = Result<T, ServerError>>) -> Result<T, Failure> {

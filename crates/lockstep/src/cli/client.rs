@@ -6,6 +6,7 @@
 use super::Failure;
 use super::servers::{Said, idle};
 use crate::api::problem::Problem;
+use crate::cause::innermost;
 use lockstep_core::request::Code;
 use reqwest::{Method, StatusCode, header};
 use serde::Serialize;
@@ -304,13 +305,4 @@ impl Incoming {
     pub async fn chunk(&mut self) -> Result<Option<impl AsRef<[u8]> + use<>>, String> {
         self.response.chunk().await.map_err(|error| innermost(&error))
     }
-}
-
-/// The last cause: "Connection refused" rather than "error sending request".
-fn innermost(error: &dyn std::error::Error) -> String {
-    let mut innermost = error;
-    while let Some(source) = innermost.source() {
-        innermost = source;
-    }
-    innermost.to_string()
 }

@@ -1,7 +1,6 @@
 //! Values of a TOML file as they should be, or what is wrong with them and where.
 
 use std::ops::{Range, RangeInclusive};
-
 use toml::Spanned;
 use toml::de::{DeArray, DeTable, DeValue};
 
@@ -36,10 +35,7 @@ pub(super) fn millis(value: &Spanned<DeValue<'_>>, key: &str, range: &RangeInclu
 }
 
 pub(super) fn flag(value: &Spanned<DeValue<'_>>, key: &str) -> Checked<bool> {
-    match value.get_ref() {
-        DeValue::Boolean(flag) => Ok(*flag),
-        _ => Err(wrong_type(value, key, "true or false")),
-    }
+    value.get_ref().as_bool().ok_or_else(|| wrong_type(value, key, "true or false"))
 }
 
 pub(super) fn refuse_nul(span: Range<usize>, text: &str) -> Checked<()> {
@@ -55,20 +51,17 @@ pub(super) fn unknown_key(key: &Spanned<impl AsRef<str>>, known: impl Into<Strin
 }
 
 pub(super) fn wrong_type(value: &Spanned<DeValue<'_>>, what: &str, wanted: &str) -> Problem {
-    let kind = value.get_ref().type_str();
-    problem(
-        value.span(),
-        format!("`{what}` has the wrong type"),
-        format!("{kind} here"),
-        format!("it takes {wanted}"),
-    )
+    other_type(value, format!("`{what}` has the wrong type"), format!("it takes {wanted}"))
+}
+
+fn other_type(value: &Spanned<DeValue<'_>>, message: String, help: impl Into<String>) -> Problem {
+    problem(value.span(), message, format!("{} here", value.get_ref().type_str()), help)
 }
 
 pub(super) fn table<'a, 'i>(value: &'a Spanned<DeValue<'i>>, what: &str) -> Checked<&'a DeTable<'i>> {
     value.get_ref().as_table().ok_or_else(|| {
-        let kind = value.get_ref().type_str();
         let help = "write a table: [name] on its own line, or { key = value }";
-        problem(value.span(), format!("{what} must be a table"), format!("{kind} here"), help)
+        other_type(value, format!("{what} must be a table"), help)
     })
 }
 
@@ -77,16 +70,11 @@ pub(super) fn array<'a, 'i>(
     what: &str,
     help: &str,
 ) -> Checked<&'a DeArray<'i>> {
-    value.get_ref().as_array().ok_or_else(|| {
-        let kind = value.get_ref().type_str();
-        problem(value.span(), format!("`{what}` must be an array"), format!("{kind} here"), help)
-    })
+    let array = value.get_ref().as_array();
+    array.ok_or_else(|| other_type(value, format!("`{what}` must be an array"), help))
 }
 
 pub(super) fn string<'a>(value: &'a Spanned<DeValue<'_>>, what: &str) -> Checked<&'a str> {
-    value.get_ref().as_str().ok_or_else(|| {
-        let kind = value.get_ref().type_str();
-        let help = "put it in quotes";
-        problem(value.span(), format!("{what} must be a string"), format!("{kind} here"), help)
-    })
+    let text = value.get_ref().as_str();
+    text.ok_or_else(|| other_type(value, format!("{what} must be a string"), "put it in quotes"))
 }

@@ -5,6 +5,7 @@ use super::address::Address;
 use super::history::{RESTORED, SET_BACK};
 use super::key::damaged;
 use super::silence::Answering;
+use crate::cause::{chain, innermost};
 use crate::cli::option::EtcdOptions;
 use crate::store::Error;
 use etcd_client::{
@@ -237,11 +238,8 @@ impl Cluster {
 
     /// What to tell of an answer that is none. A connection that fails says why in its innermost cause.
     fn explain(&self, at: usize, status: &tonic::Status) -> String {
-        let Some(mut cause) = std::error::Error::source(status) else { return status.message().to_owned() };
-        while let Some(inner) = cause.source() {
-            cause = inner;
-        }
-        let why = cause.to_string();
+        let Some(cause) = std::error::Error::source(status) else { return status.message().to_owned() };
+        let why = innermost(cause);
         let is_tls = self.members[at].url.starts_with("https://");
         match advice(&why, is_tls, self.id.get().is_some()) {
             Some(advice) => format!("{advice} ({why})"),
@@ -380,17 +378,6 @@ impl Cluster {
 /// What somebody can do about a full quota, in the place of what was tried.
 const QUOTA: &str = "write: the quota of etcd is used up (raise --quota-backend-bytes, or etcdctl compact and defrag; \
                      then etcdctl alarm disarm)";
-
-/// An error and what caused it: a connection that fails says why only there.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text.push_str(&format!(": {cause}"));
-        source = cause.source();
-    }
-    text
-}
 
 /// What a connection's end most likely means, of which TLS and HTTP say it in their own words only. `has_answered`: etcd
 /// has been reached at this address before, so that the address is right.
