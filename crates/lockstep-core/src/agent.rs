@@ -16,7 +16,7 @@ use crate::message::{
 use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::relation::Published;
-use crate::spec::{HANDLER_NONE, LEASE_MS};
+use crate::spec::{HANDLER_FENCE, HANDLER_NONE, LEASE_MS};
 use crate::time::{Time, pause_ms};
 use crate::vote::Answer;
 use serde::{Deserialize, Serialize};
@@ -32,8 +32,6 @@ const ANSWERS_MAX: usize = 1000;
 const RETRIES_MAX: u32 = 10;
 /// The pause before that in milliseconds, doubled each time: the first one and the last.
 const RETRY_MS: (u64, u64) = (500, 30_000);
-/// The handler that makes sure of other hosts, where agent.toml has one.
-const HANDLER_FENCE: &str = "fence";
 /// How long a handler may take that is called without an order, in milliseconds, unless it has its own bound.
 const OWN_CALL_MS: u64 = 60_000;
 /// The pause before another guard takes the place of one that has just taken another's.

@@ -104,6 +104,9 @@ fn service() -> LifecycleName {
 /// The handler that needs no entry on the host: its members are in whatever state they were last asked to be.
 pub const HANDLER_NONE: &str = "none";
 
+/// The handler of a host that can make sure that others have stopped; no member's.
+pub const HANDLER_FENCE: &str = "fence";
+
 fn none() -> HandlerName {
     HandlerName::new(HANDLER_NONE).expect("a constant that is a valid name")
 }
@@ -702,6 +705,10 @@ impl GroupFile {
                 let help = format!("between 1 and {DURATION_MAX_MS} (a day)");
                 return Err(invalid(&at(key), format!("{ms} ms"), help));
             }
+        }
+        if self.handler.as_str() == HANDLER_FENCE {
+            let help = "it turns other hosts off: give the group's own handler another name";
+            return Err(invalid(&at("handler"), "the handler fence is no member's", help));
         }
         if matches!(self.parallel, Amount::Count(0) | Amount::Percent(0)) {
             let help = "at least 1: nobody could move";

@@ -45,6 +45,7 @@ fn a_spec_is_refused_at_its_place() {
             group(r#""groups":["h"],"retries":1"#),
             "groups.g.retries: g is made of groups, and has no retries of its own",
         ),
+        (group(r#""handler":"fence""#), "groups.g.handler: the handler fence is no member's"),
         (group(r#""parallel":0"#), "groups.g.parallel: parallel = 0"),
         (group(r#""parallel":"0%""#), "groups.g.parallel: parallel = 0%"),
         (group(r#""select":{"a\n":"b"}"#), "groups.g.select.a\n: the text has control characters"),

@@ -44,6 +44,8 @@ const NO_ROOM_PAUSE: Duration = Duration::from_secs(1);
 /// How often. Then the agent ends and says why: one that hangs looks healthy, and whoever starts it again sees that it
 /// does not.
 const NO_ROOM_TRIES_MAX: u32 = 5;
+/// How often it is said that a server refuses this agent for the same reason, in milliseconds.
+const REFUSED_AGAIN_MS: u64 = 60_000;
 
 /// Why an agent could not start, or had to stop.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +136,7 @@ pub async fn run(options: AgentOptions) -> Result<(), AgentError> {
         data: options.data,
         watchdog: config.watchdog,
         guard,
+        refused: None,
     }
     .drive(heard)
     .await
@@ -230,6 +233,8 @@ struct Driver {
     watchdog: Option<WatchdogConfig>,
     /// The guard, from when there is somebody to guard.
     guard: Option<Guard>,
+    /// Why a server last refused the session, and when that was said.
+    refused: Option<(String, Time)>,
 }
 
 impl Driver {
@@ -285,12 +290,19 @@ impl Driver {
                 }
                 AgentOutput::Guard { at, until, pids } => self.guard(at, until, pids),
                 AgentOutput::Joined => {
+                    self.refused = None;
                     // Whoever started it may read no more of it; the session stands all the same.
                     let _ = writeln!(io::stdout(), "joined as {}", self.name);
                 }
                 AgentOutput::Disconnect(reason) => {
-                    warn!(%reason, "the server refused the session; trying again");
                     self.link = None;
+                    // It is tried again every few seconds.
+                    let is_due =
+                        |(told, at): &(String, Time)| *told != reason || now() >= at.plus(REFUSED_AGAIN_MS);
+                    if self.refused.as_ref().is_none_or(is_due) {
+                        warn!(%reason, "the server refused the session; trying on");
+                        self.refused = Some((reason, now()));
+                    }
                 }
                 AgentOutput::Warning(message) => warn!("{message}"),
             }

@@ -9,6 +9,7 @@ use toml::de::DeValue;
 
 use lockstep_core::agent::HandlerRules;
 use lockstep_core::message::Phase;
+use lockstep_core::spec::HANDLER_FENCE;
 
 use super::value::{
     Checked, array, flag, millis, problem, refuse_nul, string, table, unknown_key, wrong_type,
@@ -88,7 +89,14 @@ pub(super) fn handler(
             "exec" => exec = Some(argv(value, base)?),
             "user" => user = Some(find_user(value, passwd)?),
             "env" => env = environment(value)?,
-            "phases" => rules.phases = phases(value)?,
+            "phases" => {
+                rules.phases = phases(value)?;
+                if name.get_ref().as_ref() == HANDLER_FENCE && !rules.phases.contains(&Phase::Fence) {
+                    let help = "add \"fence\", or give this handler another name";
+                    let message = "the handler `fence` is called for other hosts, with the phase fence alone";
+                    return Err(problem(value.span(), message, "would never be called", help));
+                }
+            }
             "timeout_ms" => rules.timeout_ms = timeouts(value)?,
             "checks_tokens" => rules.checks_tokens = flag(value, "checks_tokens")?,
             "status_ms" => rules.status_ms = millis(value, "status_ms", &STATUS_MS_RANGE)?,

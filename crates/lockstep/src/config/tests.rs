@@ -430,6 +430,20 @@ fn bad_configurations() {
             "#]],
         ),
         (
+            "[handlers.fence]\nexec = [\"/bin/true\"]\nphases = [\"check\"]\n",
+            expect![[r#"
+                refused:
+                  × the handler `fence` is called for other hosts, with the phase fence alone
+                   ╭─[/etc/lockstep/agent.toml:3:10]
+                 2 │ exec = ["/bin/true"]
+                 3 │ phases = ["check"]
+                   ·          ────┬────
+                   ·              ╰── would never be called
+                   ╰────
+                  help: add "fence", or give this handler another name
+            "#]],
+        ),
+        (
             "[labels]\nrole = \"d\\u0007b\"\n",
             expect![[r#"
                 refused:

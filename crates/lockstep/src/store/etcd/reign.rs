@@ -176,9 +176,26 @@ impl Shared {
                 && let Some(lease) = kept.take()
             {
                 let fence = Fence { revision: answer.revision, lease: lease.id };
+                if state.head.is_none() {
+                    self.check_begun(fence).await?;
+                }
                 return Ok((reign, fence, lease));
             }
         }
+    }
+
+    /// Another cluster may have begun around this prefix, or within it, since that was looked for. What has just begun
+    /// here is taken back then.
+    async fn check_begun(&self, fence: Fence) -> Result<(), Error> {
+        let refused = self.check_neighbours().await;
+        if refused.is_err() {
+            let keys = &self.keys;
+            let begun = [keys.leader(), keys.reign(), keys.format(), keys.head()];
+            let deletes: Vec<_> = begun.into_iter().map(|key| TxnOp::delete(key, None)).collect();
+            // If that fails, too, an operator has to: the next server that begins there says so.
+            let _ = self.cluster.txn(ANSWER, Txn::new().when(self.holds(fence)).and_then(deletes)).await;
+        }
+        refused
     }
 
     async fn lease(self: &Arc<Self>, ttl: Duration) -> Result<Lease, Trouble> {

@@ -693,6 +693,31 @@ async fn no_prefix_lies_within_another_ones() {
     begin("f/b").await;
 }
 
+/// Also where both begin in the same instant.
+#[tokio::test]
+async fn of_a_prefix_and_one_within_it_that_begin_at_once_one_is_refused() {
+    let members = Members::start(1, &[]).await;
+    let begin = async |prefix: String| {
+        let store = members.open(&prefix).await?;
+        store.campaign(&candidate("a"), LONG).await.map(|reign| (store, reign))
+    };
+    for round in 0..8 {
+        let (outer, inner) = (format!("r{round}"), format!("r{round}/in"));
+        let both = tokio::join!(begin(outer.clone()), begin(inner.clone()));
+        for refused in [&both.0, &both.1].into_iter().filter_map(|begun| begun.as_ref().err()) {
+            assert!(refused.to_string().contains("of another cluster"), "{refused}");
+        }
+        assert!(both.0.is_err() || both.1.is_err(), "round {round}");
+        // What was refused has left nothing that would be in the other one's way.
+        drop(both);
+        let client = raw(&members).await;
+        let options = GetOptions::new().with_prefix().with_keys_only();
+        let found = client.kv_client().get(format!("/{outer}/"), Some(options)).await.unwrap();
+        let formats = found.kvs().iter().filter(|kv| kv.key().ends_with(b"/format")).count();
+        assert!(formats <= 1, "{formats}");
+    }
+}
+
 fn openssl(dir: &std::path::Path, command: &str) {
     let ended =
         std::process::Command::new("openssl").args(command.split(' ')).current_dir(dir).output().unwrap();
