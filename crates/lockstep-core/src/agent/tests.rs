@@ -1,11 +1,12 @@
 use super::*;
+use crate::id::{StepId, Token};
 
-fn assignment(member: &MemberId) -> Assignment {
+pub(super) fn assignment(member: &MemberId) -> Assignment {
     let (handler, lowest) = (HandlerName::new("sim").unwrap(), StateName::new("offline").unwrap());
     Assignment { member: member.clone(), handler, lowest, leased: BTreeSet::new() }
 }
 
-fn folded(records: &[AgentRecord]) -> AgentState {
+pub(super) fn folded(records: &[AgentRecord]) -> AgentState {
     let mut state = AgentState::default();
     records.iter().for_each(|record| state.apply(record));
     state
@@ -638,43 +639,6 @@ fn a_notice_that_is_tried_again_is_not_overtaken_by_the_next_one() {
         engine.handle(Time(now), AgentInput::Ended { call, answer, reason: None, findings });
     }
     assert_eq!(told, [9, 9, 9, 12]);
-}
-
-#[test]
-fn a_journal_that_is_begun_anew_says_the_same() {
-    let (db, pool): (MemberId, MemberId) = ("db@p".parse().unwrap(), "pool@p".parse().unwrap());
-    let web: MemberId = "web@p".parse().unwrap();
-    let (prepared, moved) = (TransitionId(7), TransitionId(8));
-    let done = |step| {
-        let call =
-            Call { step: Some(step), ..agent(AgentState::default(), Time(0)).own_call(&web, Phase::Commit) };
-        Box::new(answer(&call, Answer::Yes, None))
-    };
-    let held =
-        |transition| AgentRecord::Held { transition, member: pool.clone(), until: Time(9), hold_ms: 5 };
-    let started =
-        |step| AgentRecord::Started { transition: moved, member: web.clone(), step, phase: Phase::Commit };
-    let state = folded(&[
-        AgentRecord::Identity { agent: AgentId::new("id").unwrap() },
-        AgentRecord::Reign { reign: Reign(3) },
-        AgentRecord::Token { group: db.group.clone(), token: Token(5) },
-        AgentRecord::Noticed { index: Index(6) },
-        AgentRecord::Closed { transition: TransitionId(4) },
-        AgentRecord::Assigned { members: vec![assignment(&db), assignment(&pool), assignment(&web)] },
-        AgentRecord::State { member: web.clone(), state: StateName::new("online").unwrap() },
-        AgentRecord::Voted { transition: prepared, member: db.clone(), phase: Phase::Check },
-        AgentRecord::Preparing { transition: prepared, member: db.clone() },
-        held(prepared),
-        held(moved),
-        AgentRecord::HoldEnded { transition: moved, member: pool.clone(), is_final: false },
-        started(StepId(0)),
-        AgentRecord::Ended { transition: moved, step: StepId(0), done: done(StepId(0)) },
-        started(StepId(1)),
-        // From now on they are members no more, and still owe what they promised.
-        AgentRecord::Assigned { members: vec![assignment(&web)] },
-    ]);
-    assert_eq!(state.former.keys().collect::<Vec<_>>(), [&db, &pool]);
-    assert_eq!(folded(&state.records()), state);
 }
 
 #[test]

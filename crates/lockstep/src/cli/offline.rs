@@ -252,11 +252,12 @@ fn check(state: &StateFile, spec: &Spec) -> Result<(), Misplaced> {
                 let problem = Problem::new(Code::UnknownSetting.as_str(), message, help);
                 return Err((at(&["settings", name.as_str(), key.as_str()]), problem));
             };
-            let problem = match (declared, value) {
-                (SettingValue::Text(_), SettingValue::Text(text)) => text_problem(text).map(str::to_owned),
-                (SettingValue::Flag(_), SettingValue::Flag(_))
-                | (SettingValue::Number(_), SettingValue::Number(_)) => None,
-                _ => Some(format!("{name}.{key} is declared as {declared}, which is another kind of value")),
+            let problem = match value {
+                other if !declared.is_alike(other) => {
+                    Some(format!("{name}.{key} is declared as {declared}, which is another kind of value"))
+                }
+                SettingValue::Text(text) => text_problem(text).map(str::to_owned),
+                SettingValue::Flag(_) | SettingValue::Number(_) => None,
             };
             if let Some(problem) = problem {
                 let help = "give a value of the kind that the spec declares";

@@ -154,16 +154,17 @@ impl<S: Store> Driver<S> {
             self.publish();
             if let Some((asker, how)) = self.leave.take() {
                 // Not for longer than the reign: a store that does not answer must not keep it from ending.
-                let end = tokio::select! {
+                let left = tokio::select! {
                     left = self.leave(how) => left?,
-                    () = &mut ended => Ok(how),
+                    () = &mut ended => Ok(()),
                 };
+                let has_left = left.is_ok();
                 // Whoever asked may have gone.
-                let _ = asker.send(end.as_ref().map(|_| ()).map_err(Rejection::clone));
-                match end {
-                    Ok(end) => break end,
-                    Err(_) => continue,
+                let _ = asker.send(left);
+                if has_left {
+                    break how;
                 }
+                continue;
             }
             let now = self.clock.now().time;
             let tick = self.engine.next_deadline().map(|at| at.since(now));
@@ -173,17 +174,7 @@ impl<S: Store> Driver<S> {
                 // A server that was stopped hears first that it is deposed, and then nothing any more.
                 biased;
                 () = &mut ended => Heard::Ended,
-                heard = async { tokio::select! {
-                done = async { self.append.as_mut().expect("guarded").await }, if self.append.is_some() => {
-                    Heard::Appended(done)
-                }
-                done = async { self.confirm.as_mut().expect("guarded").await }, if self.confirm.is_some() => {
-                    Heard::Confirmed(done)
-                }
-                Some(first) = said.recv() => Heard::Said(first),
-                Some(command) = asked.recv() => Heard::Command(command),
-                () = sleep(Duration::from_millis(pause)) => Heard::Tick,
-                } } => heard,
+                heard = self.next(asked, said, pause) => heard,
             };
             let late_ms = self.clock.now().time.since(now.plus(pause));
             if late_ms > STOPPED_MS {
@@ -212,22 +203,7 @@ impl<S: Store> Driver<S> {
                         Fenced::Deposed => break Ended::Deposed,
                     }
                 }
-                Heard::Said(first) => {
-                    let mut heard = vec![self.hear(first)];
-                    // Everything that has arrived goes into one write, and so does what other connections are about
-                    // to hand over: answers to one question come in a burst, and each write costs a sync.
-                    let mut turns = 0;
-                    while heard.len() < HEARD_MAX && turns < TURNS_MAX {
-                        match said.try_recv() {
-                            Ok(next) => heard.push(self.hear(next)),
-                            Err(_) => {
-                                tokio::task::yield_now().await;
-                                turns += 1;
-                            }
-                        }
-                    }
-                    self.engine.handle_all(self.clock.now(), heard);
-                }
+                Heard::Said(first) => self.hear_all(first, said).await,
                 Heard::Command(command) => self.command(command),
                 Heard::Tick => self.engine.handle(self.clock.now(), Input::Tick),
                 Heard::Ended => break Ended::Deposed,
@@ -238,15 +214,35 @@ impl<S: Store> Driver<S> {
         Ok(end)
     }
 
+    /// Waits for what comes first, and not for longer than the pause.
+    async fn next(
+        &mut self,
+        asked: &mut mpsc::Receiver<Command>,
+        said: &mut mpsc::Receiver<Said>,
+        pause_ms: u64,
+    ) -> Heard {
+        tokio::select! {
+            done = async { self.append.as_mut().expect("guarded").await }, if self.append.is_some() => {
+                Heard::Appended(done)
+            }
+            done = async { self.confirm.as_mut().expect("guarded").await }, if self.confirm.is_some() => {
+                Heard::Confirmed(done)
+            }
+            Some(first) = said.recv() => Heard::Said(first),
+            Some(command) = asked.recv() => Heard::Command(command),
+            () = sleep(Duration::from_millis(pause_ms)) => Heard::Tick,
+        }
+    }
+
     /// Ends in order: who waits for what is being written is told that it is. Nobody else was promised anything. Or says
     /// why that cannot be.
-    async fn leave(&mut self, how: Ended) -> Result<Result<Ended, Rejection>, ServerError> {
+    async fn leave(&mut self, how: Ended) -> Result<Result<(), Rejection>, ServerError> {
         info!(?how, "the reign is wanted to end");
         if let Some(append) = &mut self.append {
             let appended = append.await;
             self.append = None;
             if appended? == Fenced::Deposed {
-                return Ok(Ok(how));
+                return Ok(Ok(()));
             }
             self.engine.handle(self.clock.now(), Input::Appended);
             self.perform();
@@ -254,18 +250,18 @@ impl<S: Store> Driver<S> {
             self.publish();
         }
         if !self.is_shared {
-            return Ok(Ok(how));
+            return Ok(Ok(()));
         }
         match self.store.resign(self.reign).await {
             // Whether or not somebody else has ended it before.
             Ok(Fenced::Held | Fenced::Deposed) => {
                 info!(reign = %self.reign, "the reign has been given up");
-                Ok(Ok(how))
+                Ok(Ok(()))
             }
             // It ends by itself.
             Err(error) if how == Ended::Stopped => {
                 warn!(%error, "the reign ends only when its time is over");
-                Ok(Ok(how))
+                Ok(Ok(()))
             }
             Err(error @ Error::Unavailable { .. }) => {
                 let help = "try again when the store answers";
@@ -273,6 +269,23 @@ impl<S: Store> Driver<S> {
             }
             Err(error) => Err(error.into()),
         }
+    }
+
+    /// Everything that has arrived goes into one write, and so does what other connections are about to hand over:
+    /// answers to one question come in a burst, and each write costs a sync.
+    async fn hear_all(&mut self, first: Said, said: &mut mpsc::Receiver<Said>) {
+        let mut heard = vec![self.hear(first)];
+        let mut turns = 0;
+        while heard.len() < HEARD_MAX && turns < TURNS_MAX {
+            match said.try_recv() {
+                Ok(next) => heard.push(self.hear(next)),
+                Err(_) => {
+                    tokio::task::yield_now().await;
+                    turns += 1;
+                }
+            }
+        }
+        self.engine.handle_all(self.clock.now(), heard);
     }
 
     fn hear(&mut self, said: Said) -> Input {
