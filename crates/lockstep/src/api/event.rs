@@ -528,6 +528,7 @@ mod tests {
             {"revision":32,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"thaw","freezes":[22],"groups":[],"principal":null}
             {"revision":33,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"lease","lease_ms":3000}
             {"revision":34,"at":"2023-11-14T22:13:20.000Z","provisional":false,"kind":"reign","server":"server-1"}
+            {"revision":35,"at":"1970-01-01T00:00:00.001Z","provisional":false,"kind":"reign","server":"server-1"}
         "#]].assert_eq(&told);
     }
 }
