@@ -103,22 +103,23 @@ pub fn findings(
     let mut findings = Vec::new();
     for host in hosts.iter().filter(|host| host.liveness != "alive") {
         let here: Vec<_> = members.iter().filter(|member| member.host == host.name).collect();
-        let are_settled = !here.is_empty() && here.iter().all(|member| member.evidence.is_some());
+        let settled = here.iter().filter(|member| member.evidence.is_some()).count();
         let next = match host.liveness.as_str() {
             "suspect" => "wait: it is back or lost within its lease".to_owned(),
             "left" => "start its agent when it is to take part again".to_owned(),
             "fenced" => {
                 "its members count as stopped: start its agent when it is to take part again".to_owned()
             }
-            "lost" if are_settled => format!(
+            "lost" if settled > 0 && settled == here.len() => format!(
                 "it is known where its members are: start its agent when it is to take part again; if it is gone for good: \
                  {}",
                 forget(host, &here, groups, relations)
             ),
             _ => format!(
-                "see whether it runs and its agent reaches the server; until then its members count as anywhere; if \
-                 nothing of it runs any more: lockstep fence {0} --confirm --reason TEXT; if it is gone for good: \
-                 {1}",
+                "see whether it runs and its agent reaches the server; until then its {0} count as anywhere; if \
+                 nothing of it runs any more: lockstep fence {1} --confirm --reason TEXT; if it is gone for good: \
+                 {2}",
+                if settled > 0 { "other members" } else { "members" },
                 host.name,
                 forget(host, &here, groups, relations)
             ),
@@ -439,6 +440,13 @@ mod tests {
               see whether it runs and its agent reaches the server; until then its members count as anywhere; if nothing of it runs any more: lockstep fence h2 --confirm --reason TEXT; if it is gone for good: lockstep host forget h2
         "#]]
         .assert_eq(&told("lost", json!([settled, elsewhere])));
+    }
+
+    #[test]
+    fn of_a_lost_host_those_that_are_settled_do_not_count_as_anywhere() {
+        let settled = json!({"group": "db", "liveness": "lost", "evidence": "its lease has ended"});
+        let said = told("lost", json!([settled, {"liveness": "lost"}]));
+        assert!(said.contains("until then its other members count as anywhere"), "{said}");
     }
 
     #[test]

@@ -115,7 +115,7 @@ impl<S: Store> Roles<S> {
         self.show(if has_read { Role::Standby { active: None } } else { Role::Starting });
         // Whoever is closed after that is sent elsewhere.
         self.sessions.close_all();
-        info!("standing by");
+        info!("{}", if has_read { "standing by" } else { "reading the journal" });
         let Self { store, candidate, publish, .. } = self;
         let (store, candidate, publish) = (&*store, &*candidate, &*publish);
         let campaigning = async {
