@@ -19,6 +19,7 @@ use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Plan, Scores};
 use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
+use crate::refusal::{Refusal, Refusals};
 use crate::relation::{self, Published};
 use crate::repair::Recovery;
 use crate::request::{Code, Obstacle, Rejection, Request, check_same_cluster};
@@ -50,6 +51,8 @@ const RESULTS_MS: u64 = 20;
 const AWAY_MS: std::ops::RangeInclusive<u64> = 1000..=3_600_000;
 /// The most labels that may be set of one host.
 pub const LABELS_MAX: usize = 1000;
+/// What is to be done about an agent that does not keep to the protocol.
+const AGENT_IS_WRONG: &str = "mend the agent, see docs/protocol.md";
 /// How many runs of its agent are known of a host. Too few: of that many agents under one name, none is told.
 const AGENT_RUNS_MAX: usize = 8;
 
@@ -288,6 +291,8 @@ pub enum Event {
     },
     /// What keeps groups from being repaired now, all of it.
     Waits(BTreeMap<GroupName, Rejection>),
+    /// Agents that are refused now, by the host that each says it is: all of them that are kept.
+    Refused(BTreeMap<HostName, Refusal>),
     /// Something for the log that an operator should look at.
     Warning(String),
 }
@@ -395,6 +400,8 @@ pub struct Engine {
     unconfirmed: Unconfirmed,
     confirming: Option<Unconfirmed>,
     away: Option<Away>,
+    /// For people: agents that are refused.
+    refusals: Refusals,
     /// Whether the record that begins this reign is durable.
     has_begun: bool,
 }
@@ -449,6 +456,7 @@ impl Engine {
             unconfirmed: Unconfirmed::default(),
             confirming: None,
             away: None,
+            refusals: Refusals::default(),
             has_begun: false,
         };
         let Defaults { lease_ms, id } = defaults;
@@ -514,6 +522,10 @@ impl Engine {
         self.settle();
         if self.away.as_ref().is_some_and(|away| away.until <= self.now.time) {
             self.answer_away();
+        }
+        if self.refusals.due().is_some_and(|due| due <= self.now.time) && self.refusals.expire(self.now.time)
+        {
+            self.refusals_change();
         }
         self.confirm();
         if self.results_due <= self.now.time {
@@ -614,7 +626,7 @@ impl Engine {
         let away = self.away.as_ref().filter(|away| away.reply.is_some()).map(|away| away.until);
         let results = self.outbox.is_late().then_some(self.results_due);
         let due = self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due()).chain(results);
-        due.chain(self.recovery_due()).chain(self.freeze_due()).chain(away).min()
+        due.chain(self.recovery_due()).chain(self.freeze_due()).chain(away).chain(self.refusals.due()).min()
     }
 
     fn late_due(&self) -> Option<Time> {
@@ -970,12 +982,19 @@ impl Engine {
         if hello.protocol == PROTOCOL && !self.is_foreign(&hello) && self.is_behind(&hello) {
             self.fall_behind(&hello);
         }
-        if let Some(message) = self.refusal(session, &hello) {
+        if let Some((message, help)) = self.refusal(session, &hello) {
+            if self.refusals.note(&hello.host, self.now, &message, &help) {
+                self.refusals_change();
+            }
+            let message = format!("{message}: {help}");
             self.event(Event::Warning(format!("agent of host {} refused: {message}", hello.host)));
             self.outbox.emit(Output::Order { session, order: Order::Refused { message } });
             return self.outbox.emit(Output::Close { session });
         }
         let host = hello.host.clone();
+        if self.refusals.forget(&host) {
+            self.refusals_change();
+        }
         if let Some(older) = self.sessions.get(&host).map(|session| session.id)
             && older != session
         {
@@ -1090,52 +1109,63 @@ impl Engine {
         }
     }
 
-    /// Why an agent's session is refused, if it is.
-    fn refusal(&self, session: SessionId, hello: &Hello) -> Option<String> {
+    fn refusals_change(&mut self) {
+        self.event(Event::Refused(self.refusals.all().clone()));
+    }
+
+    /// Why an agent's session is refused, if it is, and what to do about it.
+    fn refusal(&self, session: SessionId, hello: &Hello) -> Option<(String, String)> {
+        let refused = |message: &str, help: &str| Some((message.to_owned(), help.to_owned()));
         if hello.protocol != PROTOCOL {
             let theirs = hello.protocol;
-            return Some(format!(
-                "it speaks protocol {theirs}, this server speaks {PROTOCOL}: upgrade the older one"
-            ));
+            let message = format!("it speaks protocol {theirs}, this server speaks {PROTOCOL}");
+            return refused(&message, "upgrade the older one");
         }
         if self.is_foreign(hello) {
-            return Some(
-                "it belongs to another cluster: give it the servers of that one; or the server is not on its own journal: \
-                 see its --data or --store. To move the host here, start its agent with a new --data directory"
-                    .to_owned(),
+            return refused(
+                "it belongs to another cluster",
+                "give it the servers of that one; or the server is not on its own journal: see its --data or --store; if the \
+                 server's directory was lost, see docs/backup.md first. To move the host here, stop its software, and start its \
+                 agent with a new --data directory",
             );
         }
         if self.is_behind(hello) {
             let journal = self.head.revision;
-            return Some(format!(
-                "it has seen token {} and reign {}, this server's journal ends at {journal}: the server's directory is \
-                 an older copy",
-                hello.token, hello.reign
-            ));
+            let (token, reign) = (hello.token, hello.reign);
+            let message = format!(
+                "it has seen token {token} and reign {reign}, this server's journal ends at {journal}"
+            );
+            let help = "the server's directory is an older copy, see docs/errors/server-behind.md";
+            return refused(&message, help);
         }
         if hello.labels.iter().any(|(key, value)| {
             crate::spec::text_problem(key).is_some() || crate::spec::text_problem(value).is_some()
         }) {
-            return Some("a label is not plain text of at most 255 bytes".to_owned());
+            return refused(
+                "a label is not plain text of at most 255 bytes",
+                "mend the labels that it is given",
+            );
         }
         match self.hosts_by_session.get(&session) {
             Some(host) if *host != hello.host => {
-                return Some("one connection speaks for one host".to_owned());
+                return refused("one connection speaks for one host", AGENT_IS_WRONG);
             }
             // Each hello may bring other labels, and so a record.
-            Some(_) => return Some("a connection says hello once".to_owned()),
+            Some(_) => return refused("a connection says hello once", AGENT_IS_WRONG),
             None => {}
         }
         match self.head.hosts.get(&hello.host) {
-            Some(known) if known.agent != hello.agent => Some(format!(
-                "another agent has joined as {}: start this one with that one's --data directory or under another name",
-                hello.host
-            )),
-            Some(_) if self.is_overtaken(hello) => Some(format!(
-                "another agent runs as {} from a copy of this one's --data directory, and was started later: stop one of \
-                 the two, and give it a directory and a name of its own",
-                hello.host
-            )),
+            Some(known) if known.agent != hello.agent => refused(
+                &format!("another agent has joined as {}", hello.host),
+                "start this one with that one's --data directory or under another name",
+            ),
+            Some(_) if self.is_overtaken(hello) => refused(
+                &format!(
+                    "another agent runs as {} from a copy of this one's --data directory, and was started later",
+                    hello.host
+                ),
+                "stop one of the two, and give it a directory and a name of its own",
+            ),
             Some(_) | None => None,
         }
     }

@@ -373,6 +373,46 @@ fn a_host_of_another_cluster_is_refused_and_leaves_no_trace() {
     }
 }
 
+/// Until the host's own agent is welcome, or nobody has tried for long.
+#[test]
+fn whose_agents_are_refused_is_shown_for_as_long_as_they_try() {
+    let defaults = || Defaults { id: Some(ClusterId::new("this").unwrap()), lease_ms: None };
+    let mut engine = Engine::with_defaults(declared(&["h1"], SPEC), "server", defaults(), at(0));
+    let says = |engine: &mut Engine, ms, session, agent: &str| {
+        let (agent, cluster) = (agent.parse().unwrap(), Some(ClusterId::new("another").unwrap()));
+        let hello = Hello { agent, cluster, ..hello(&"h1".parse().unwrap()) };
+        engine.handle(at(ms), Input::Report { session: SessionId(session), report: Report::Hello(hello) });
+        refused(engine, at(ms))
+    };
+    let shown = |ms| vec![vec![("h1".to_owned(), "it belongs to another cluster".to_owned(), WallTime(ms))]];
+    assert_eq!(says(&mut engine, 10, 1, "stranger"), shown(10));
+    assert_eq!(says(&mut engine, 20, 2, "stranger"), [[]; 0], "that is known");
+    assert_eq!(says(&mut engine, 30, 3, "agent"), [[]], "its own");
+    assert_eq!(says(&mut engine, 40, 4, "stranger"), shown(40));
+    engine.handle(at(300_039), Input::Tick);
+    assert_eq!(refused(&mut engine, at(300_039)), [[]; 0]);
+    assert_eq!(engine.next_deadline(), Some(Time(300_040)));
+    engine.handle(at(300_040), Input::Tick);
+    assert_eq!(refused(&mut engine, at(300_040)), [[]]);
+}
+
+/// What is shown of refused agents, each time that it changes.
+fn refused(engine: &mut Engine, now: Now) -> Vec<Vec<(String, String, WallTime)>> {
+    let mut shown = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(now, Input::Appended),
+            Output::Confirm => engine.handle(now, Input::Confirmed),
+            Output::Event(Event::Refused(refused)) => {
+                let all = refused.into_iter();
+                shown.push(all.map(|(host, said)| (host.to_string(), said.message, said.since)).collect());
+            }
+            Output::Order { .. } | Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
+        }
+    }
+    shown
+}
+
 #[test]
 fn a_cluster_keeps_the_identity_that_it_was_given_first() {
     let id = |id: &str| Some(ClusterId::new(id).unwrap());

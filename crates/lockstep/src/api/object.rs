@@ -994,6 +994,35 @@ pub struct Server {
     /// What its store says instead of answering; null while it answers.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// Agents that the active server refuses, a hundred at most. Provisional; none of a standby.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
+}
+
+/// An agent that is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refused {
+    /// The host that it says it is.
+    pub host: String,
+    /// Why.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+    /// Since when agents are refused under that name.
+    pub since: String,
+}
+
+impl Refused {
+    /// All of them that are kept.
+    pub fn all(view: &View) -> Vec<Self> {
+        let refused = view.refused.iter().map(|(host, refusal)| Self {
+            host: host.to_string(),
+            message: refusal.message.clone(),
+            help: refusal.help.clone(),
+            since: refusal.since.to_string(),
+        });
+        refused.collect()
+    }
 }
 
 /// A server, and where it is.

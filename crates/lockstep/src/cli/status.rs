@@ -9,7 +9,9 @@ use super::output::{Form, clean, note, table};
 use super::servers::{Said, is_denied, nobody_is_active};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Freeze, Group, Host, List, Member, Relation, Relations, Server, Transition};
+use crate::api::object::{
+    Freeze, Group, Host, List, Member, Refused, Relation, Relations, Server, Transition,
+};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -141,6 +143,12 @@ fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
         found.push(Finding { problem, next, run: None });
     }
     for (address, says) in each {
+        let refused = says.iter().flat_map(|server| &server.refused);
+        found.extend(refused.map(|Refused { host, message, help, since }| Finding {
+            problem: format!("the agent of host {host} is refused since {since}: {message}"),
+            next: help.clone(),
+            run: None,
+        }));
         let (problem, next) = match says {
             Ok(Server { waits_for: None, .. }) => continue,
             Ok(Server { name, waits_for: Some(why), .. }) => (
@@ -292,7 +300,8 @@ mod tests {
     fn stands_by(place: usize, of: Option<usize>) -> Result<Server, ClientError> {
         let ServerName { name, url } = named(place);
         let (role, active) = ("standby".to_owned(), of.map(named));
-        Ok(Server { name, url, role, revision: 7, shared: true, active, waits_for: None })
+        let (waits_for, refused) = Default::default();
+        Ok(Server { name, url, role, revision: 7, shared: true, active, waits_for, refused })
     }
 
     fn active(place: usize) -> Result<Server, ClientError> {
@@ -352,5 +361,26 @@ mod tests {
         let alone = active(1).map(|server| Server { shared: false, ..server });
         let said = shown([alone, silent()]);
         assert!(said.contains("the server at http://h2 does not answer"), "{said}");
+    }
+
+    #[test]
+    fn that_an_agent_is_refused_is_wrong() {
+        let refused = Refused {
+            host: "a".to_owned(),
+            message: "it belongs to another cluster".to_owned(),
+            help: "give it the servers of that one".to_owned(),
+            since: "2026-01-05T06:00:00.000Z".to_owned(),
+        };
+        let alone = active(1).map(|server| Server { shared: false, refused: vec![refused], ..server });
+        expect![[r#"
+            revision 7   hosts: none
+
+            no groups: declare them with lockstep apply -f cluster.toml
+
+            wrong:
+              the agent of host a is refused since 2026-01-05T06:00:00.000Z: it belongs to another cluster
+                next: give it the servers of that one
+        "#]]
+        .assert_eq(&shown([alone]));
     }
 }

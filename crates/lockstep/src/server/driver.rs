@@ -454,6 +454,10 @@ impl<S: Store> Driver<S> {
                 self.view.waits = Arc::new(waits);
                 self.news = self.news.max(News::Small);
             }
+            Event::Refused(refused) => {
+                self.view.refused = Arc::new(refused);
+                self.news = self.news.max(News::Small);
+            }
             Event::Warning(message) => warn!("{message}"),
         }
     }
