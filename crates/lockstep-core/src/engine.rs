@@ -10,7 +10,9 @@
 use crate::cluster::{Cluster, Host};
 use crate::freeze::FreezeEnd;
 use crate::held_back::HeldBack;
-use crate::id::{ClusterId, GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
+use crate::id::{
+    ClusterId, GroupName, HostName, Index, MemberId, Reign, RunId, StateName, Token, TransitionId,
+};
 use crate::lease::Heard;
 use crate::message::{
     Assignment, Call, ContextMember, Decision, Done, Hello, Order, PROTOCOL, Phase, Report,
@@ -342,6 +344,15 @@ struct Away {
     missing: BTreeSet<HostName>,
 }
 
+/// What a host has shown of a later server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Ahead {
+    pub(crate) token: Token,
+    pub(crate) reign: Reign,
+    /// Its groups.
+    pub(crate) groups: BTreeSet<GroupName>,
+}
+
 /// For which transition, group and revision, and what.
 pub(crate) type Told = ((TransitionId, GroupName, Index), Arc<Vec<ContextMember>>);
 
@@ -386,9 +397,9 @@ pub struct Engine {
     refused: BTreeMap<MemberId, Published>,
     /// Whether relations have changed since those were tried.
     refused_may_fit: bool,
-    /// Groups with a host that has seen a higher token or reign than this journal has, and that host. Nobody in them is
-    /// ordered anything: another server has gone on from here.
-    pub(crate) ahead: BTreeMap<GroupName, HostName>,
+    /// Hosts that have seen a higher token or reign than this journal has. Nobody in their groups is ordered anything:
+    /// another server has gone on from here.
+    pub(crate) ahead: BTreeMap<HostName, Ahead>,
     /// What hosts have acknowledged, and is not recorded yet.
     acknowledged: BTreeMap<HostName, Acknowledged>,
     /// How many outcomes are in it.
@@ -694,7 +705,7 @@ impl Engine {
     /// Sends an order to a host, if it is connected; it is sent again when the host comes back.
     pub(crate) fn order(&mut self, host: &HostName, order: Order) {
         if let Order::Call(call) = &order
-            && self.ahead.contains_key(&call.member.group)
+            && self.ahead_in(&call.member.group).is_some()
         {
             return;
         }
@@ -979,7 +990,9 @@ impl Engine {
     }
 
     fn hello(&mut self, session: SessionId, hello: Hello) {
-        if hello.protocol == PROTOCOL && !self.is_foreign(&hello) && self.is_behind(&hello) {
+        // What somebody else under a host's name has seen is no sign of anything.
+        let is_itself = !self.is_foreign(&hello) && !self.is_another(&hello);
+        if hello.protocol == PROTOCOL && is_itself && self.is_behind(&hello) {
             self.fall_behind(&hello);
         }
         if let Some((message, help)) = self.refusal(session, &hello) {
@@ -995,6 +1008,7 @@ impl Engine {
         if self.refusals.forget(&host) {
             self.refusals_change();
         }
+        self.is_less_ahead(&hello);
         if let Some(older) = self.sessions.get(&host).map(|session| session.id)
             && older != session
         {
@@ -1129,6 +1143,12 @@ impl Engine {
                  agent with a new --data directory",
             );
         }
+        if self.is_another(hello) {
+            return refused(
+                &format!("another agent has joined as {}", hello.host),
+                "start this one with that one's --data directory or under another name",
+            );
+        }
         if self.is_behind(hello) {
             let journal = self.head.revision;
             let (token, reign) = (hello.token, hello.reign);
@@ -1155,10 +1175,6 @@ impl Engine {
             None => {}
         }
         match self.head.hosts.get(&hello.host) {
-            Some(known) if known.agent != hello.agent => refused(
-                &format!("another agent has joined as {}", hello.host),
-                "start this one with that one's --data directory or under another name",
-            ),
             Some(_) if self.is_overtaken(hello) => refused(
                 &format!(
                     "another agent runs as {} from a copy of this one's --data directory, and was started later",
@@ -1176,6 +1192,11 @@ impl Engine {
         !is_known && hello.cluster.is_some() && hello.cluster != self.head.id
     }
 
+    /// Whether a host is known by another agent.
+    fn is_another(&self, hello: &Hello) -> bool {
+        self.head.hosts.get(&hello.host).is_some_and(|known| known.agent != hello.agent)
+    }
+
     /// Whether a host has seen more than this server's journal holds: then somebody has gone on from an earlier state of
     /// it, and knows better who is to do what.
     fn is_behind(&self, hello: &Hello) -> bool {
@@ -1183,8 +1204,28 @@ impl Engine {
         hello.token.0 > journal || hello.reign.0 > journal
     }
 
+    /// A host's agent is welcome. If it has seen less than was shown under its name, another one has shown that: what an
+    /// agent has seen only grows. That the journal has grown since is no such sign.
+    fn is_less_ahead(&mut self, hello: &Hello) {
+        let seen_less = |ahead: &Ahead| hello.token < ahead.token || hello.reign < ahead.reign;
+        if !self.ahead.get(&hello.host).is_some_and(seen_less) {
+            return;
+        }
+        let groups = self.ahead.remove(&hello.host).map(|ahead| ahead.groups).unwrap_or_default();
+        let here = self.head.members.keys().filter(|id| groups.contains(&id.group));
+        let hosts: BTreeSet<_> = here.map(|id| id.host.clone()).collect();
+        // What was not ordered meanwhile is ordered when they come back.
+        hosts.iter().for_each(|host| self.drop_session(host));
+    }
+
+    /// A host of a group that has seen a later server.
+    pub(crate) fn ahead_in(&self, group: &GroupName) -> Option<&HostName> {
+        self.ahead.iter().find(|(_, ahead)| ahead.groups.contains(group)).map(|(host, _)| host)
+    }
+
     pub(crate) fn check_not_behind(&self, plan: &plan::Plan) -> Result<(), Rejection> {
-        let ahead = plan.asked().find_map(|who| self.ahead.get_key_value(&who.member.group));
+        let ahead = plan.asked().map(|who| &who.member.group);
+        let ahead = ahead.filter_map(|group| Some((group, self.ahead_in(group)?))).next();
         let Some((group, host)) = ahead else { return Ok(()) };
         Err(Rejection::new(
             Code::ServerBehind,

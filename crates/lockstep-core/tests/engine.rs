@@ -5,7 +5,7 @@
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::{Accepted, Defaults, Engine, Event, HostAsk, Input, Output, ReplyId, SessionId};
 use lockstep_core::freeze::{FREEZES_MAX, FreezeEnd};
-use lockstep_core::id::{ClusterId, HostName, Index, Token, TransitionId};
+use lockstep_core::id::{ClusterId, HostName, Index, Reign, Token, TransitionId};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
 use lockstep_core::relation::Published;
@@ -335,6 +335,54 @@ fn a_server_that_a_host_has_seen_a_later_one_of_orders_nothing_in_that_host_s_gr
     let (calls, _, answers) = warned(&mut engine);
     assert_eq!(calls, []);
     assert_eq!(answers[0].clone().unwrap_err().code, Code::ServerBehind);
+}
+
+/// What an agent has seen is a sign if it is the host's own, or the host is not known.
+#[test]
+fn what_a_stranger_has_seen_under_a_known_host_s_name_is_no_sign_of_a_later_server() {
+    let says = |engine: &mut Engine, session, host: &str, agent: &str, (token, reign)| {
+        let (agent, token, reign) = (agent.parse().unwrap(), Token(token), Reign(reign));
+        let hello = Hello { agent, token, reign, ..hello(&host.parse().unwrap()) };
+        engine.handle(at(1), Input::Report { session: SessionId(session), report: Report::Hello(hello) });
+        refused(engine, at(1)).pop().map(|refused| refused.into_iter().map(|(.., why, _)| why).collect())
+    };
+    let why = |said: Option<Vec<String>>| said.unwrap_or_default().pop().unwrap_or_default();
+    let is_behind = |engine: &mut Engine, reply: u64| {
+        let request = Request { request_id: format!("r{reply}"), ..request() };
+        engine.handle(at(1), Input::Run { reply: ReplyId(reply), request });
+        let mut answers = Vec::new();
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Append { .. } => engine.handle(at(1), Input::Appended),
+                Output::Confirm => engine.handle(at(1), Input::Confirmed),
+                Output::Reply { answer, .. } => answers.push(answer),
+                Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+            }
+        }
+        answers.pop().unwrap().is_err_and(|rejection| rejection.code == Code::ServerBehind)
+    };
+    let mut engine = idle();
+    let said = why(says(&mut engine, 7, "h1", "stranger", (0, 1 << 63)));
+    assert!(said.contains("another agent has joined as h1"), "{said}");
+    assert!(!is_behind(&mut engine, 2));
+
+    let mut engine = idle();
+    let said = why(says(&mut engine, 7, "h9", "stranger", (0, 1 << 63)));
+    assert!(said.contains("reign"), "{said}");
+    assert!(is_behind(&mut engine, 2), "it may be a host that another server has taken in");
+    assert_eq!(says(&mut engine, 8, "h9", "agent", (0, 0)), Some(vec![]), "its own agent has seen nothing");
+    assert!(!is_behind(&mut engine, 3));
+
+    // That the journal has grown up to it meanwhile proves nothing.
+    let mut engine = idle();
+    let next = engine.proposed().revision.0 + 1;
+    assert!(why(says(&mut engine, 7, "h1", "agent", (next, 0))).contains("token"));
+    assert!(is_behind(&mut engine, 2));
+    engine.handle(at(1), Input::Closed { session: SessionId(1) });
+    written(&mut engine, at(1));
+    assert!(engine.proposed().revision.0 >= next);
+    assert_eq!(says(&mut engine, 8, "h1", "agent", (next, 0)), Some(vec![]), "it is welcome");
+    assert!(is_behind(&mut engine, 3));
 }
 
 /// Its own hosts it takes whatever they say: a version from before there was an identity may have left it out of a snapshot.
