@@ -372,6 +372,8 @@ pub struct Engine {
     last_heard: BTreeMap<HostName, Heard>,
     /// The runs of agents that each host was seen with in this reign, newest last; a few of them.
     agent_runs: BTreeMap<HostName, VecDeque<RunId>>,
+    /// The hosts that have had a session since this engine began. Leases do not go by it: each has a whole one to come.
+    heard: Arc<BTreeSet<HostName>>,
     pub(crate) scores: Scores,
     pub(crate) runs: BTreeMap<TransitionId, Run>,
     /// The transitions for which something may have become possible.
@@ -446,6 +448,7 @@ impl Engine {
             hosts_by_session: BTreeMap::new(),
             last_heard: BTreeMap::new(),
             agent_runs: BTreeMap::new(),
+            heard: Arc::default(),
             scores: Scores::new(),
             runs: BTreeMap::new(),
             stirred: BTreeSet::new(),
@@ -507,6 +510,11 @@ impl Engine {
     /// How fit members are to be chosen, as they last said.
     pub fn scores(&self) -> &Scores {
         &self.scores
+    }
+
+    /// The hosts that have had a session since this engine began; another one whenever that changes.
+    pub fn heard(&self) -> &Arc<BTreeSet<HostName>> {
+        &self.heard
     }
 
     /// Takes one input in. Outputs are to be polled afterwards.
@@ -865,6 +873,7 @@ impl Engine {
         self.last_heard.remove(name);
         self.host_is_forgotten(name);
         self.agent_runs.remove(name);
+        Arc::make_mut(&mut self.heard).remove(name);
         self.scores.retain(|id, _| id.host != *name);
         self.reports.forget_all(|id| id.host == *name);
         self.publications.forget_all(|id| id.host == *name);
@@ -1041,6 +1050,9 @@ impl Engine {
         }
         let members = self.head.assignments(&host);
         let is_new_run = self.seen_with(&host, &hello.run);
+        if !self.heard.contains(&host) {
+            Arc::make_mut(&mut self.heard).insert(host.clone());
+        }
         let (assigned, waits_for) = (members.clone(), hello.open.iter().copied().collect());
         let (run, fences) = (hello.run.clone(), hello.fences);
         self.sessions.insert(host.clone(), Session { id: session, run, assigned, waits_for, fences });

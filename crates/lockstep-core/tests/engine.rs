@@ -897,6 +897,22 @@ fn hosts_have_a_whole_lease_to_come_to_a_server_that_takes_over() {
     }
 }
 
+/// It counts as alive until then, and whoever asks can tell whether it has come.
+#[test]
+fn hosts_are_heard_once_they_have_come_to_this_server() {
+    let mut engine = Engine::new(declared(&["h1", "h2"], SPEC), "server", at(0));
+    written(&mut engine, at(0));
+    assert!(engine.heard().is_empty());
+    comes(&mut engine, at(1), "h1");
+    written(&mut engine, at(1));
+    let heard = [HostName::new("h1").unwrap()].into();
+    assert_eq!(**engine.heard(), heard);
+    engine.handle(at(2), Input::Closed { session: SessionId(1) });
+    assert_eq!(**engine.heard(), heard);
+    let hosts = &engine.acknowledged().hosts;
+    assert_eq!(hosts[&HostName::new("h2").unwrap()].liveness, Liveness::Alive);
+}
+
 /// What is declared counts, whatever the store.
 #[test]
 fn a_declared_lease_goes_before_that_of_the_store() {

@@ -575,7 +575,7 @@ fn host_name(path: Result<Path<String>, PathRejection>) -> Result<HostName, Prob
 async fn show_host(shared: &Shared, name: HostName, ask: HostAsk) -> Result<Response, Problem> {
     let revision = shared.handle.ask_of_host(name.clone(), ask).await?;
     let view = wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
-    let host = view.cluster.hosts.get(&name).map(|host| Host::of(&name, host));
+    let host = view.cluster.hosts.get(&name).map(|host| Host::of(&view, &name, host));
     Ok(json(StatusCode::OK, &host))
 }
 

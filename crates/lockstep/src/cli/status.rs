@@ -177,8 +177,8 @@ fn server(known: &Known, says: &[&Server]) -> String {
 }
 
 fn screen(status: &Status) -> String {
-    let mut liveness: BTreeMap<&str, usize> = BTreeMap::new();
-    status.hosts.iter().for_each(|host| *liveness.entry(&host.liveness).or_default() += 1);
+    let mut liveness: BTreeMap<String, usize> = BTreeMap::new();
+    status.hosts.iter().for_each(|host| *liveness.entry(host.stands()).or_default() += 1);
     let drained = status.hosts.iter().filter(|host| host.drained).map(|host| clean(&host.name));
     let drained: Vec<_> = drained.collect();
     let liveness: Vec<_> = liveness.iter().map(|(name, count)| format!("{count} {}", clean(name))).collect();
@@ -361,6 +361,25 @@ mod tests {
         let alone = active(1).map(|server| Server { shared: false, ..server });
         let said = shown([alone, silent()]);
         assert!(said.contains("the server at http://h2 does not answer"), "{said}");
+    }
+
+    #[test]
+    fn hosts_that_have_not_come_to_this_server_are_told_apart() {
+        let host = |(name, liveness, heard): (&str, &str, Option<bool>)| Host {
+            name: name.to_owned(),
+            liveness: liveness.to_owned(),
+            since: None,
+            labels: BTreeMap::new(),
+            address: None,
+            drained: false,
+            heard,
+        };
+        let (yes, no) = (Some(true), Some(false));
+        let hosts = [("a", "alive", no), ("b", "alive", yes), ("c", "alive", None), ("d", "lost", no)];
+        let hosts = hosts.map(host).to_vec();
+        let (groups, members, open, freezes, wrong, servers) = Default::default();
+        let text = screen(&Status { revision: 7, hosts, groups, members, open, freezes, wrong, servers });
+        assert!(text.starts_with("revision 7   hosts: 2 alive, 1 alive (not heard yet), 1 lost\n"), "{text}");
     }
 
     #[test]

@@ -58,6 +58,8 @@ pub struct View {
     pub reported: Arc<BTreeMap<MemberId, Reported>>,
     /// What keeps groups from being repaired.
     pub waits: Arc<BTreeMap<GroupName, Rejection>>,
+    /// The hosts that have had a session with this server since it became the active one.
+    pub heard: Arc<BTreeSet<HostName>>,
     /// Agents that are refused, by the host that each says it is.
     pub refused: Arc<BTreeMap<HostName, Refusal>>,
 }
