@@ -550,7 +550,8 @@ async fn server(State(shared): Shares) -> Response {
         Role::Active => ("active", Some(itself)),
     };
     let (role, revision, waits_for) = (role.to_owned(), cluster.revision.0, shared.handle.waits_for());
-    let server = Server { name, url, role, revision, shared: is_shared, active, waits_for, refused };
+    let cluster = cluster.id.as_ref().map(ToString::to_string);
+    let server = Server { name, url, role, revision, shared: is_shared, active, waits_for, cluster, refused };
     json(StatusCode::OK, &server)
 }
 

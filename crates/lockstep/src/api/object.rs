@@ -1006,6 +1006,9 @@ pub struct Server {
     /// What its store says instead of answering; null while it answers.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// What the cluster is known by to its hosts; null while it has no identity, or is not read yet.
+    #[serde(default)]
+    pub cluster: Option<String>,
     /// Agents that the active server refuses, a hundred at most. Provisional; none of a standby.
     #[serde(default)]
     pub refused: Vec<Refused>,

@@ -142,6 +142,7 @@ fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
         let next = "see whether the servers reach etcd: their logs, docs/etcd.md".to_owned();
         found.push(Finding { problem, next, run: None });
     }
+    found.extend(strangers(each, read_by));
     for (address, says) in each {
         let refused = says.iter().flat_map(|server| &server.refused);
         found.extend(refused.map(|Refused { host, message, help, since }| Finding {
@@ -163,6 +164,27 @@ fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
         found.push(Finding { problem, next: next.to_owned(), run: None });
     }
     found
+}
+
+/// Servers of another cluster than the one that is shown.
+fn strangers(each: &[Said], read_by: &str) -> Vec<Finding> {
+    let known = each.iter().filter_map(|(address, says)| {
+        let Server { name, cluster, .. } = says.as_ref().ok()?;
+        Some((*address, name, cluster.as_ref()?))
+    });
+    let known: Vec<_> = known.collect();
+    let Some((shown, shown_name, own)) = known.iter().find(|(address, ..)| *address == read_by) else {
+        return Vec::new();
+    };
+    let others = known.iter().filter(|(.., cluster)| cluster != own);
+    let finding = |(address, name, _): &(&str, &String, &String)| Finding {
+        problem: format!("{shown_name} at {shown} and {name} at {address} are servers of different clusters"),
+        next: format!(
+            "mend the addresses that were given, or the --store or --data of one of the two: what is shown is of {shown_name}"
+        ),
+        run: None,
+    };
+    others.map(finding).collect()
 }
 
 fn server(known: &Known, says: &[&Server]) -> String {
@@ -300,8 +322,8 @@ mod tests {
     fn stands_by(place: usize, of: Option<usize>) -> Result<Server, ClientError> {
         let ServerName { name, url } = named(place);
         let (role, active) = ("standby".to_owned(), of.map(named));
-        let (waits_for, refused) = Default::default();
-        Ok(Server { name, url, role, revision: 7, shared: true, active, waits_for, refused })
+        let (waits_for, cluster, refused) = Default::default();
+        Ok(Server { name, url, role, revision: 7, shared: true, active, waits_for, cluster, refused })
     }
 
     fn active(place: usize) -> Result<Server, ClientError> {
@@ -380,6 +402,29 @@ mod tests {
         let (groups, members, open, freezes, wrong, servers) = Default::default();
         let text = screen(&Status { revision: 7, hosts, groups, members, open, freezes, wrong, servers });
         assert!(text.starts_with("revision 7   hosts: 2 alive, 1 alive (not heard yet), 1 lost\n"), "{text}");
+    }
+
+    #[test]
+    fn that_servers_are_of_different_clusters_is_wrong() {
+        let of = |place: usize, cluster: Option<&str>| {
+            active(place).map(|server| Server {
+                cluster: cluster.map(str::to_owned),
+                shared: false,
+                ..server
+            })
+        };
+        expect![[r#"
+            revision 7   hosts: none
+
+            no groups: declare them with lockstep apply -f cluster.toml
+
+            wrong:
+              s2 at http://h2 and s3 at http://h3 are servers of different clusters
+                next: mend the addresses that were given, or the --store or --data of one of the two: what is shown is of s2
+        "#]]
+        .assert_eq(&shown([of(1, Some("x")), of(2, Some("x")), of(3, Some("y"))]));
+        let fine = shown([of(1, None), of(2, Some("x")), of(3, None)]);
+        assert!(fine.ends_with("nothing is wrong\n"), "an older version says none: {fine}");
     }
 
     #[test]
