@@ -50,7 +50,7 @@ const RESULTS_MS: u64 = 20;
 
 /// How long a server may say that it is going to be away, in milliseconds. Too low is of no use; too high, and a host
 /// that dies meanwhile is not replaced for as long.
-const AWAY_MS: std::ops::RangeInclusive<u64> = 1000..=3_600_000;
+pub const AWAY_MS: std::ops::RangeInclusive<u64> = 1000..=3_600_000;
 /// The most labels that may be set of one host.
 pub const LABELS_MAX: usize = 1000;
 /// What is to be done about an agent that does not keep to the protocol.
@@ -1158,7 +1158,11 @@ impl Engine {
         if self.is_another(hello) {
             return refused(
                 &format!("another agent has joined as {}", hello.host),
-                "start this one with that one's --data directory or under another name",
+                &format!(
+                    "start this one with that one's --data directory or under another name; if that one is gone for good: \
+                     lockstep host forget {}",
+                    hello.host
+                ),
             );
         }
         if self.is_behind(hello) {
