@@ -193,6 +193,9 @@ const OF_WRITES: [OfWrites; 4] = [
 /// It does so with one in so many.
 const OF_WRITES_RATIO: u32 = 30;
 
+/// Until an agent has started another guard, in milliseconds: it does so as soon as it hears of it.
+const GUARD_STARTS_MS: u64 = 50;
+
 /// What a stop leaves of a disk.
 fn crash(rng: &mut ChaCha8Rng) -> Crash {
     match rng.random_range(0..4) {
@@ -277,6 +280,7 @@ impl Sim {
                 let ms = self.rng.random_range(100..=20_000);
                 // Half of them are killed, and another may be started at once.
                 let is_alone = ms % 2 == 0;
+                let stands_in = is_alone && self.another_guards(&name);
                 if is_alone {
                     self.world.kill_guard(&name);
                 } else {
@@ -285,10 +289,10 @@ impl Sim {
                 }
                 // A handler that has begun to stop a member already may hang.
                 let stops = self.world.agent(&name).is_some_and(AgentEngine::has_lapsed);
-                if is_needed && stops && !is_alone {
+                if is_needed && stops && !stands_in {
                     self.release(&name, "its agent's stop may hang");
                 } else if is_needed {
-                    self.unguarded.insert(name);
+                    self.unguarded.insert(name, stands_in);
                 }
                 is_needed
             }
@@ -430,6 +434,12 @@ impl Sim {
             self.tally.bit(fault.as_str());
         }
         self.look()
+    }
+
+    /// Whether another guard stands before the lease of a host can end, if its guard is killed now and its agent runs on.
+    fn another_guards(&self, name: &Name) -> bool {
+        let may = self.world.agent(name).is_some_and(AgentEngine::may_replace_guard);
+        may && self.world.guard_acts_in(name).is_some_and(|ms| ms > GUARD_STARTS_MS)
     }
 
     fn kill_server(&mut self) -> bool {

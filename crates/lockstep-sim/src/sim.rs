@@ -146,8 +146,9 @@ pub struct Sim {
     /// How often operators have asked for something; they are not always told what came of it.
     asks: u64,
     asked: Vec<Request>,
-    /// Hosts whose guard has ended, as long as the server counts on it.
-    pub(crate) unguarded: BTreeSet<Name>,
+    /// Hosts whose guard has ended, as long as the server counts on it, and whether another one can stand at once: then no
+    /// stop of the agent's own has to be in its place.
+    pub(crate) unguarded: BTreeMap<Name, bool>,
     /// Hosts that are excused.
     excused: BTreeSet<Name>,
     /// A host that no fault touches; it must not be evicted.
@@ -217,7 +218,7 @@ impl Sim {
             full_tries: 0,
             asks: 0,
             asked: Vec::new(),
-            unguarded: BTreeSet::new(),
+            unguarded: BTreeMap::new(),
             excused: BTreeSet::new(),
             spared,
             broken,
@@ -507,7 +508,7 @@ impl Sim {
     /// lease ends, and tells the server that it has to. When it cannot do that either, before the server has heard of it,
     /// two things that stop members have failed at once, and nothing is promised of them.
     fn look_for_guards(&mut self) {
-        for name in self.unguarded.clone() {
+        for name in self.unguarded.keys().cloned().collect::<Vec<_>>() {
             let is_known = self.world.cluster().is_some_and(|cluster| {
                 let mut here = cluster.members.iter().filter(|(id, _)| id.host.as_str() == &*name);
                 here.all(|(_, member)| member.guarded.is_empty())
@@ -560,7 +561,7 @@ impl Sim {
             let reason = Some("never".to_owned());
             return Script { answer: Answer::No, reason, has_effect: false, ..well };
         }
-        if phase == Phase::Stop && self.unguarded.contains(agent) {
+        if phase == Phase::Stop && self.unguarded.get(agent) == Some(&false) {
             return well;
         }
         if phase == Phase::Fence && self.faults.strikes(Fault::FenceFails, &mut self.rng) {
