@@ -133,6 +133,24 @@ impl Fault {
             Self::Drift | Self::WallClock | Self::Decay | Self::Scores => true,
         }
     }
+
+    /// Whether it strikes one host and nobody else, and nothing has to be excused.
+    fn is_of_one_host(self) -> bool {
+        match self {
+            Self::AgentKill | Self::AgentAway | Self::AgentPause | Self::GuardEnds | Self::HostPowerCut => {
+                true
+            }
+            Self::PowerOff | Self::HostPause | Self::AgentDiskFails | Self::AgentDiskFull => true,
+            Self::AgentSlow | Self::Cut | Self::CutOneWay | Self::Flap | Self::Break | Self::HangUp => true,
+            Self::ServerKill | Self::ServerPause | Self::ServerDeposed | Self::ServerDiskFails => false,
+            Self::ServerDiskFull | Self::ServerSlow | Self::FenceFails | Self::OldImage | Self::Copy => false,
+            Self::Partition | Self::Delay | Self::Lose | Self::Duplicate | Self::Reorder | Self::Drift => {
+                false
+            }
+            Self::WallClock | Self::Decay | Self::Scores | Self::StoreLoses | Self::StoreLate => false,
+            Self::StoreSlow | Self::StoreCut | Self::StoreAway | Self::StoreDrift | Self::StepDown => false,
+        }
+    }
 }
 
 /// How many kinds of faults there are, the troubles of handlers left aside.
@@ -162,6 +180,13 @@ impl Faults {
             kinds.retain(|kind| !matches!(kind, Fault::OldImage | Fault::Copy));
         }
         Self { kinds, pause_ms: *[300, 1500, 6000, 15_000].choose(rng).expect("there are some") }
+    }
+
+    /// Some of the faults that strike one host, one soon after the other.
+    pub(crate) fn of_one_host(rng: &mut ChaCha8Rng) -> Self {
+        let all = Fault::ALL.iter().copied().filter(|fault| fault.is_of_one_host());
+        let kinds = all.filter(|_| rng.random_ratio(2, 5)).collect();
+        Self { kinds, pause_ms: *[700, 2000].choose(rng).expect("there are some") }
     }
 
     /// No more faults.
@@ -215,6 +240,7 @@ impl Sim {
             .keys()
             .filter(|name| !name.ends_with(COPY))
             .filter(|name| self.spared.as_ref() != Some(*name))
+            .filter(|name| self.struck.as_ref().is_none_or(|struck| struck == *name))
             .cloned()
             .collect();
         let Some(name) = hosts.choose(&mut self.rng).cloned() else { return Ok(()) };
@@ -606,7 +632,7 @@ impl Sim {
         self.world.links().any(|(_, agent, ..)| agent == name)
     }
 
-    fn cut(&mut self, name: &Name, fault: Fault, ways: &[Way]) {
+    pub(crate) fn cut(&mut self, name: &Name, fault: Fault, ways: &[Way]) {
         self.cut.insert(name.clone(), fault);
         ways.iter().for_each(|way| self.world.cut_way(name, *way));
         let ms = *[300, 2000, 8000, 20_000].choose(&mut self.rng).expect("there are some");
