@@ -318,6 +318,12 @@ impl AgentEngine {
         self.has_lapsed
     }
 
+    /// Whether another guard is told at once what one that ends now was told, and not after a pause: none has taken the place
+    /// of a lost one lately.
+    pub fn may_replace_guard(&self) -> bool {
+        self.replaced_at.is_none_or(|at| at.plus(GUARD_PAUSE_MS) <= self.now)
+    }
+
     /// What is in the journal, what is on its way there included.
     pub fn state(&self) -> &AgentState {
         &self.state

@@ -10,7 +10,9 @@
 use crate::cluster::{Cluster, Host};
 use crate::freeze::FreezeEnd;
 use crate::held_back::HeldBack;
-use crate::id::{ClusterId, GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
+use crate::id::{
+    ClusterId, GroupName, HostName, Index, MemberId, Reign, RunId, StateName, Token, TransitionId,
+};
 use crate::lease::Heard;
 use crate::message::{
     Assignment, Call, ContextMember, Decision, Done, Hello, Order, PROTOCOL, Phase, Report,
@@ -19,6 +21,7 @@ use crate::mutant::{self, Mutant};
 use crate::outbox::{Out, Outbox};
 use crate::plan::{self, Plan, Scores};
 use crate::record::{Acknowledged, Body, Cause, HostChange, Liveness, Record, StepResult};
+use crate::refusal::{Refusal, Refusals};
 use crate::relation::{self, Published};
 use crate::repair::Recovery;
 use crate::request::{Code, Obstacle, Rejection, Request, check_same_cluster};
@@ -47,9 +50,11 @@ const RESULTS_MS: u64 = 20;
 
 /// How long a server may say that it is going to be away, in milliseconds. Too low is of no use; too high, and a host
 /// that dies meanwhile is not replaced for as long.
-const AWAY_MS: std::ops::RangeInclusive<u64> = 1000..=3_600_000;
+pub const AWAY_MS: std::ops::RangeInclusive<u64> = 1000..=3_600_000;
 /// The most labels that may be set of one host.
 pub const LABELS_MAX: usize = 1000;
+/// What is to be done about an agent that does not keep to the protocol.
+const AGENT_IS_WRONG: &str = "mend the agent, see docs/protocol.md";
 /// How many runs of its agent are known of a host. Too few: of that many agents under one name, none is told.
 const AGENT_RUNS_MAX: usize = 8;
 
@@ -288,6 +293,8 @@ pub enum Event {
     },
     /// What keeps groups from being repaired now, all of it.
     Waits(BTreeMap<GroupName, Rejection>),
+    /// Agents that are refused now, by the host that each says it is: all of them that are kept.
+    Refused(BTreeMap<HostName, Refusal>),
     /// Something for the log that an operator should look at.
     Warning(String),
 }
@@ -337,6 +344,15 @@ struct Away {
     missing: BTreeSet<HostName>,
 }
 
+/// What a host has shown of a later server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Ahead {
+    pub(crate) token: Token,
+    pub(crate) reign: Reign,
+    /// Its groups.
+    pub(crate) groups: BTreeSet<GroupName>,
+}
+
 /// For which transition, group and revision, and what.
 pub(crate) type Told = ((TransitionId, GroupName, Index), Arc<Vec<ContextMember>>);
 
@@ -356,6 +372,8 @@ pub struct Engine {
     last_heard: BTreeMap<HostName, Heard>,
     /// The runs of agents that each host was seen with in this reign, newest last; a few of them.
     agent_runs: BTreeMap<HostName, VecDeque<RunId>>,
+    /// The hosts that have had a session since this engine began. Leases do not go by it: each has a whole one to come.
+    heard: Arc<BTreeSet<HostName>>,
     pub(crate) scores: Scores,
     pub(crate) runs: BTreeMap<TransitionId, Run>,
     /// The transitions for which something may have become possible.
@@ -381,9 +399,9 @@ pub struct Engine {
     refused: BTreeMap<MemberId, Published>,
     /// Whether relations have changed since those were tried.
     refused_may_fit: bool,
-    /// Groups with a host that has seen a higher token or reign than this journal has, and that host. Nobody in them is
-    /// ordered anything: another server has gone on from here.
-    pub(crate) ahead: BTreeMap<GroupName, HostName>,
+    /// Hosts that have seen a higher token or reign than this journal has. Nobody in their groups is ordered anything:
+    /// another server has gone on from here.
+    pub(crate) ahead: BTreeMap<HostName, Ahead>,
     /// What hosts have acknowledged, and is not recorded yet.
     acknowledged: BTreeMap<HostName, Acknowledged>,
     /// How many outcomes are in it.
@@ -395,6 +413,8 @@ pub struct Engine {
     unconfirmed: Unconfirmed,
     confirming: Option<Unconfirmed>,
     away: Option<Away>,
+    /// For people: agents that are refused.
+    refusals: Refusals,
     /// Whether the record that begins this reign is durable.
     has_begun: bool,
 }
@@ -428,6 +448,7 @@ impl Engine {
             hosts_by_session: BTreeMap::new(),
             last_heard: BTreeMap::new(),
             agent_runs: BTreeMap::new(),
+            heard: Arc::default(),
             scores: Scores::new(),
             runs: BTreeMap::new(),
             stirred: BTreeSet::new(),
@@ -449,6 +470,7 @@ impl Engine {
             unconfirmed: Unconfirmed::default(),
             confirming: None,
             away: None,
+            refusals: Refusals::default(),
             has_begun: false,
         };
         let Defaults { lease_ms, id } = defaults;
@@ -490,6 +512,11 @@ impl Engine {
         &self.scores
     }
 
+    /// The hosts that have had a session since this engine began; another one whenever that changes.
+    pub fn heard(&self) -> &Arc<BTreeSet<HostName>> {
+        &self.heard
+    }
+
     /// Takes one input in. Outputs are to be polled afterwards.
     pub fn handle(&mut self, now: Now, input: Input) {
         self.handle_all(now, [input]);
@@ -514,6 +541,10 @@ impl Engine {
         self.settle();
         if self.away.as_ref().is_some_and(|away| away.until <= self.now.time) {
             self.answer_away();
+        }
+        if self.refusals.due().is_some_and(|due| due <= self.now.time) && self.refusals.expire(self.now.time)
+        {
+            self.refusals_change();
         }
         self.confirm();
         if self.results_due <= self.now.time {
@@ -614,7 +645,7 @@ impl Engine {
         let away = self.away.as_ref().filter(|away| away.reply.is_some()).map(|away| away.until);
         let results = self.outbox.is_late().then_some(self.results_due);
         let due = self.wakes.values().copied().chain(self.hosts_due).chain(self.late_due()).chain(results);
-        due.chain(self.recovery_due()).chain(self.freeze_due()).chain(away).min()
+        due.chain(self.recovery_due()).chain(self.freeze_due()).chain(away).chain(self.refusals.due()).min()
     }
 
     fn late_due(&self) -> Option<Time> {
@@ -682,7 +713,7 @@ impl Engine {
     /// Sends an order to a host, if it is connected; it is sent again when the host comes back.
     pub(crate) fn order(&mut self, host: &HostName, order: Order) {
         if let Order::Call(call) = &order
-            && self.ahead.contains_key(&call.member.group)
+            && self.ahead_in(&call.member.group).is_some()
         {
             return;
         }
@@ -842,6 +873,7 @@ impl Engine {
         self.last_heard.remove(name);
         self.host_is_forgotten(name);
         self.agent_runs.remove(name);
+        Arc::make_mut(&mut self.heard).remove(name);
         self.scores.retain(|id, _| id.host != *name);
         self.reports.forget_all(|id| id.host == *name);
         self.publications.forget_all(|id| id.host == *name);
@@ -967,15 +999,25 @@ impl Engine {
     }
 
     fn hello(&mut self, session: SessionId, hello: Hello) {
-        if hello.protocol == PROTOCOL && !self.is_foreign(&hello) && self.is_behind(&hello) {
+        // What somebody else under a host's name has seen is no sign of anything.
+        let is_itself = !self.is_foreign(&hello) && !self.is_another(&hello);
+        if hello.protocol == PROTOCOL && is_itself && self.is_behind(&hello) {
             self.fall_behind(&hello);
         }
-        if let Some(message) = self.refusal(session, &hello) {
+        if let Some((message, help)) = self.refusal(session, &hello) {
+            if self.refusals.note(&hello.host, self.now, &message, &help) {
+                self.refusals_change();
+            }
+            let message = format!("{message}: {help}");
             self.event(Event::Warning(format!("agent of host {} refused: {message}", hello.host)));
             self.outbox.emit(Output::Order { session, order: Order::Refused { message } });
             return self.outbox.emit(Output::Close { session });
         }
         let host = hello.host.clone();
+        if self.refusals.forget(&host) {
+            self.refusals_change();
+        }
+        self.is_less_ahead(&hello);
         if let Some(older) = self.sessions.get(&host).map(|session| session.id)
             && older != session
         {
@@ -1008,6 +1050,9 @@ impl Engine {
         }
         let members = self.head.assignments(&host);
         let is_new_run = self.seen_with(&host, &hello.run);
+        if !self.heard.contains(&host) {
+            Arc::make_mut(&mut self.heard).insert(host.clone());
+        }
         let (assigned, waits_for) = (members.clone(), hello.open.iter().copied().collect());
         let (run, fences) = (hello.run.clone(), hello.fences);
         self.sessions.insert(host.clone(), Session { id: session, run, assigned, waits_for, fences });
@@ -1090,52 +1135,69 @@ impl Engine {
         }
     }
 
-    /// Why an agent's session is refused, if it is.
-    fn refusal(&self, session: SessionId, hello: &Hello) -> Option<String> {
+    fn refusals_change(&mut self) {
+        self.event(Event::Refused(self.refusals.all().clone()));
+    }
+
+    /// Why an agent's session is refused, if it is, and what to do about it.
+    fn refusal(&self, session: SessionId, hello: &Hello) -> Option<(String, String)> {
+        let refused = |message: &str, help: &str| Some((message.to_owned(), help.to_owned()));
         if hello.protocol != PROTOCOL {
             let theirs = hello.protocol;
-            return Some(format!(
-                "it speaks protocol {theirs}, this server speaks {PROTOCOL}: upgrade the older one"
-            ));
+            let message = format!("it speaks protocol {theirs}, this server speaks {PROTOCOL}");
+            return refused(&message, "upgrade the older one");
         }
         if self.is_foreign(hello) {
-            return Some(
-                "it belongs to another cluster: give it the servers of that one; or the server is not on its own journal: \
-                 see its --data or --store. To move the host here, start its agent with a new --data directory"
-                    .to_owned(),
+            return refused(
+                "it belongs to another cluster",
+                "give it the servers of that one; or the server is not on its own journal: see its --data or --store; if the \
+                 server's directory was lost, see docs/backup.md first. To move the host here, stop its software, and start its \
+                 agent with a new --data directory",
+            );
+        }
+        if self.is_another(hello) {
+            return refused(
+                &format!("another agent has joined as {}", hello.host),
+                &format!(
+                    "start this one with that one's --data directory or under another name; if that one is gone for good: \
+                     lockstep host forget {}",
+                    hello.host
+                ),
             );
         }
         if self.is_behind(hello) {
             let journal = self.head.revision;
-            return Some(format!(
-                "it has seen token {} and reign {}, this server's journal ends at {journal}: the server's directory is \
-                 an older copy",
-                hello.token, hello.reign
-            ));
+            let (token, reign) = (hello.token, hello.reign);
+            let message = format!(
+                "it has seen token {token} and reign {reign}, this server's journal ends at {journal}"
+            );
+            let help = "the server's directory is an older copy, see docs/errors/server-behind.md";
+            return refused(&message, help);
         }
         if hello.labels.iter().any(|(key, value)| {
             crate::spec::text_problem(key).is_some() || crate::spec::text_problem(value).is_some()
         }) {
-            return Some("a label is not plain text of at most 255 bytes".to_owned());
+            return refused(
+                "a label is not plain text of at most 255 bytes",
+                "mend the labels that it is given",
+            );
         }
         match self.hosts_by_session.get(&session) {
             Some(host) if *host != hello.host => {
-                return Some("one connection speaks for one host".to_owned());
+                return refused("one connection speaks for one host", AGENT_IS_WRONG);
             }
             // Each hello may bring other labels, and so a record.
-            Some(_) => return Some("a connection says hello once".to_owned()),
+            Some(_) => return refused("a connection says hello once", AGENT_IS_WRONG),
             None => {}
         }
         match self.head.hosts.get(&hello.host) {
-            Some(known) if known.agent != hello.agent => Some(format!(
-                "another agent has joined as {}: start this one with that one's --data directory or under another name",
-                hello.host
-            )),
-            Some(_) if self.is_overtaken(hello) => Some(format!(
-                "another agent runs as {} from a copy of this one's --data directory, and was started later: stop one of \
-                 the two, and give it a directory and a name of its own",
-                hello.host
-            )),
+            Some(_) if self.is_overtaken(hello) => refused(
+                &format!(
+                    "another agent runs as {} from a copy of this one's --data directory, and was started later",
+                    hello.host
+                ),
+                "stop one of the two, and give it a directory and a name of its own",
+            ),
             Some(_) | None => None,
         }
     }
@@ -1146,6 +1208,11 @@ impl Engine {
         !is_known && hello.cluster.is_some() && hello.cluster != self.head.id
     }
 
+    /// Whether a host is known by another agent.
+    fn is_another(&self, hello: &Hello) -> bool {
+        self.head.hosts.get(&hello.host).is_some_and(|known| known.agent != hello.agent)
+    }
+
     /// Whether a host has seen more than this server's journal holds: then somebody has gone on from an earlier state of
     /// it, and knows better who is to do what.
     fn is_behind(&self, hello: &Hello) -> bool {
@@ -1153,8 +1220,28 @@ impl Engine {
         hello.token.0 > journal || hello.reign.0 > journal
     }
 
+    /// A host's agent is welcome. If it has seen less than was shown under its name, another one has shown that: what an
+    /// agent has seen only grows. That the journal has grown since is no such sign.
+    fn is_less_ahead(&mut self, hello: &Hello) {
+        let seen_less = |ahead: &Ahead| hello.token < ahead.token || hello.reign < ahead.reign;
+        if !self.ahead.get(&hello.host).is_some_and(seen_less) {
+            return;
+        }
+        let groups = self.ahead.remove(&hello.host).map(|ahead| ahead.groups).unwrap_or_default();
+        let here = self.head.members.keys().filter(|id| groups.contains(&id.group));
+        let hosts: BTreeSet<_> = here.map(|id| id.host.clone()).collect();
+        // What was not ordered meanwhile is ordered when they come back.
+        hosts.iter().for_each(|host| self.drop_session(host));
+    }
+
+    /// A host of a group that has seen a later server.
+    pub(crate) fn ahead_in(&self, group: &GroupName) -> Option<&HostName> {
+        self.ahead.iter().find(|(_, ahead)| ahead.groups.contains(group)).map(|(host, _)| host)
+    }
+
     pub(crate) fn check_not_behind(&self, plan: &plan::Plan) -> Result<(), Rejection> {
-        let ahead = plan.asked().find_map(|who| self.ahead.get_key_value(&who.member.group));
+        let ahead = plan.asked().map(|who| &who.member.group);
+        let ahead = ahead.filter_map(|group| Some((group, self.ahead_in(group)?))).next();
         let Some((group, host)) = ahead else { return Ok(()) };
         Err(Rejection::new(
             Code::ServerBehind,

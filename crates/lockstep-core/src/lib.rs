@@ -20,6 +20,7 @@ pub mod mutant;
 mod outbox;
 pub mod plan;
 pub mod record;
+pub mod refusal;
 pub mod rehearse;
 pub mod relation;
 mod repair;

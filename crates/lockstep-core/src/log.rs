@@ -111,8 +111,8 @@ pub enum Error {
     },
     /// A record that may have been acknowledged is damaged.
     #[error(
-        "{file}: damaged at byte {offset}: {what}; nothing was changed: repair the disk, then restore this \
-         directory from a backup"
+        "{file}: damaged at byte {offset}: {what}; nothing was changed: repair the disk; a server's directory \
+         is then restored from a backup, an agent's is begun anew: see docs/backup.md"
     )]
     Damaged {
         /// The damaged file.
@@ -124,7 +124,8 @@ pub enum Error {
     },
     /// Entries or snapshots that others rest on are gone.
     #[error(
-        "{file}: {what}; nothing was changed: bring the file back, or restore this directory from a backup"
+        "{file}: {what}; nothing was changed: bring the file back; or a server's directory is restored from a backup, an \
+         agent's is begun anew: see docs/backup.md"
     )]
     Missing {
         /// The file that is missing or does not reach far enough.

@@ -861,7 +861,7 @@ impl World {
             }
             Output::Event(Event::Warning(message)) => self.note(Happened::ServerWarned(message)),
             Output::Event(Event::Phase { .. } | Event::Blocked { .. } | Event::Voted { .. }) => {}
-            Output::Event(Event::Reported { .. } | Event::Waits(_)) => {}
+            Output::Event(Event::Reported { .. } | Event::Waits(_) | Event::Refused(_)) => {}
         }
     }
 

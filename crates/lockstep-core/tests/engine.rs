@@ -5,7 +5,7 @@
 use lockstep_core::cluster::Cluster;
 use lockstep_core::engine::{Accepted, Defaults, Engine, Event, HostAsk, Input, Output, ReplyId, SessionId};
 use lockstep_core::freeze::{FREEZES_MAX, FreezeEnd};
-use lockstep_core::id::{ClusterId, HostName, Index, Token, TransitionId};
+use lockstep_core::id::{ClusterId, HostName, Index, Reign, Token, TransitionId};
 use lockstep_core::message::{Call, Done, Findings, Hello, Order, Outcome, PROTOCOL, Phase, Report};
 use lockstep_core::record::{Body, HostChange, Liveness, Record};
 use lockstep_core::relation::Published;
@@ -337,6 +337,54 @@ fn a_server_that_a_host_has_seen_a_later_one_of_orders_nothing_in_that_host_s_gr
     assert_eq!(answers[0].clone().unwrap_err().code, Code::ServerBehind);
 }
 
+/// What an agent has seen is a sign if it is the host's own, or the host is not known.
+#[test]
+fn what_a_stranger_has_seen_under_a_known_host_s_name_is_no_sign_of_a_later_server() {
+    let says = |engine: &mut Engine, session, host: &str, agent: &str, (token, reign)| {
+        let (agent, token, reign) = (agent.parse().unwrap(), Token(token), Reign(reign));
+        let hello = Hello { agent, token, reign, ..hello(&host.parse().unwrap()) };
+        engine.handle(at(1), Input::Report { session: SessionId(session), report: Report::Hello(hello) });
+        refused(engine, at(1)).pop().map(|refused| refused.into_iter().map(|(.., why, _)| why).collect())
+    };
+    let why = |said: Option<Vec<String>>| said.unwrap_or_default().pop().unwrap_or_default();
+    let is_behind = |engine: &mut Engine, reply: u64| {
+        let request = Request { request_id: format!("r{reply}"), ..request() };
+        engine.handle(at(1), Input::Run { reply: ReplyId(reply), request });
+        let mut answers = Vec::new();
+        while let Some(output) = engine.poll_output() {
+            match output {
+                Output::Append { .. } => engine.handle(at(1), Input::Appended),
+                Output::Confirm => engine.handle(at(1), Input::Confirmed),
+                Output::Reply { answer, .. } => answers.push(answer),
+                Output::Order { .. } | Output::Close { .. } | Output::Event(_) => {}
+            }
+        }
+        answers.pop().unwrap().is_err_and(|rejection| rejection.code == Code::ServerBehind)
+    };
+    let mut engine = idle();
+    let said = why(says(&mut engine, 7, "h1", "stranger", (0, 1 << 63)));
+    assert!(said.contains("another agent has joined as h1"), "{said}");
+    assert!(!is_behind(&mut engine, 2));
+
+    let mut engine = idle();
+    let said = why(says(&mut engine, 7, "h9", "stranger", (0, 1 << 63)));
+    assert!(said.contains("reign"), "{said}");
+    assert!(is_behind(&mut engine, 2), "it may be a host that another server has taken in");
+    assert_eq!(says(&mut engine, 8, "h9", "agent", (0, 0)), Some(vec![]), "its own agent has seen nothing");
+    assert!(!is_behind(&mut engine, 3));
+
+    // That the journal has grown up to it meanwhile proves nothing.
+    let mut engine = idle();
+    let next = engine.proposed().revision.0 + 1;
+    assert!(why(says(&mut engine, 7, "h1", "agent", (next, 0))).contains("token"));
+    assert!(is_behind(&mut engine, 2));
+    engine.handle(at(1), Input::Closed { session: SessionId(1) });
+    written(&mut engine, at(1));
+    assert!(engine.proposed().revision.0 >= next);
+    assert_eq!(says(&mut engine, 8, "h1", "agent", (next, 0)), Some(vec![]), "it is welcome");
+    assert!(is_behind(&mut engine, 3));
+}
+
 /// Its own hosts it takes whatever they say: a version from before there was an identity may have left it out of a snapshot.
 #[test]
 fn a_host_of_another_cluster_is_refused_and_leaves_no_trace() {
@@ -371,6 +419,46 @@ fn a_host_of_another_cluster_is_refused_and_leaves_no_trace() {
         let (Order::Welcome { cluster: told, .. }, _) = says(host, cluster, 1) else { panic!("{host}") };
         assert_eq!(told, id("this"));
     }
+}
+
+/// Until the host's own agent is welcome, or nobody has tried for long.
+#[test]
+fn whose_agents_are_refused_is_shown_for_as_long_as_they_try() {
+    let defaults = || Defaults { id: Some(ClusterId::new("this").unwrap()), lease_ms: None };
+    let mut engine = Engine::with_defaults(declared(&["h1"], SPEC), "server", defaults(), at(0));
+    let says = |engine: &mut Engine, ms, session, agent: &str| {
+        let (agent, cluster) = (agent.parse().unwrap(), Some(ClusterId::new("another").unwrap()));
+        let hello = Hello { agent, cluster, ..hello(&"h1".parse().unwrap()) };
+        engine.handle(at(ms), Input::Report { session: SessionId(session), report: Report::Hello(hello) });
+        refused(engine, at(ms))
+    };
+    let shown = |ms| vec![vec![("h1".to_owned(), "it belongs to another cluster".to_owned(), WallTime(ms))]];
+    assert_eq!(says(&mut engine, 10, 1, "stranger"), shown(10));
+    assert_eq!(says(&mut engine, 20, 2, "stranger"), [[]; 0], "that is known");
+    assert_eq!(says(&mut engine, 30, 3, "agent"), [[]], "its own");
+    assert_eq!(says(&mut engine, 40, 4, "stranger"), shown(40));
+    engine.handle(at(300_039), Input::Tick);
+    assert_eq!(refused(&mut engine, at(300_039)), [[]; 0]);
+    assert_eq!(engine.next_deadline(), Some(Time(300_040)));
+    engine.handle(at(300_040), Input::Tick);
+    assert_eq!(refused(&mut engine, at(300_040)), [[]]);
+}
+
+/// What is shown of refused agents, each time that it changes.
+fn refused(engine: &mut Engine, now: Now) -> Vec<Vec<(String, String, WallTime)>> {
+    let mut shown = Vec::new();
+    while let Some(output) = engine.poll_output() {
+        match output {
+            Output::Append { .. } => engine.handle(now, Input::Appended),
+            Output::Confirm => engine.handle(now, Input::Confirmed),
+            Output::Event(Event::Refused(refused)) => {
+                let all = refused.into_iter();
+                shown.push(all.map(|(host, said)| (host.to_string(), said.message, said.since)).collect());
+            }
+            Output::Order { .. } | Output::Close { .. } | Output::Reply { .. } | Output::Event(_) => {}
+        }
+    }
+    shown
 }
 
 #[test]
@@ -807,6 +895,22 @@ fn hosts_have_a_whole_lease_to_come_to_a_server_that_takes_over() {
         written(&mut engine, at(ms));
         assert_eq!(liveness(&engine), expected, "{ms}");
     }
+}
+
+/// It counts as alive until then, and whoever asks can tell whether it has come.
+#[test]
+fn hosts_are_heard_once_they_have_come_to_this_server() {
+    let mut engine = Engine::new(declared(&["h1", "h2"], SPEC), "server", at(0));
+    written(&mut engine, at(0));
+    assert!(engine.heard().is_empty());
+    comes(&mut engine, at(1), "h1");
+    written(&mut engine, at(1));
+    let heard = [HostName::new("h1").unwrap()].into();
+    assert_eq!(**engine.heard(), heard);
+    engine.handle(at(2), Input::Closed { session: SessionId(1) });
+    assert_eq!(**engine.heard(), heard);
+    let hosts = &engine.acknowledged().hosts;
+    assert_eq!(hosts[&HostName::new("h2").unwrap()].liveness, Liveness::Alive);
 }
 
 /// What is declared counts, whatever the store.

@@ -133,6 +133,24 @@ impl Fault {
             Self::Drift | Self::WallClock | Self::Decay | Self::Scores => true,
         }
     }
+
+    /// Whether it strikes one host and nobody else, and nothing has to be excused.
+    fn is_of_one_host(self) -> bool {
+        match self {
+            Self::AgentKill | Self::AgentAway | Self::AgentPause | Self::GuardEnds | Self::HostPowerCut => {
+                true
+            }
+            Self::PowerOff | Self::HostPause | Self::AgentDiskFails | Self::AgentDiskFull => true,
+            Self::AgentSlow | Self::Cut | Self::CutOneWay | Self::Flap | Self::Break | Self::HangUp => true,
+            Self::ServerKill | Self::ServerPause | Self::ServerDeposed | Self::ServerDiskFails => false,
+            Self::ServerDiskFull | Self::ServerSlow | Self::FenceFails | Self::OldImage | Self::Copy => false,
+            Self::Partition | Self::Delay | Self::Lose | Self::Duplicate | Self::Reorder | Self::Drift => {
+                false
+            }
+            Self::WallClock | Self::Decay | Self::Scores | Self::StoreLoses | Self::StoreLate => false,
+            Self::StoreSlow | Self::StoreCut | Self::StoreAway | Self::StoreDrift | Self::StepDown => false,
+        }
+    }
 }
 
 /// How many kinds of faults there are, the troubles of handlers left aside.
@@ -164,6 +182,13 @@ impl Faults {
         Self { kinds, pause_ms: *[300, 1500, 6000, 15_000].choose(rng).expect("there are some") }
     }
 
+    /// Some of the faults that strike one host, one soon after the other.
+    pub(crate) fn of_one_host(rng: &mut ChaCha8Rng) -> Self {
+        let all = Fault::ALL.iter().copied().filter(|fault| fault.is_of_one_host());
+        let kinds = all.filter(|_| rng.random_ratio(2, 5)).collect();
+        Self { kinds, pause_ms: *[700, 2000].choose(rng).expect("there are some") }
+    }
+
     /// No more faults.
     pub(crate) fn end(&mut self) {
         self.kinds.clear();
@@ -193,6 +218,9 @@ const OF_WRITES: [OfWrites; 4] = [
 /// It does so with one in so many.
 const OF_WRITES_RATIO: u32 = 30;
 
+/// Until an agent has started another guard, in milliseconds: it does so as soon as it hears of it.
+const GUARD_STARTS_MS: u64 = 50;
+
 /// What a stop leaves of a disk.
 fn crash(rng: &mut ChaCha8Rng) -> Crash {
     match rng.random_range(0..4) {
@@ -212,6 +240,7 @@ impl Sim {
             .keys()
             .filter(|name| !name.ends_with(COPY))
             .filter(|name| self.spared.as_ref() != Some(*name))
+            .filter(|name| self.struck.as_ref().is_none_or(|struck| struck == *name))
             .cloned()
             .collect();
         let Some(name) = hosts.choose(&mut self.rng).cloned() else { return Ok(()) };
@@ -277,6 +306,7 @@ impl Sim {
                 let ms = self.rng.random_range(100..=20_000);
                 // Half of them are killed, and another may be started at once.
                 let is_alone = ms % 2 == 0;
+                let stands_in = is_alone && self.another_guards(&name);
                 if is_alone {
                     self.world.kill_guard(&name);
                 } else {
@@ -285,10 +315,10 @@ impl Sim {
                 }
                 // A handler that has begun to stop a member already may hang.
                 let stops = self.world.agent(&name).is_some_and(AgentEngine::has_lapsed);
-                if is_needed && stops && !is_alone {
+                if is_needed && stops && !stands_in {
                     self.release(&name, "its agent's stop may hang");
                 } else if is_needed {
-                    self.unguarded.insert(name);
+                    self.unguarded.insert(name, stands_in);
                 }
                 is_needed
             }
@@ -430,6 +460,12 @@ impl Sim {
             self.tally.bit(fault.as_str());
         }
         self.look()
+    }
+
+    /// Whether another guard stands before the lease of a host can end, if its guard is killed now and its agent runs on.
+    fn another_guards(&self, name: &Name) -> bool {
+        let may = self.world.agent(name).is_some_and(AgentEngine::may_replace_guard);
+        may && self.world.guard_acts_in(name).is_some_and(|ms| ms > GUARD_STARTS_MS)
     }
 
     fn kill_server(&mut self) -> bool {
@@ -596,7 +632,7 @@ impl Sim {
         self.world.links().any(|(_, agent, ..)| agent == name)
     }
 
-    fn cut(&mut self, name: &Name, fault: Fault, ways: &[Way]) {
+    pub(crate) fn cut(&mut self, name: &Name, fault: Fault, ways: &[Way]) {
         self.cut.insert(name.clone(), fault);
         ways.iter().for_each(|way| self.world.cut_way(name, *way));
         let ms = *[300, 2000, 8000, 20_000].choose(&mut self.rng).expect("there are some");

@@ -39,6 +39,9 @@ struct Group {
     hosts: Vec<usize>,
 }
 
+/// What settings are set to when no other request sets them to it.
+const SET_LAST: i64 = 7;
+
 /// What a group may do when hosts fail.
 const RECOVERS: [&str; 5] = ["off", "fence", "fence", "lease", "lease"];
 
@@ -211,14 +214,18 @@ impl Shape {
         Some((member, Published { provides: some(), consumes: some() }))
     }
 
-    /// A request for each group that it may serve.
-    pub(crate) fn all_up(&self) -> Vec<Request> {
+    /// A request for each group that it may serve, under ids that begin so.
+    pub(crate) fn all_up(&self, id: &str) -> Vec<Request> {
         let groups = self.groups.iter();
-        let requests = groups.map(|group| Request {
-            request_id: format!("up-{}", group.name),
-            principal: "operator".to_owned(),
-            targets: vec![Target::Up(group.name.parse().expect("a valid name"))],
-            ..Request::default()
+        groups.map(|group| group.request(id, Target::Up(group.name.parse().expect("a valid name")))).collect()
+    }
+
+    /// A request for each group that has a setting, of another value than any before.
+    pub(crate) fn all_set(&self, id: &str) -> Vec<Request> {
+        let groups = self.groups.iter().filter(|group| group.has_setting);
+        let requests = groups.map(|group| {
+            let target = format!("{}.v={SET_LAST}", group.name);
+            group.request(id, target.parse().expect("it is written as targets are"))
         });
         requests.collect()
     }
@@ -281,6 +288,15 @@ impl Shape {
 }
 
 impl Group {
+    fn request(&self, id: &str, target: Target) -> Request {
+        Request {
+            request_id: format!("{id}-{}", self.name),
+            principal: "operator".to_owned(),
+            targets: vec![target],
+            ..Request::default()
+        }
+    }
+
     fn declared(&self) -> Value {
         let mut declared = json!({
             "select": {&self.name: "y"},

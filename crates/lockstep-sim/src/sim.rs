@@ -1,4 +1,5 @@
-//! One seed: a random cluster, random requests and random faults, then quiet, in which everything has to resolve.
+//! One seed: a random cluster, random requests and random faults, then quiet, in which everything has to resolve. The
+//! same follows once more, after troubles that all come to one host.
 //!
 //! Seeds below [`SHARED_FROM`] have one server and its disk; those from there on have one to three servers that share a
 //! journal service.
@@ -11,6 +12,7 @@ use crate::journal::{Journal, Unopened};
 use crate::shape::Shape;
 use crate::tally::Tally;
 use lockstep_core::agent::AgentRecord;
+use lockstep_core::engine::HostAsk;
 use lockstep_core::id::HostName;
 use lockstep_core::log::{Crash, MemDisk};
 use lockstep_core::message::Phase;
@@ -41,6 +43,15 @@ const BEGIN_MS: u64 = 10_000;
 pub(crate) const TROUBLES: usize = 6;
 /// What a second agent's name ends with.
 pub(crate) const COPY: &str = "-copy";
+/// So many calls of so many that move software hang on a host that has all the trouble.
+const STRUCK_HANGS: (u32, u32) = (3, 4);
+/// For how long it has, in milliseconds, and how often operators ask meanwhile.
+const PILE_UP_MS: u64 = 15_000;
+const PILE_UP_ASKS_MS: u64 = 400;
+/// How long groups have before that to serve, in milliseconds.
+const UP_AGAIN_MS: u64 = 4000;
+/// After so many milliseconds without its agent a host is lost, whatever lease it was given.
+const GIVE_UP_MS: u64 = 35_000;
 /// The server, where a journal's owner is named.
 const SERVER: &str = "server";
 /// How many of the last lines are kept to be shown.
@@ -90,6 +101,8 @@ pub(crate) enum Later {
     ResumeToOrders(Name),
     /// A guard may stand again.
     LetGuard(Name),
+    /// Nothing gets through to and from a host for a while.
+    Cut(Name),
     Heal(Name),
     HangUp(Name),
     /// Cuts or heals, so many times more.
@@ -146,14 +159,17 @@ pub struct Sim {
     /// How often operators have asked for something; they are not always told what came of it.
     asks: u64,
     asked: Vec<Request>,
-    /// Hosts whose guard has ended, as long as the server counts on it.
-    pub(crate) unguarded: BTreeSet<Name>,
+    /// Hosts whose guard has ended, as long as the server counts on it, and whether another one can stand at once: then no
+    /// stop of the agent's own has to be in its place.
+    pub(crate) unguarded: BTreeMap<Name, bool>,
     /// Hosts that are excused.
     excused: BTreeSet<Name>,
     /// A host that no fault touches; it must not be evicted.
     pub(crate) spared: Option<Name>,
     /// A host that stays broken to the end.
     pub(crate) broken: Option<Name>,
+    /// The host that has all the trouble there is, when one has.
+    pub(crate) struck: Option<Name>,
     pub(crate) tally: Tally,
     lines: VecDeque<String>,
     digest: DefaultHasher,
@@ -217,10 +233,11 @@ impl Sim {
             full_tries: 0,
             asks: 0,
             asked: Vec::new(),
-            unguarded: BTreeSet::new(),
+            unguarded: BTreeMap::new(),
             excused: BTreeSet::new(),
             spared,
             broken,
+            struck: None,
             tally: Tally::default(),
             lines: VecDeque::new(),
             digest: DefaultHasher::new(),
@@ -256,7 +273,7 @@ impl Sim {
             // Goals that somebody has to see to, and that nobody changes again soon.
             let now = self.world.now();
             self.turn_until(now.plus(1900), false)?;
-            self.ask_up()?;
+            self.ask_for(self.shape.all_up("up"))?;
         }
         let trouble_ms = self.rng.random_range(20_000..=90_000);
         let end = self.world.now().plus(trouble_ms);
@@ -264,7 +281,7 @@ impl Sim {
         self.turn_until(end, true)?;
         self.is_troubled = false;
         self.heal()?;
-        let resolved = self.resolve();
+        let resolved = self.resolve().and_then(|()| self.go_on());
         self.count_writes();
         self.tally.simulated_ms += self.world.now().since(began);
         let answered: u64 = self.tally.answers.values().sum();
@@ -404,6 +421,11 @@ impl Sim {
                 }
             }
             Later::LetGuard(name) => self.world.let_guard(&name),
+            Later::Cut(name) => {
+                self.tally.struck(Fault::Cut.as_str());
+                self.say(format!("FAULT cut {name}"));
+                self.cut(&name, Fault::Cut, &[Way::ToServer, Way::ToAgent]);
+            }
             Later::Heal(name) => self.heal_link(&name),
             Later::HangUp(name) => self.world.hang_up(&name),
             Later::Flap(name, more) => {
@@ -507,7 +529,7 @@ impl Sim {
     /// lease ends, and tells the server that it has to. When it cannot do that either, before the server has heard of it,
     /// two things that stop members have failed at once, and nothing is promised of them.
     fn look_for_guards(&mut self) {
-        for name in self.unguarded.clone() {
+        for name in self.unguarded.keys().cloned().collect::<Vec<_>>() {
             let is_known = self.world.cluster().is_some_and(|cluster| {
                 let mut here = cluster.members.iter().filter(|(id, _)| id.host.as_str() == &*name);
                 here.all(|(_, member)| member.guarded.is_empty())
@@ -560,8 +582,14 @@ impl Sim {
             let reason = Some("never".to_owned());
             return Script { answer: Answer::No, reason, has_effect: false, ..well };
         }
-        if phase == Phase::Stop && self.unguarded.contains(agent) {
+        if phase == Phase::Stop && self.unguarded.get(agent) == Some(&false) {
             return well;
+        }
+        let is_move = matches!(phase, Phase::Commit | Phase::Undo | Phase::Stop);
+        if is_move && self.struck.as_ref() == Some(agent) && self.hangs() {
+            self.tally.struck("handler-hangs");
+            self.tally.bit("handler-hangs");
+            return Script { takes_ms: u64::MAX, has_effect: self.rng.random_ratio(1, 2), ..well };
         }
         if phase == Phase::Fence && self.faults.strikes(Fault::FenceFails, &mut self.rng) {
             self.tally.struck(Fault::FenceFails.as_str());
@@ -596,6 +624,12 @@ impl Sim {
         self.tally.struck(name);
         self.tally.bit(name);
         script
+    }
+
+    /// Whether a call hangs on a host that has all the trouble.
+    fn hangs(&mut self) -> bool {
+        let (some, of) = STRUCK_HANGS;
+        self.rng.random_ratio(some, of)
     }
 
     fn append(&mut self, id: ServerId) {
@@ -874,7 +908,7 @@ impl Sim {
     /// Takes every fault back, but that one host stays broken.
     fn heal(&mut self) -> Result<(), Violation> {
         self.say("everything heals");
-        (self.trouble, self.commit_trouble) = (0, 0);
+        (self.trouble, self.commit_trouble, self.struck) = (0, 0, None);
         self.faults.end();
         self.slow.clear();
         let waiting = std::mem::take(&mut self.later);
@@ -921,6 +955,67 @@ impl Sim {
             self.world.heal_store(machine);
             self.stand_by(machine);
         }
+    }
+
+    /// What seldom comes together by chance is made to: every group serves, then one host has all the trouble, or is gone for
+    /// good. From there on everything has to resolve once more. All of it comes after all else, so that a seed is the run
+    /// that it would be without, as far as that goes.
+    fn go_on(&mut self) -> Result<(), Violation> {
+        self.world.turn_to(None);
+        if self.world.active().is_some() {
+            self.world.thaw(BTreeSet::new());
+            self.asks += 1;
+            self.ask_for(self.shape.all_up("up-again"))?;
+        }
+        self.turn_until(self.world.now().plus(UP_AGAIN_MS), false)?;
+        match self.broken.clone() {
+            Some(name) => self.give_up(&name)?,
+            None => self.pile_up()?,
+        }
+        self.resolve()
+    }
+
+    /// The host that has stayed broken is switched off for good, and an operator has it forgotten once it is lost.
+    fn give_up(&mut self, name: &Name) -> Result<(), Violation> {
+        let host: HostName = name.parse().expect("agents are named by their hosts");
+        self.say(format!("{name} is given up"));
+        self.world.power_off(&host);
+        self.turn_until(self.world.now().plus(GIVE_UP_MS), false)?;
+        if self.world.active().is_some() {
+            self.world.ask_of_host(host, HostAsk::Forget { is_stopped: true });
+            self.asks += 1;
+        }
+        self.look()
+    }
+
+    /// One host has many of the troubles that a host can have, one soon after the other, while operators go on asking:
+    /// preferably one that somebody counts on to stop what it runs.
+    fn pile_up(&mut self) -> Result<(), Violation> {
+        let has_agent = |name: &&Name| self.world.agent(name).is_some();
+        let is_free = |name: &&Name| self.spared.as_ref() != Some(*name) && !self.excused.contains(*name);
+        let free: Vec<Name> = self.disks.keys().filter(has_agent).filter(is_free).cloned().collect();
+        let guarded: Vec<Name> = free.iter().filter(|name| self.world.is_guarded(name)).cloned().collect();
+        let is_of_guarded = !guarded.is_empty() && self.rng.random_ratio(2, 3);
+        let some = if is_of_guarded { guarded } else { free };
+        let Some(name) = some.choose(&mut self.rng).cloned() else { return Ok(()) };
+        self.say(format!("trouble piles up at {name}"));
+        self.faults = Faults::of_one_host(&mut self.rng);
+        self.asks_every_ms = PILE_UP_ASKS_MS;
+        let now = self.world.now();
+        (self.next_ask, self.next_fault) = (now.plus(1), now.plus(1));
+        if self.rng.random_ratio(1, 2) {
+            // What it is at then goes on, with nobody to tell of it.
+            let ms = self.rng.random_range(1..=3000);
+            self.later(ms, Later::Cut(name.clone()));
+        }
+        self.struck = Some(name);
+        if self.world.active().is_some() {
+            self.ask_for(self.shape.all_set("set-last"))?;
+        }
+        self.is_troubled = true;
+        self.turn_until(now.plus(PILE_UP_MS), true)?;
+        self.is_troubled = false;
+        self.heal()
     }
 
     fn resolve(&mut self) -> Result<(), Violation> {

@@ -36,7 +36,7 @@ use lockstep_core::message::PROTOCOL;
 use lockstep_core::rehearse;
 use lockstep_core::request::{Code, Rejection};
 use object::{
-    Applied, Away, Freeze, Group, Health, Host, List, Member, Plan, Relations, Server, ServerName,
+    Applied, Away, Freeze, Group, Health, Host, List, Member, Plan, Refused, Relations, Server, ServerName,
     Transition, Version,
 };
 use openapi::Routes;
@@ -537,7 +537,9 @@ async fn away(State(shared): Shares, request: HttpRequest) -> Result<Response, P
 
 /// What each server says of itself.
 async fn server(State(shared): Shares) -> Response {
-    let View { role, cluster, .. } = shared.handle.view();
+    let view = shared.handle.view();
+    let refused = Refused::all(&view);
+    let View { role, cluster, .. } = view;
     let ServerInfo { name, url, is_shared, .. } = shared.info;
     let itself = ServerName { name: name.clone(), url: url.clone() };
     let (role, active) = match role {
@@ -548,7 +550,9 @@ async fn server(State(shared): Shares) -> Response {
         Role::Active => ("active", Some(itself)),
     };
     let (role, revision, waits_for) = (role.to_owned(), cluster.revision.0, shared.handle.waits_for());
-    json(StatusCode::OK, &Server { name, url, role, revision, shared: is_shared, active, waits_for })
+    let cluster = cluster.id.as_ref().map(ToString::to_string);
+    let server = Server { name, url, role, revision, shared: is_shared, active, waits_for, cluster, refused };
+    json(StatusCode::OK, &server)
 }
 
 async fn step_down(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
@@ -572,7 +576,7 @@ fn host_name(path: Result<Path<String>, PathRejection>) -> Result<HostName, Prob
 async fn show_host(shared: &Shared, name: HostName, ask: HostAsk) -> Result<Response, Problem> {
     let revision = shared.handle.ask_of_host(name.clone(), ask).await?;
     let view = wait_for(&shared.handle, |view| view.cluster.revision >= revision).await?;
-    let host = view.cluster.hosts.get(&name).map(|host| Host::of(&name, host));
+    let host = view.cluster.hosts.get(&name).map(|host| Host::of(&view, &name, host));
     Ok(json(StatusCode::OK, &host))
 }
 

@@ -48,10 +48,13 @@ impl Engine {
         let of_members = self.head.members.keys().filter(|member| member.host == *host);
         let groups: BTreeSet<_> =
             of_labels.map(|(name, _)| name).chain(of_members.map(|member| &member.group)).cloned().collect();
-        self.ahead.extend(groups.into_iter().map(|group| (group, host.clone())));
+        let ahead = self.ahead.entry(host.clone()).or_default();
+        ahead.token = ahead.token.max(hello.token);
+        ahead.reign = ahead.reign.max(hello.reign);
+        ahead.groups.extend(groups);
         let mut undecided = self.undecided();
         undecided
-            .retain(|id| self.runs[id].plan.asked().any(|who| self.ahead.contains_key(&who.member.group)));
+            .retain(|id| self.runs[id].plan.asked().any(|who| self.ahead_in(&who.member.group).is_some()));
         for id in undecided {
             let message = format!("host {host} has seen a later server than this one");
             self.abort(id, Cause { code: "server-behind".to_owned(), message, member: None });

@@ -206,6 +206,12 @@ impl World {
         self.processes.get(name).is_some_and(|process| process.guard.is_some())
     }
 
+    /// How long it is, in milliseconds, until a host's guard stops those that it was told of; none when it has nobody to.
+    pub fn guard_acts_in(&self, name: &str) -> Option<u64> {
+        let guard = self.processes.get(name)?.guard.as_ref()?;
+        Some(guard.until.since(self.clock(name)))
+    }
+
     /// What a host's clock reads.
     pub fn clock(&self, name: &str) -> Time {
         self.processes[name].clock.read(self.time)

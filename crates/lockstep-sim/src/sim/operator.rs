@@ -6,6 +6,7 @@ use lockstep_core::engine::HostAsk;
 use lockstep_core::freeze::FreezeEnd;
 use lockstep_core::id::{HostName, MemberId, StateName, TransitionId};
 use lockstep_core::log::Crash;
+use lockstep_core::request::Request;
 use lockstep_core::world::Name;
 use rand::Rng;
 use rand::seq::IndexedRandom;
@@ -15,9 +16,9 @@ use std::collections::{BTreeMap, BTreeSet};
 const LAST: usize = 3;
 
 impl Sim {
-    /// Every group is to serve, one after the other.
-    pub(super) fn ask_up(&mut self) -> Result<(), Violation> {
-        for request in self.shape.all_up() {
+    /// Asks for one thing after the other.
+    pub(super) fn ask_for(&mut self, requests: Vec<Request>) -> Result<(), Violation> {
+        for request in requests {
             self.asked.push(request.clone());
             self.world.run(request);
             self.asks += 1;

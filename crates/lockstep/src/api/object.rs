@@ -2,7 +2,7 @@
 //!
 //! Fields are null until they are known. Readers must ignore fields that they do not know.
 
-use crate::server::handle::View;
+use crate::server::handle::{self, View};
 use lockstep_core::cluster::{self, Cluster, Mark, StepState};
 use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
 use lockstep_core::lifecycle::Limit;
@@ -45,11 +45,15 @@ pub struct Host {
     /// Whether it has been drained: nobody is planned onto it, unless by its name.
     #[serde(default)]
     pub drained: bool,
+    /// Whether it has come to this server since that became the active one. One that has not counts as it did before until
+    /// its lease is over. Provisional; null from a standby.
+    #[serde(default)]
+    pub heard: Option<bool>,
 }
 
 impl Host {
     /// One host.
-    pub fn of(name: &HostName, host: &cluster::Host) -> Self {
+    pub fn of(view: &View, name: &HostName, host: &cluster::Host) -> Self {
         Self {
             name: name.to_string(),
             liveness: host.liveness.to_string(),
@@ -57,12 +61,20 @@ impl Host {
             labels: host.labels.clone(),
             address: host.address.clone(),
             drained: host.is_drained,
+            heard: (view.role == handle::Role::Active).then(|| view.heard.contains(name)),
         }
     }
 
     /// All hosts.
     pub fn all(view: &View) -> Vec<Self> {
-        view.cluster.hosts.iter().map(|(name, host)| Self::of(name, host)).collect()
+        view.cluster.hosts.iter().map(|(name, host)| Self::of(view, name, host)).collect()
+    }
+
+    /// Its liveness, as people read it: `alive`, `alive (not heard yet)`.
+    pub fn stands(&self) -> String {
+        let may_come = matches!(self.liveness.as_str(), "alive" | "suspect");
+        let unheard = if may_come && self.heard == Some(false) { " (not heard yet)" } else { "" };
+        format!("{}{unheard}", self.liveness)
     }
 }
 
@@ -994,6 +1006,38 @@ pub struct Server {
     /// What its store says instead of answering; null while it answers.
     #[serde(default)]
     pub waits_for: Option<String>,
+    /// What the cluster is known by to its hosts; null while it has no identity, or is not read yet.
+    #[serde(default)]
+    pub cluster: Option<String>,
+    /// Agents that the active server refuses, a hundred at most. Provisional; none of a standby.
+    #[serde(default)]
+    pub refused: Vec<Refused>,
+}
+
+/// An agent that is refused.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct Refused {
+    /// The host that it says it is.
+    pub host: String,
+    /// Why.
+    pub message: String,
+    /// What to do about it.
+    pub help: String,
+    /// Since when agents are refused under that name.
+    pub since: String,
+}
+
+impl Refused {
+    /// All of them that are kept.
+    pub fn all(view: &View) -> Vec<Self> {
+        let refused = view.refused.iter().map(|(host, refusal)| Self {
+            host: host.to_string(),
+            message: refusal.message.clone(),
+            help: refusal.help.clone(),
+            since: refusal.since.to_string(),
+        });
+        refused.collect()
+    }
 }
 
 /// A server, and where it is.

@@ -38,7 +38,7 @@ pub struct ThawArgs {
 }
 
 fn freeze_span(text: &str) -> Result<Duration, String> {
-    span(text, FREEZE_MAX_MS)
+    span(text, 1..=FREEZE_MAX_MS)
 }
 
 /// Freezes.

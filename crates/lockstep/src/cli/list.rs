@@ -148,7 +148,7 @@ pub async fn hosts(client: &Client, verb: HostVerb, form: Form) -> Result<Exit, 
                     let drained = if host.drained { ", drained" } else { "" };
                     let since = host.since.as_ref().filter(|_| host.liveness != "alive");
                     let since = since.map(|since| format!(" since {since}")).unwrap_or_default();
-                    let liveness = format!("{}{since}{drained}", host.liveness);
+                    let liveness = format!("{}{since}{drained}", host.stands());
                     vec![host.name.clone(), liveness, address, labels(&host.labels)]
                 });
                 table(&["HOST", "LIVENESS", "ADDRESS", "LABELS"], &rows.collect::<Vec<_>>())

@@ -5,6 +5,7 @@ use clap::builder::{PathBufValueParser, TypedValueParser};
 use lockstep_core::id::HostName;
 use lockstep_core::spec::{DURATION_MAX_MS, text_problem};
 use std::net::{IpAddr, SocketAddr};
+use std::ops::RangeInclusive;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -157,11 +158,11 @@ fn plain_text(text: &str) -> Result<String, String> {
 
 /// A time such as `30s`, `1500ms`, `2m` or `1h`, of at most a day.
 pub fn duration(text: &str) -> Result<Duration, String> {
-    span(text, DURATION_MAX_MS)
+    span(text, 1..=DURATION_MAX_MS)
 }
 
-/// A time such as `30s`, `2h` or `3d`, of at most so many milliseconds.
-pub fn span(text: &str, max_ms: u64) -> Result<Duration, String> {
+/// A time such as `30s`, `2h` or `3d`, of so many milliseconds.
+pub fn span(text: &str, range_ms: RangeInclusive<u64>) -> Result<Duration, String> {
     const HELP: &str = "write a number and its unit: 500ms, 30s, 2m, 1h or 1d";
     const HOUR_MS: u64 = 3_600_000;
     let digits = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
@@ -175,8 +176,9 @@ pub fn span(text: &str, max_ms: u64) -> Result<Duration, String> {
         _ => return Err(HELP.to_owned()),
     };
     let ms = number.parse::<f64>().map_err(|_| HELP.to_owned())? * unit_ms;
-    if !(1.0..=max_ms as f64).contains(&ms) {
-        return Err(format!("between 1ms and {}h", max_ms / HOUR_MS));
+    let (min_ms, max_ms) = range_ms.into_inner();
+    if !(min_ms as f64..=max_ms as f64).contains(&ms) {
+        return Err(format!("between {min_ms}ms and {}h", max_ms / HOUR_MS));
     }
     Ok(Duration::from_millis(ms as u64))
 }
@@ -194,6 +196,7 @@ pub fn shown(span: Duration) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use lockstep_core::engine::AWAY_MS;
 
     #[test]
     fn durations_have_units() {
@@ -208,8 +211,9 @@ mod tests {
             duration(bad).unwrap_err();
         }
         assert_eq!(duration("1d"), duration("24h"));
-        assert_eq!(span("3d", u64::MAX), Ok(Duration::from_secs(3 * 86_400)));
+        assert_eq!(span("3d", 1..=u64::MAX), Ok(Duration::from_secs(3 * 86_400)));
         assert_eq!(duration("2d").unwrap_err(), "between 1ms and 24h");
+        assert_eq!(span("2h", AWAY_MS).unwrap_err(), "between 1000ms and 1h");
     }
 
     #[test]

@@ -2,13 +2,14 @@
 //! itself are away.
 
 use super::client::{Answer, Client, ClientError};
-use super::option::{ServerOptions, duration, shown};
+use super::option::{ServerOptions, shown, span};
 use super::output::{Form, clean, note};
 use super::{Exit, Failure};
 use crate::api::FENCE_WAIT_MAX;
 use crate::api::body::{AwayBody, FenceBody, ResolveBody};
 use crate::api::object::{Away, Health, Host, Member, Server, ServerName};
 use clap::{Args, Subcommand};
+use lockstep_core::engine::AWAY_MS;
 use lockstep_core::id::{HostName, MemberId, StateName};
 use std::time::Duration;
 use tokio::time::{sleep, timeout};
@@ -39,7 +40,7 @@ pub enum ServerVerb {
     /// Stop it; members run on, and no transition goes ahead until it is back
     Stop {
         /// First tell the hosts of a longer lease, so that nothing moves or stops for so long
-        #[arg(long, value_name = "TIME", value_parser = duration)]
+        #[arg(long, value_name = "TIME", value_parser = away)]
         away: Option<Duration>,
     },
     /// Let another server take over from the active one
@@ -152,6 +153,11 @@ async fn another(client: &Client, before: Option<&str>) -> Option<ServerName> {
         }
     };
     timeout(STEP_DOWN_MAX, find).await.ok()
+}
+
+/// How long a server may say that it is going to be away.
+fn away(text: &str) -> Result<Duration, String> {
+    span(text, AWAY_MS)
 }
 
 /// Tells the hosts of a longer lease. The server is not stopped while one of them may not know it.

@@ -66,6 +66,8 @@ mod tests {
                 shared: true,
                 active: active.map(name),
                 waits_for: (*role == "starting").then(|| "etcd does not answer".to_owned()),
+                cluster: None,
+                refused: Vec::new(),
             };
             let is_there = !role.is_empty();
             (

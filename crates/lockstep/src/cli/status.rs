@@ -9,7 +9,9 @@ use super::output::{Form, clean, note, table};
 use super::servers::{Said, is_denied, nobody_is_active};
 use super::watch::{self, AtRevision};
 use super::{Exit, Failure};
-use crate::api::object::{Freeze, Group, Host, List, Member, Relation, Relations, Server, Transition};
+use crate::api::object::{
+    Freeze, Group, Host, List, Member, Refused, Relation, Relations, Server, Transition,
+};
 use serde::Serialize;
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -140,7 +142,14 @@ fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
         let next = "see whether the servers reach etcd: their logs, docs/etcd.md".to_owned();
         found.push(Finding { problem, next, run: None });
     }
+    found.extend(strangers(each, read_by));
     for (address, says) in each {
+        let refused = says.iter().flat_map(|server| &server.refused);
+        found.extend(refused.map(|Refused { host, message, help, since }| Finding {
+            problem: format!("the agent of host {host} is refused since {since}: {message}"),
+            next: help.clone(),
+            run: None,
+        }));
         let (problem, next) = match says {
             Ok(Server { waits_for: None, .. }) => continue,
             Ok(Server { name, waits_for: Some(why), .. }) => (
@@ -157,6 +166,27 @@ fn of_servers(each: &[Said], read_by: &str) -> Vec<Finding> {
     found
 }
 
+/// Servers of another cluster than the one that is shown.
+fn strangers(each: &[Said], read_by: &str) -> Vec<Finding> {
+    let known = each.iter().filter_map(|(address, says)| {
+        let Server { name, cluster, .. } = says.as_ref().ok()?;
+        Some((*address, name, cluster.as_ref()?))
+    });
+    let known: Vec<_> = known.collect();
+    let Some((shown, shown_name, own)) = known.iter().find(|(address, ..)| *address == read_by) else {
+        return Vec::new();
+    };
+    let others = known.iter().filter(|(.., cluster)| cluster != own);
+    let finding = |(address, name, _): &(&str, &String, &String)| Finding {
+        problem: format!("{shown_name} at {shown} and {name} at {address} are servers of different clusters"),
+        next: format!(
+            "mend the addresses that were given, or the --store or --data of one of the two: what is shown is of {shown_name}"
+        ),
+        run: None,
+    };
+    others.map(finding).collect()
+}
+
 fn server(known: &Known, says: &[&Server]) -> String {
     match &known.says {
         Some(Server { name, role, revision, active, .. }) => {
@@ -169,8 +199,8 @@ fn server(known: &Known, says: &[&Server]) -> String {
 }
 
 fn screen(status: &Status) -> String {
-    let mut liveness: BTreeMap<&str, usize> = BTreeMap::new();
-    status.hosts.iter().for_each(|host| *liveness.entry(&host.liveness).or_default() += 1);
+    let mut liveness: BTreeMap<String, usize> = BTreeMap::new();
+    status.hosts.iter().for_each(|host| *liveness.entry(host.stands()).or_default() += 1);
     let drained = status.hosts.iter().filter(|host| host.drained).map(|host| clean(&host.name));
     let drained: Vec<_> = drained.collect();
     let liveness: Vec<_> = liveness.iter().map(|(name, count)| format!("{count} {}", clean(name))).collect();
@@ -292,7 +322,8 @@ mod tests {
     fn stands_by(place: usize, of: Option<usize>) -> Result<Server, ClientError> {
         let ServerName { name, url } = named(place);
         let (role, active) = ("standby".to_owned(), of.map(named));
-        Ok(Server { name, url, role, revision: 7, shared: true, active, waits_for: None })
+        let (waits_for, cluster, refused) = Default::default();
+        Ok(Server { name, url, role, revision: 7, shared: true, active, waits_for, cluster, refused })
     }
 
     fn active(place: usize) -> Result<Server, ClientError> {
@@ -352,5 +383,68 @@ mod tests {
         let alone = active(1).map(|server| Server { shared: false, ..server });
         let said = shown([alone, silent()]);
         assert!(said.contains("the server at http://h2 does not answer"), "{said}");
+    }
+
+    #[test]
+    fn hosts_that_have_not_come_to_this_server_are_told_apart() {
+        let host = |(name, liveness, heard): (&str, &str, Option<bool>)| Host {
+            name: name.to_owned(),
+            liveness: liveness.to_owned(),
+            since: None,
+            labels: BTreeMap::new(),
+            address: None,
+            drained: false,
+            heard,
+        };
+        let (yes, no) = (Some(true), Some(false));
+        let hosts = [("a", "alive", no), ("b", "alive", yes), ("c", "alive", None), ("d", "lost", no)];
+        let hosts = hosts.map(host).to_vec();
+        let (groups, members, open, freezes, wrong, servers) = Default::default();
+        let text = screen(&Status { revision: 7, hosts, groups, members, open, freezes, wrong, servers });
+        assert!(text.starts_with("revision 7   hosts: 2 alive, 1 alive (not heard yet), 1 lost\n"), "{text}");
+    }
+
+    #[test]
+    fn that_servers_are_of_different_clusters_is_wrong() {
+        let of = |place: usize, cluster: Option<&str>| {
+            active(place).map(|server| Server {
+                cluster: cluster.map(str::to_owned),
+                shared: false,
+                ..server
+            })
+        };
+        expect![[r#"
+            revision 7   hosts: none
+
+            no groups: declare them with lockstep apply -f cluster.toml
+
+            wrong:
+              s2 at http://h2 and s3 at http://h3 are servers of different clusters
+                next: mend the addresses that were given, or the --store or --data of one of the two: what is shown is of s2
+        "#]]
+        .assert_eq(&shown([of(1, Some("x")), of(2, Some("x")), of(3, Some("y"))]));
+        let fine = shown([of(1, None), of(2, Some("x")), of(3, None)]);
+        assert!(fine.ends_with("nothing is wrong\n"), "an older version says none: {fine}");
+    }
+
+    #[test]
+    fn that_an_agent_is_refused_is_wrong() {
+        let refused = Refused {
+            host: "a".to_owned(),
+            message: "it belongs to another cluster".to_owned(),
+            help: "give it the servers of that one".to_owned(),
+            since: "2026-01-05T06:00:00.000Z".to_owned(),
+        };
+        let alone = active(1).map(|server| Server { shared: false, refused: vec![refused], ..server });
+        expect![[r#"
+            revision 7   hosts: none
+
+            no groups: declare them with lockstep apply -f cluster.toml
+
+            wrong:
+              the agent of host a is refused since 2026-01-05T06:00:00.000Z: it belongs to another cluster
+                next: give it the servers of that one
+        "#]]
+        .assert_eq(&shown([alone]));
     }
 }

@@ -467,12 +467,19 @@ impl<S: Store> Driver<S> {
                 self.view.waits = Arc::new(waits);
                 self.news = self.news.max(News::Small);
             }
+            Event::Refused(refused) => {
+                self.view.refused = Arc::new(refused);
+                self.news = self.news.max(News::Small);
+            }
             Event::Warning(message) => warn!("{message}"),
         }
     }
 
     fn publish(&mut self) {
         let now = self.clock.now().time;
+        if !Arc::ptr_eq(&self.view.heard, self.engine.heard()) {
+            self.news = self.news.max(News::Small);
+        }
         let is_due = self.news == News::Awaited || self.published.plus(PUBLISH_MS) <= now;
         if self.news == News::None || !is_due {
             return;
@@ -480,6 +487,7 @@ impl<S: Store> Driver<S> {
         self.news = News::None;
         self.published = now;
         self.view.cluster = self.engine.acknowledged().clone();
+        self.view.heard = self.engine.heard().clone();
         self.publish.send_replace(self.view.clone());
     }
 }

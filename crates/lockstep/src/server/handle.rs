@@ -7,6 +7,7 @@ use lockstep_core::engine::HostAsk;
 use lockstep_core::freeze::FreezeEnd;
 use lockstep_core::id::{GroupName, HostName, Index, MemberId, StateName, TransitionId};
 use lockstep_core::plan::Plan;
+use lockstep_core::refusal::Refusal;
 use lockstep_core::request::{Code, Rejection, Request};
 use lockstep_core::spec::SpecFile;
 use lockstep_core::vote::Vote;
@@ -57,6 +58,10 @@ pub struct View {
     pub reported: Arc<BTreeMap<MemberId, Reported>>,
     /// What keeps groups from being repaired.
     pub waits: Arc<BTreeMap<GroupName, Rejection>>,
+    /// The hosts that have had a session with this server since it became the active one.
+    pub heard: Arc<BTreeSet<HostName>>,
+    /// Agents that are refused, by the host that each says it is.
+    pub refused: Arc<BTreeMap<HostName, Refusal>>,
 }
 
 /// What a member last said of itself.
