@@ -348,7 +348,8 @@ fn what_a_stranger_has_seen_under_a_known_host_s_name_is_no_sign_of_a_later_serv
     };
     let why = |said: Option<Vec<String>>| said.unwrap_or_default().pop().unwrap_or_default();
     let is_behind = |engine: &mut Engine, reply: u64| {
-        let request = Request { request_id: format!("r{reply}"), ..request() };
+        let targets = vec!["a=offline".parse().unwrap()];
+        let request = Request { request_id: format!("r{reply}"), targets, ..request() };
         engine.handle(at(1), Input::Run { reply: ReplyId(reply), request });
         let mut answers = Vec::new();
         while let Some(output) = engine.poll_output() {

@@ -1090,7 +1090,7 @@ async fn what_is_good_is_answered_as_the_design_says() {
         (
             "/v1/hosts",
             expect![[
-                r#"{"items":[{"address":null,"drained":false,"labels":{"role":"db"},"liveness":"alive","name":"h1","since":"2026-01-01T00:00:00.000Z"}],"revision":5}"#
+                r#"{"items":[{"address":null,"drained":false,"heard":false,"labels":{"role":"db"},"liveness":"alive","name":"h1","since":"2026-01-01T00:00:00.000Z"}],"revision":5}"#
             ]],
         ),
         (

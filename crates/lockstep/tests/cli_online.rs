@@ -180,6 +180,7 @@ fn a_day_at_the_terminal() {
             exit 0
             address: "127.0.0.1"
             drained: false
+            heard: true
             in_detail:
               - actual: standby
                 consumes: []
