@@ -280,7 +280,7 @@ struct Planner<'a> {
     come: Vec<Arc<Relation>>,
     /// The relations that go with the settings.
     gone: BTreeSet<Arc<Relation>>,
-    /// New goals of members that take no step: they cannot be asked and are known to be out of the way, or come back later.
+    /// New goals of members that take no step: they are known to be out of the way, cannot be asked or come back later.
     goals_only: BTreeMap<MemberId, StateName>,
     /// Where members go back to once what they require serves again.
     returns: BTreeMap<MemberId, StateName>,

@@ -128,7 +128,7 @@ impl Planner<'_> {
         // is asked.
         let answers = |id: &&MemberId| self.cluster.hosts[&id.host].is_reachable();
         // Nor one that stays where it is, and comes back later: what it says of itself now is in nobody's way.
-        let comes_later = |id: &&MemberId| self.goals_only.contains_key(id) && self.returns.contains_key(id);
+        let comes_later = |id: &&MemberId| self.goals_only.contains_key(*id);
         let actors = plan.goals.keys().filter(answers).filter(|id| !comes_later(id));
         let actors: BTreeSet<MemberId> = actors.cloned().collect();
         let mut roles: BTreeSet<Participant> = BTreeSet::new();

@@ -205,6 +205,30 @@ impl Planner<'_> {
                     self.wanted.insert(member, refuge);
                 }
             }
+            self.give_places_up(&name, group)?;
+        }
+        Ok(())
+    }
+
+    /// Whoever is asked for by name has the place from then on: one that should be there too, and is not, gives its goal
+    /// up as one that is displaced gives up where it is. Else two would be meant to be where only one may, and whoever
+    /// follows what is said of the other would move the place back.
+    fn give_places_up(&mut self, name: &GroupName, group: &Group) -> Result<(), Rejection> {
+        let count = self.cluster.members_of(name).count();
+        for state in group.lifecycle.states.iter().rev() {
+            let Some(max) = group.max(state, count) else { continue };
+            let is_named = |id: &MemberId| self.wanted.get(id) == Some(state);
+            if !self.cluster.members_of(name).any(is_named) {
+                continue;
+            }
+            let owners = || self.cluster.members_of(name).filter(|id| self.should_end(id) == Some(state));
+            let surplus = owners().count().saturating_sub(max);
+            let away = owners().filter(|id| !self.wanted.contains_key(*id) && self.is_away(id, state));
+            let mut away: Vec<MemberId> = away.cloned().collect();
+            away.sort_by_key(|id| (self.score(id), std::cmp::Reverse(id.clone())));
+            away.truncate(surplus);
+            // It is not asked for anything: what has taken it away may not be mended yet.
+            self.make_way(name, group, state, away, &BTreeSet::new())?;
         }
         Ok(())
     }

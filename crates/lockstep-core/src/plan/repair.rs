@@ -116,15 +116,17 @@ impl<'a> Planner<'a> {
         let vacant = self.cluster.vacant(name, state);
         let needed = (present + able).max(group.min(state, count)).min(owners.len() + vacant).min(max);
         let missing = needed.saturating_sub(present);
-        if missing == 0 {
-            return Ok(());
-        }
-        let chosen = self.nearest(name, group, state, missing, &owners, free)?;
+        let chosen = match missing {
+            0 => Vec::new(),
+            _ => self.nearest(name, group, state, missing, &owners, free)?,
+        };
         let replaced = chosen.iter().filter(|id| !owners.contains(id)).count();
-        let ousted = owners.iter().filter(|id| !self.is_there(id, state) && !chosen.contains(id));
+        let ousted = owners.iter().filter(|id| self.is_away(id, state) && !chosen.contains(id));
         let room = vacant.min(max.saturating_sub(owners.len()));
+        // More may be meant to be there than may be: those who are there, or come, are enough then.
+        let surplus = owners.len().saturating_sub(max);
         let ousted: Vec<MemberId> =
-            ousted.take(replaced.saturating_sub(room)).map(|id| (*id).clone()).collect();
+            ousted.take(replaced.saturating_sub(room) + surplus).map(|id| (*id).clone()).collect();
         chosen.iter().try_for_each(|id| self.want(id, state))?;
         self.make_way(name, group, state, ousted, free)
     }
@@ -133,6 +135,19 @@ impl<'a> Planner<'a> {
     fn is_there(&self, id: &MemberId, state: &StateName) -> bool {
         let has_left = self.cluster.hosts[&id.host].has_left();
         self.cluster.members[id].actual.as_ref() == Some(state) && (self.cluster.can_act(id) || has_left)
+    }
+
+    /// Whether a member is known not to be in a state. One in doubt is not: a new goal would take the doubt away without
+    /// evidence.
+    pub(super) fn is_away(&self, id: &MemberId, state: &StateName) -> bool {
+        !self.cluster.may_be_in(id, state) && !self.cluster.members[id].is_in_doubt()
+    }
+
+    /// Where a member should be once all is done that is wanted so far.
+    pub(super) fn should_end(&self, id: &MemberId) -> Option<&StateName> {
+        let planned =
+            self.returns.get(id).or_else(|| self.wanted.get(id)).or_else(|| self.goals_only.get(id));
+        planned.or_else(|| self.should_be(id))
     }
 
     /// Whether a member's host does not come and go.
@@ -179,7 +194,7 @@ impl<'a> Planner<'a> {
     }
 
     /// Those whose places have been given to others get the next state below that has room.
-    fn make_way(
+    pub(super) fn make_way(
         &mut self,
         name: &GroupName,
         group: &Group,
@@ -191,20 +206,24 @@ impl<'a> Planner<'a> {
         let mut counts: BTreeMap<&StateName, usize> =
             group.lifecycle.states.iter().map(|state| (state, 0)).collect();
         for id in self.cluster.members_of(name).filter(|id| !ousted.contains(id)) {
-            let ends = self.wanted.get(id).or_else(|| self.should_be(id));
-            ends.and_then(|ends| counts.get_mut(ends)).into_iter().for_each(|count| *count += 1);
+            self.should_end(id)
+                .and_then(|ends| counts.get_mut(ends))
+                .into_iter()
+                .for_each(|count| *count += 1);
         }
         for id in ousted {
-            let refuge = refuge(group, state, count, &counts).filter(|_| !self.cluster.members[&id].leaving);
+            let stays_down = self.cluster.members[&id].leaving || self.is_drained(&id.host);
+            let refuge = refuge(group, state, count, &counts).filter(|_| !stays_down);
             let refuge = refuge.unwrap_or_else(|| group.lifecycle.lowest().clone());
             *counts.get_mut(&refuge).expect("it is a state of the lifecycle") += 1;
             let Some(actual) = self.cluster.members[&id].actual.as_ref().filter(|_| free.contains(&id))
             else {
-                // It cannot be asked. It is where evidence says, and comes back to there.
+                // It is not asked. It is where evidence says, or it itself, and comes back to there.
                 self.goals_only.insert(id, refuge);
                 continue;
             };
-            let can_wait = group.min(&refuge, count) == 0 || !self.is_steady(&id);
+            let is_taken = group.min(&refuge, count) == 0 && self.is_entered(name, state);
+            let can_wait = is_taken || !self.is_steady(&id);
             if self.rank(group, &id) < group.lifecycle.rank(&refuge) && can_wait {
                 // It only comes back. That may take long, and those who follow whoever takes its place are told at the
                 // outcome: so another repair sees to it.

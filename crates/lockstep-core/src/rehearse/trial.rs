@@ -319,7 +319,9 @@ impl<'a> Trial<'a> {
         let plan = &self.stage.plan;
         let mut elsewhere = BTreeMap::new();
         for (member, goal) in &plan.goals {
-            let planned = if is_back { &self.stage.states[member] } else { goal };
+            // One that takes no step only gets another goal.
+            let stays = is_back || plan.steps_of(member).next().is_none();
+            let planned = if stays { &self.stage.states[member] } else { goal };
             let actual = &self.states[member];
             let left = transition.as_ref().and_then(|transition| transition.left.get(member));
             if actual != planned || left.is_some() {

@@ -604,8 +604,10 @@ impl Engine {
             let is_elsewhere = actual != Some(should);
             let has_stopped = transition.stopped.contains(id);
             let in_doubt = unsettled.is_some() && !has_stopped;
-            // Nobody was asked to move it: its host was gone before the plan was made, and its goal waits for it.
-            let is_absent = steps().next().is_none() && !self.is_reachable(&id.host);
+            // Nobody was asked to move it: its host was gone before the plan was made, or it has only lost its place to
+            // another, and its goal waits for it.
+            let is_actor = || plan.with_role(Role::Actor).any(|actor| actor == id);
+            let is_absent = steps().next().is_none() && (!self.is_reachable(&id.host) || !is_actor());
             let problem = match (unsettled, actual) {
                 _ if is_absent => continue,
                 (Some(_), _) if has_stopped && !is_elsewhere => continue,
