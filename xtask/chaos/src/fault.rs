@@ -1,201 +1,32 @@
 //! The faults: each kind is a knob with what it does, how it is mended, and how it is seen to have bitten. One that was
 //! made and had no effect counts for nothing.
 
+mod disk;
+mod kind;
+mod several;
+
+use self::disk::{fill_agent, fill_server, kill_in_sync, power_cut};
+pub(crate) use self::kind::Kind;
+use self::kind::{ALL, ETCD, NET, some};
+use self::several::{cut_between, replace, step_down};
 use crate::clock::Stamp;
-use crate::command::run_args;
 use crate::etcd;
-use crate::history::{Accepted, CutOff, Struck, TakeOver, text};
-use crate::http::{self, Ask};
+use crate::history::{Struck, text};
+use crate::http;
 use crate::member::Defect;
-use crate::network::{self, Layout, Place, Way, layout};
+use crate::network::{self, Place, Way, layout};
 use crate::random::Random;
-use crate::reader::{self, Shared};
-use crate::workload::{self, GROUPS, LEASED};
-use crate::world::{EXCUSED, HOSTS, PROXIED, World, is_stopped};
+use crate::reader::Shared;
+use crate::world::{HOSTS, World, is_stopped};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use serde_json::{Value, json};
 use std::fs;
 use std::io::{self, Read, Write};
-use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// Targets that are more than one process or host: every process, every network, every member of etcd.
-const ALL: &str = "all";
-const NET: &str = "net";
-const ETCD: &str = "etcd";
 /// How long a reign lasts that nobody renews, and more: what took the active server away has made room for another one.
 const REIGN_OVER_MS: u64 = 3500;
-/// How long somebody waits for a write to be acknowledged again.
-const TAKE_OVER_MAX: Duration = Duration::from_secs(60);
-/// How long a request of theirs may take.
-const TRY_MAX: Duration = Duration::from_secs(1);
-/// How long etcd may take to replace a member: it does not when it has not seen all others for some seconds.
-const REPLACE_MAX: Duration = Duration::from_secs(30);
-
-/// Writes down the kinds of faults in one place: each one's variant, its name, and the servers that it is made with.
-macro_rules! kinds {
-    ($($kind:ident = $name:literal, [$($layout:ident),+];)+) => {
-        /// What may be done.
-        #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-        pub(crate) enum Kind {
-            $($kind,)+
-        }
-
-        impl Kind {
-            pub(crate) const ALL: [Self; [$(Self::$kind),+].len()] = [$(Self::$kind),+];
-
-            pub(crate) fn name(self) -> &'static str {
-                match self {
-                    $(Self::$kind => $name,)+
-                }
-            }
-
-            /// Whether it is made with these servers. What is done to the disk of one server's store has no place where
-            /// etcd has the disks; and what is done to one of several servers depends on whether it is the active one.
-            pub(crate) fn is_for(self, layout: Layout) -> bool {
-                match self {
-                    $(Self::$kind => [$(Layout::$layout),+].contains(&layout),)+
-                }
-            }
-        }
-    };
-}
-
-kinds! {
-    // The slowest one to bite, which is made first.
-    SlowSubscriber = "slow-subscriber", [One, Three];
-    ServerKilled = "server-killed", [One];
-    ServerStopped = "server-stopped", [One];
-    ServerKilledInTransition = "server-killed-in-transition", [One];
-    ServerDiskFull = "server-disk-full", [One];
-    ServerSyncFails = "server-sync-fails", [One];
-    ServerKilledInSync = "server-killed-in-sync", [One];
-    ServerPowerCut = "server-power-cut", [One];
-    ServerClockForward = "server-clock-forward", [One, Three];
-    ServerClockBack = "server-clock-back", [One, Three];
-    AllKilled = "all-killed", [One, Three];
-    AgentKilled = "agent-killed", [One, Three];
-    AgentStopped = "agent-stopped", [One, Three];
-    AgentDiskFull = "agent-disk-full", [One, Three];
-    AgentSyncFails = "agent-sync-fails", [One, Three];
-    AgentKilledInSync = "agent-killed-in-sync", [One, Three];
-    AgentClockForward = "agent-clock-forward", [One, Three];
-    AgentClockBack = "agent-clock-back", [One, Three];
-    AgentRestored = "agent-restored", [One, Three];
-    AgentDoubled = "agent-doubled", [One, Three];
-    HandlerKilled = "handler-killed", [One, Three];
-    HandlerStopped = "handler-stopped", [One, Three];
-    SoftwareKilled = "software-killed", [One, Three];
-    GuardKilled = "guard-killed", [One, Three];
-    CutFull = "cut-full", [One, Three];
-    CutOut = "cut-out", [One, Three];
-    CutIn = "cut-in", [One, Three];
-    CutPartial = "cut-partial", [One, Three];
-    LinkFlaps = "link-flaps", [One, Three];
-    ConnectionReset = "connection-reset", [One, Three];
-    Delay = "delay", [One, Three];
-    Jitter = "jitter", [One, Three];
-    Overtaken = "overtaken", [One, Three];
-    ActiveKilled = "active-killed", [Three];
-    ActiveStopped = "active-stopped", [Three];
-    ActiveKilledInTransition = "active-killed-in-transition", [Three];
-    StandbyKilled = "standby-killed", [Three];
-    StandbyStopped = "standby-stopped", [Three];
-    SteppedDown = "stepped-down", [Three];
-    ServerLosesEtcd = "server-loses-etcd", [Three];
-    CutServerMember = "cut-server-etcd", [Three];
-    CutMemberMember = "cut-etcd-etcd", [Three];
-    CutAgentServer = "cut-agent-server", [Three];
-    MinorityCutOff = "minority-cut-off", [Three];
-    EtcdLeaderKilled = "etcd-leader-killed", [Three];
-    EtcdMemberStopped = "etcd-member-stopped", [Three];
-    EtcdMemberReplaced = "etcd-member-replaced", [Three];
-    EtcdNoMajority = "etcd-no-majority", [Three];
-    EtcdCompacted = "etcd-compacted", [Three];
-}
-
-impl Kind {
-    /// Whether it is made to the active server, or to another one.
-    fn is_of_roles(self) -> bool {
-        let of_roles = [
-            Self::ActiveKilled,
-            Self::ActiveStopped,
-            Self::ActiveKilledInTransition,
-            Self::StandbyKilled,
-            Self::StandbyStopped,
-            Self::SteppedDown,
-            Self::ServerLosesEtcd,
-            Self::MinorityCutOff,
-        ];
-        of_roles.contains(&self)
-    }
-
-    /// What it is made to, where `active` is the active server. Two faults of one target would undo each other; those of a host's network and of its
-    /// processes lie on top of each other gladly.
-    fn target(self, random: &mut Random, spared: &str, active: &str) -> String {
-        let standbys = || -> Vec<&'static str> {
-            Layout::Three.servers().iter().map(|(name, _)| *name).filter(|name| *name != active).collect()
-        };
-        let others: Vec<&str> = HOSTS.into_iter().filter(|host| *host != spared).collect();
-        let proxied: Vec<&str> = PROXIED.into_iter().filter(|host| *host != spared).collect();
-        match self {
-            Self::ServerKilled
-            | Self::ServerStopped
-            | Self::ServerKilledInTransition
-            | Self::ServerDiskFull
-            | Self::ServerSyncFails
-            | Self::ServerKilledInSync
-            | Self::ServerPowerCut => "server".to_owned(),
-            Self::AllKilled => ALL.to_owned(),
-            // The active one has something to say, by which its clock is seen.
-            Self::ServerClockForward | Self::ServerClockBack => format!("{active}/clock"),
-            Self::ActiveKilled | Self::ActiveStopped | Self::ActiveKilledInTransition | Self::SteppedDown => {
-                active.to_owned()
-            }
-            Self::StandbyKilled | Self::StandbyStopped => random.pick(&standbys()).to_owned(),
-            Self::ServerLosesEtcd => format!("{active}/net"),
-            Self::CutServerMember => format!("{}/net", some(random, Layout::Three.servers())),
-            Self::CutMemberMember => "etcd/net".to_owned(),
-            // What is cut off by address must not dial through the proxy.
-            Self::CutAgentServer => {
-                let direct: Vec<&str> = others.into_iter().filter(|host| !PROXIED.contains(host)).collect();
-                format!("{}/net", random.pick(&direct))
-            }
-            Self::MinorityCutOff => NET.to_owned(),
-            Self::EtcdLeaderKilled
-            | Self::EtcdMemberStopped
-            | Self::EtcdMemberReplaced
-            | Self::EtcdNoMajority => ETCD.to_owned(),
-            Self::EtcdCompacted => "etcd/history".to_owned(),
-            Self::AgentKilled
-            | Self::AgentStopped
-            | Self::AgentDiskFull
-            | Self::AgentSyncFails
-            | Self::AgentKilledInSync => random.pick(&others).to_owned(),
-            // While it is being replaced nothing else may happen to the agent: nobody guards if both are dead.
-            Self::GuardKilled => {
-                let leased = GROUPS.iter().filter(|group| group.name == LEASED).flat_map(|group| group.hosts);
-                let hosts: Vec<&str> = leased.copied().filter(|host| *host != spared).collect();
-                random.pick(&hosts).to_owned()
-            }
-            // Every host may have a clock that jumps, also the one that nothing else is done to.
-            Self::AgentClockForward | Self::AgentClockBack => format!("{}/clock", random.pick(&HOSTS)),
-            Self::AgentRestored | Self::AgentDoubled => EXCUSED.to_owned(),
-            Self::HandlerKilled | Self::HandlerStopped | Self::SoftwareKilled => {
-                format!("{}/handler", random.pick(&others))
-            }
-            Self::CutFull | Self::CutOut | Self::CutIn | Self::LinkFlaps | Self::ConnectionReset => {
-                format!("{}/net", random.pick(&others))
-            }
-            Self::CutPartial => NET.to_owned(),
-            Self::Delay | Self::Jitter | Self::Overtaken => format!("{}/proxy", random.pick(&proxied)),
-            Self::SlowSubscriber => "subscriber".to_owned(),
-        }
-    }
-}
 
 /// How a fault is mended; says whether it has bitten, and how often its target went and came.
 type Mend = Box<dyn FnOnce(&mut World) -> io::Result<(bool, u64)>>;
@@ -431,58 +262,6 @@ impl Striker {
         Ok(Some(made))
     }
 
-    /// Somebody sends requests until one is acknowledged.
-    fn await_take_over(&mut self, kind: Kind, from: Stamp) {
-        let (history, mut random) = (self.history.clone(), Random::new(self.random.next()));
-        std::thread::spawn(move || {
-            let began = Instant::now();
-            let mut took_ms = None;
-            let mut number = 0;
-            while took_ms.is_none() && began.elapsed() < TAKE_OVER_MAX {
-                for server in layout().servers() {
-                    number += 1;
-                    // Where one of them asks for nothing new the other does.
-                    let target = if number % 2 == 0 { "audit=up" } else { "audit=down" };
-                    let id = format!("over-{}-{number}", from.0);
-                    if try_write(&history, *server, &id, target) {
-                        took_ms = Some(Stamp::now().ms_since(from));
-                        break;
-                    }
-                }
-                std::thread::sleep(Duration::from_millis(random.within(10, 40)));
-            }
-            history.lock().take_overs.push(TakeOver { kind: kind.name(), from, took_ms });
-        });
-    }
-
-    /// Cuts places off from others, so that a server cannot reach a majority of etcd; somebody asks it for things meanwhile.
-    fn cut_off(&mut self, server: &str, cuts: &[(&str, &[&str])]) -> io::Result<Mend> {
-        for (place, others) in cuts {
-            network::cut_between(place, others)?;
-        }
-        let asked = Asked::start(&self.history, &[server], self.defect);
-        let places: Vec<String> = cuts.iter().map(|(place, _)| (*place).to_owned()).collect();
-        Ok(Box::new(move |_| {
-            let count = asked.end()?;
-            let hits = places.iter().map(|place| network::heal(place)).collect::<io::Result<Vec<_>>>()?;
-            Ok((count > 0 && hits.iter().all(|packets| *packets > 0), hits.len() as u64))
-        }))
-    }
-
-    /// Two of etcd's three members are killed or stopped.
-    fn no_majority(&mut self, world: &mut World, members: [&'static str; 2], is_kill: bool) -> Mend {
-        let mends = members.map(|member| if is_kill { kill(world, member) } else { stop(world, member) });
-        let servers: Vec<&str> = layout().servers().iter().map(|(name, _)| *name).collect();
-        let asked = Asked::start(&self.history, &servers, self.defect);
-        Box::new(move |world| {
-            let mut has_bitten = asked.end()? > 0;
-            for mend in mends {
-                has_bitten &= mend(world)?.0;
-            }
-            Ok(bitten(has_bitten))
-        })
-    }
-
     fn kill_in_transition(&mut self, world: &mut World, server: &str) -> Mend {
         let is_under_way = || {
             let list = http::get("/v1/transitions").unwrap_or_default();
@@ -499,28 +278,6 @@ impl Striker {
             world.start(&server)?;
             Ok(bitten(was_running && was_under_way))
         })
-    }
-
-    /// A sync fails, once. Whoever is told so may never say again that anything is safe: it has to end.
-    fn sync_fails(&mut self, world: &mut World, name: &str) -> io::Result<Mend> {
-        let tracer = Tracer::attach(world, name, "error=EIO:when=1")?;
-        let was = world.pid(name);
-        let (history, name) = (self.history.clone(), name.to_owned());
-        Ok(Box::new(move |world| {
-            let Some(injected) = tracer.injected() else {
-                tracer.detach();
-                return Ok(bitten(false));
-            };
-            if was.is_some()
-                && world.is_up(&name)
-                && world.pid(&name) == was
-                && injected.elapsed() > Duration::from_secs(3)
-            {
-                history.lock().broken.push((22, format!("{name} runs on after a sync that failed")));
-            }
-            tracer.detach();
-            Ok(bitten(true))
-        }))
     }
 
     /// The image of the agent's disk that was made at first comes back.
@@ -656,134 +413,6 @@ fn kill_all(world: &mut World) -> Mend {
     })
 }
 
-/// The name of one of them.
-fn some(random: &mut Random, of: &[Place]) -> &'static str {
-    let names: Vec<&'static str> = of.iter().map(|(name, _)| *name).collect();
-    let place = random.within(0, names.len() as u64 - 1);
-    names[usize::try_from(place).expect("it is small")]
-}
-
-/// Asks one server, or whom it sends us on to, for a transition; says whether that was acknowledged.
-fn try_write(history: &Shared, server: Place, request_id: &str, target: &str) -> bool {
-    let body = json!({ "targets": [target], "request_id": request_id });
-    let begun = Stamp::now();
-    let Some(answer) = http::ask_through(server, Ask::post("/v1/transitions", &body, TRY_MAX)) else {
-        return false;
-    };
-    history.lock().accept(request_id, &answer, begun)
-}
-
-/// Asks servers that cannot reach etcd for what they may not give.
-struct Asked {
-    stop: Arc<AtomicBool>,
-    asking: JoinHandle<u64>,
-    history: Shared,
-    from: Stamp,
-}
-
-impl Asked {
-    fn start(history: &Shared, servers: &[&str], defect: Option<Defect>) -> Self {
-        let from = Stamp::now();
-        let is_one = |place: &&Place| servers.contains(&place.0);
-        let places: Vec<Place> = layout().servers().iter().filter(is_one).copied().collect();
-        for (server, _) in &places {
-            let server = (*server).to_owned();
-            history.lock().cut_off.push(CutOff { server, from, to: None, asked: 0 });
-        }
-        let stop = Arc::new(AtomicBool::new(false));
-        let (flag, shared) = (stop.clone(), history.clone());
-        let asking = std::thread::spawn(move || {
-            let mut asked = 0;
-            while !flag.load(Ordering::Relaxed) {
-                for place in &places {
-                    asked += 1;
-                    let id = format!("cut-{}-{asked}", from.0);
-                    let begun = Stamp::now();
-                    let target = if asked % 2 == 0 { "audit=up" } else { "audit=down" };
-                    let body = json!({ "targets": [target], "request_id": id });
-                    // It alone: whom it sends us on to may well answer.
-                    let answer = http::ask_one(*place, Ask::post("/v1/transitions", &body, TRY_MAX));
-                    let mut history = shared.lock();
-                    if let Some(answer) = answer {
-                        history.accept(&id, &answer, begun);
-                    }
-                    if defect == Some(Defect::MinorityAcks) {
-                        let (transition, server) = ("t0".to_owned(), place.0.to_owned());
-                        let at = Stamp::now();
-                        history.accepted.push(Accepted { transition, request_id: id, server, begun, at });
-                    }
-                    drop(history);
-                    reader::read_consistently(*place, &shared);
-                }
-                pause(&flag, 100);
-            }
-            asked
-        });
-        Self { stop, asking, history: history.clone(), from }
-    }
-
-    /// From now on they may be able to again; tells how often they were asked.
-    fn end(self) -> io::Result<u64> {
-        let to = Stamp::now();
-        self.stop.store(true, Ordering::Relaxed);
-        let mut history = self.history.lock();
-        for cut_off in history.cut_off.iter_mut().filter(|cut_off| cut_off.from == self.from) {
-            cut_off.to = Some(to);
-        }
-        drop(history);
-        let asked = self.asking.join().map_err(|_| io::Error::other("asking panicked"))?;
-        let mut history = self.history.lock();
-        for cut_off in history.cut_off.iter_mut().filter(|cut_off| cut_off.from == self.from) {
-            cut_off.asked = asked;
-        }
-        Ok(asked)
-    }
-}
-
-fn cut_between(place: &str, others: &[&str]) -> io::Result<Mend> {
-    network::cut_between(place, others)?;
-    let place = place.to_owned();
-    Ok(Box::new(move |_| Ok(bitten(network::heal(&place)? > 0))))
-}
-
-/// An operator wants another server to be the active one.
-fn step_down(server: &str) -> Mend {
-    let place = (layout().servers().iter().find(|(name, _)| *name == server)).copied();
-    let asked = place.and_then(|place| {
-        http::ask_one(place, Ask::post("/v1/server/step-down", &json!({}), Duration::from_secs(3)))
-    });
-    let has_stepped_down = asked.is_some_and(|answer| answer.status == 200);
-    Box::new(move |_| Ok(bitten(has_stepped_down)))
-}
-
-/// A member of etcd dies for good, is removed, and one that has nothing takes its place.
-fn replace(world: &mut World, member: Place) -> Mend {
-    let was_running = world.kill(member.0);
-    let data = world.member_data(member.0);
-    let replacing = std::thread::spawn(move || {
-        let began = Instant::now();
-        let (mut is_removed, mut is_added) = (false, false);
-        while !is_added && began.elapsed() < REPLACE_MAX {
-            is_removed = is_removed || etcd::remove(member);
-            is_added = is_removed && etcd::add(member);
-            std::thread::sleep(Duration::from_millis(100));
-        }
-        (is_removed, is_added)
-    });
-    Box::new(move |world| {
-        let (is_removed, is_added) = replacing.join().map_err(|_| io::Error::other("replacing panicked"))?;
-        if is_removed != is_added {
-            return Err(io::Error::other(format!("{} was removed from etcd and cannot be added", member.0)));
-        }
-        if is_added {
-            fs::remove_dir_all(&data)?;
-            world.is_added(member.0);
-        }
-        world.start(member.0)?;
-        Ok(bitten(was_running && is_added))
-    })
-}
-
 fn stop(world: &mut World, name: &str) -> Mend {
     world.signal(name, Signal::STOP);
     let pid = world.pid(name);
@@ -794,153 +423,6 @@ fn stop(world: &mut World, name: &str) -> Mend {
         world.signal(&name, Signal::CONT);
         Ok(bitten(has_stopped))
     })
-}
-
-/// Fills a disk up to the last byte.
-fn fill(path: &std::path::Path) -> io::Result<()> {
-    let mut file = fs::File::create(path)?;
-    let mut block = vec![7; 1 << 20];
-    loop {
-        match file.write(&block) {
-            Ok(_) => {}
-            Err(error) if error.kind() == io::ErrorKind::StorageFull && block.len() > 1 => {
-                let half = block.len() / 2;
-                block.truncate(half);
-            }
-            Err(error) if error.kind() == io::ErrorKind::StorageFull => return Ok(()),
-            Err(error) => return Err(error),
-        }
-    }
-}
-
-fn fill_server(world: &mut World) -> io::Result<Mend> {
-    let disk = world.dir.join("server-disk");
-    let filler = disk.join("filler");
-    fill(&filler)?;
-    let before = world.log_len("server");
-    // The log has room in store: what operators declare over and over uses it up.
-    let stop = Arc::new(AtomicBool::new(false));
-    let flag = stop.clone();
-    let writing = std::thread::spawn(move || {
-        let mut spec = workload::spec();
-        let (mut refused, mut number) = (0, 0);
-        while !flag.load(Ordering::Relaxed) {
-            // Another one each time, or nothing would be written.
-            number += 1;
-            spec["groups"]["pool"]["hold_ms"] = Value::from(8000 + number % 100);
-            match http::ask("PUT", "/v1/spec", Some(&spec)) {
-                Some((503, _)) => refused += 1,
-                Some(_) => {}
-                None => std::thread::sleep(Duration::from_millis(50)),
-            }
-        }
-        refused
-    });
-    Ok(Box::new(move |world| {
-        stop.store(true, Ordering::Relaxed);
-        fs::remove_file(&filler)?;
-        // Or a power cut that follows brings it back, and the disk stays full.
-        fs::File::open(&disk)?.sync_all()?;
-        let refused = writing.join().map_err(|_| io::Error::other("a writer panicked"))?;
-        let said = world.said_since("server", before);
-        Ok(bitten(refused > 0 || said.contains("no space is left") || said.contains("no room")))
-    }))
-}
-
-fn fill_agent(world: &mut World, host: &str) -> io::Result<Mend> {
-    let filler = world.agent_disk(host).join("filler");
-    fill(&filler)?;
-    let before = world.log_len(host);
-    // Its log has room in store; a new start has to write a new one.
-    world.kill(host);
-    world.want(host, true);
-    let host = host.to_owned();
-    Ok(Box::new(move |world| {
-        fs::remove_file(&filler)?;
-        let said = world.said_since(&host, before);
-        Ok(bitten(said.to_lowercase().contains("no space") || said.contains("no room")))
-    }))
-}
-
-/// A tracer at a process, which spoils one of its syncs.
-struct Tracer {
-    child: Child,
-    output: std::path::PathBuf,
-}
-
-impl Tracer {
-    fn attach(world: &World, name: &str, what: &str) -> io::Result<Self> {
-        let output = world.dir.join(format!("{name}.strace"));
-        fs::write(&output, "")?;
-        let pid = world.pid(name).map_or(0, |pid| pid.as_raw_nonzero().get());
-        let inject = format!("inject=fsync,fdatasync:{what}");
-        let child = Command::new("strace")
-            .args(["-f", "-qq", "-e", "trace=fsync,fdatasync", "-e", &inject, "-p", &pid.to_string(), "-o"])
-            .arg(&output)
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::null())
-            .spawn()?;
-        Ok(Self { child, output })
-    }
-
-    /// When it spoiled one.
-    fn injected(&self) -> Option<Instant> {
-        let said = fs::read_to_string(&self.output).unwrap_or_default();
-        let written = fs::metadata(&self.output).and_then(|data| data.modified()).ok()?;
-        let ago = written.elapsed().unwrap_or_default();
-        (said.contains("INJECTED") || said.contains("killed by"))
-            .then(|| Instant::now().checked_sub(ago))
-            .flatten()
-    }
-
-    fn detach(mut self) {
-        // Ended by a signal that it can take, it lets its process go on.
-        let _ = kill_process(Pid::from_child(&self.child), Signal::TERM);
-        let _ = self.child.wait();
-    }
-}
-
-fn kill_in_sync(world: &mut World, name: &str, nth: u64) -> io::Result<Mend> {
-    let tracer = Tracer::attach(world, name, &format!("signal=KILL:when={nth}"))?;
-    let (was, name) = (world.pid(name), name.to_owned());
-    Ok(Box::new(move |world| {
-        let is_dead = was.is_some() && (!world.is_up(&name) || world.pid(&name) != was);
-        let was_killed = tracer.injected().is_some() && is_dead;
-        tracer.detach();
-        Ok(bitten(was_killed))
-    }))
-}
-
-/// The file system is shut down under the running server: what it has not synced is gone.
-fn power_cut(world: &mut World) -> io::Result<Mend> {
-    // EXT4_IOC_SHUTDOWN, without flushing its journal.
-    const CUT: &str =
-        "import fcntl,os,struct,sys; fcntl.ioctl(os.open(sys.argv[1], 0), 0x8004587D, struct.pack('I', 2))";
-    let disk = world.dir.join("server-disk");
-    run_args(&["python3", "-c", CUT, &disk.to_string_lossy()])?;
-    let is_gone = fs::write(disk.join("probe"), "").is_err();
-    world.want("server", false);
-    Ok(Box::new(move |world| {
-        world.kill("server");
-        unmount(&disk)?;
-        world.mount_server_disk()?;
-        world.start("server")?;
-        Ok(bitten(is_gone))
-    }))
-}
-
-/// Who had files open there may still be in the middle of its end.
-fn unmount(disk: &std::path::Path) -> io::Result<()> {
-    let began = Instant::now();
-    loop {
-        match run_args(&["umount", &disk.to_string_lossy()]) {
-            Err(_) if began.elapsed() < Duration::from_secs(3) => {
-                std::thread::sleep(Duration::from_millis(50))
-            }
-            unmounted => return unmounted.map(drop),
-        }
-    }
 }
 
 fn clock(world: &mut World, name: &str, seconds: i64) -> io::Result<Mend> {
@@ -1064,15 +546,5 @@ mod tests {
         assert!(!is_off(&text(now)));
         assert!(is_off(&text((now + 60) % 1440)) && is_off(&text((now + 1380) % 1440)));
         assert!(!is_off("") && !is_off("half past"));
-    }
-
-    #[test]
-    fn every_kind_has_its_own_name_and_a_target() {
-        let names: std::collections::BTreeSet<_> = Kind::ALL.iter().map(|kind| kind.name()).collect();
-        assert_eq!(names.len(), Kind::ALL.len());
-        for kind in Kind::ALL {
-            let target = kind.target(&mut Random::new(1), "h1", "s1");
-            assert!(!target.starts_with("h1") || target.ends_with("/clock"), "{kind:?} {target}");
-        }
     }
 }
