@@ -437,7 +437,12 @@ impl Engine {
                 (actual != should).then(|| format!("{id} is {actual}, should be {should}"))
             })
         };
-        gone.or_else(wrong).unwrap_or_else(|| format!("what {name} requires has failed"))
+        let vacant = || {
+            let state = self.head.vacant_in(name)?;
+            Some(format!("nobody has got the place of a host that was forgotten: it was {state}"))
+        };
+        let why = gone.or_else(vacant).or_else(wrong);
+        why.unwrap_or_else(|| format!("what {name} requires has failed"))
     }
 
     /// Repair goes first: what is not decided yet, and stands in its way, is aborted.

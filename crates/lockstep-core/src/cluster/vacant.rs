@@ -13,6 +13,11 @@ impl Cluster {
         self.vacant.get(group).map_or(0, |states| states.iter().filter(|vacant| *vacant == state).count())
     }
 
+    /// The state of a vacant place, if a group has one.
+    pub fn vacant_in(&self, group: &GroupName) -> Option<&StateName> {
+        self.vacant.get(group)?.first()
+    }
+
     /// The places of a host's members are vacant from here on. With the last member of a group they are gone: whoever joins
     /// it then begins anew.
     pub(super) fn vacate(&mut self, host: &HostName) {
@@ -42,18 +47,37 @@ impl Cluster {
         }
     }
 
-    /// A transition has moved groups: a repair has filled places, and whoever asked for anything else has said who is to be
-    /// where. One that is undone or aborted has changed nothing.
+    /// A transition has moved groups. Whoever asked for a whole group has said who is to be where; a repair, and whoever
+    /// named a member, have filled the places that members have got. What else moves says nothing of them. One that is
+    /// undone or aborted has changed nothing.
     pub(super) fn occupy_by(&mut self, targets: &[Target], plan: &Plan, outcome: Outcome) {
         match outcome {
             Outcome::Aborted | Outcome::Undone => return,
             Outcome::Committed | Outcome::Degraded => {}
         }
+        let spec = self.spec.clone();
+        let has = |name: &GroupName, group: &GroupName| {
+            spec.leaves(name).is_some_and(|leaves| leaves.contains(&group))
+        };
         for (id, before) in &plan.goals_before {
-            let is_repaired =
-                targets.iter().any(|target| matches!(target, Target::Repair(group) if *group == id.group));
-            if !is_repaired {
+            let is_whole = targets.iter().any(|target| match target {
+                Target::Group(name, _) | Target::Up(name) | Target::Down(name) => has(name, &id.group),
+                Target::Member(..) | Target::Setting(..) | Target::Drain(_) | Target::Repair(_) => false,
+            });
+            if is_whole {
                 self.vacant.remove(&id.group);
+                continue;
+            }
+            let is_meant = targets.iter().any(|target| match target {
+                Target::Member(member, _) => member == id,
+                Target::Repair(name) => has(name, &id.group),
+                Target::Group(..)
+                | Target::Up(_)
+                | Target::Down(_)
+                | Target::Setting(..)
+                | Target::Drain(_) => false,
+            });
+            if !is_meant {
                 continue;
             }
             let before = plan.returns_before.get(id).or(before.as_ref());
