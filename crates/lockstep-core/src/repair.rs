@@ -438,7 +438,7 @@ impl Engine {
             })
         };
         let vacant = || {
-            let state = self.head.vacant_in(name)?;
+            let state = self.head.vacant_in(name).first()?;
             Some(format!("nobody has got the place of a host that was forgotten: it was {state}"))
         };
         let why = gone.or_else(vacant).or_else(wrong);

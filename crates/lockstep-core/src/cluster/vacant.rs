@@ -10,12 +10,12 @@ use crate::request::Target;
 impl Cluster {
     /// How many places of a state nobody is to take, since the hosts are gone whose they were.
     pub fn vacant(&self, group: &GroupName, state: &StateName) -> usize {
-        self.vacant.get(group).map_or(0, |states| states.iter().filter(|vacant| *vacant == state).count())
+        self.vacant_in(group).iter().filter(|vacant| *vacant == state).count()
     }
 
-    /// The state of a vacant place, if a group has one.
-    pub fn vacant_in(&self, group: &GroupName) -> Option<&StateName> {
-        self.vacant.get(group)?.first()
+    /// The states of a group's vacant places, each as often as there are some.
+    pub fn vacant_in(&self, group: &GroupName) -> &[StateName] {
+        self.vacant.get(group).map_or(&[], Vec::as_slice)
     }
 
     /// The places of a host's members are vacant from here on. With the last member of a group they are gone: whoever joins

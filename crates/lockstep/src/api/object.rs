@@ -130,6 +130,9 @@ pub struct Group {
     /// Why it is not being repaired, although it has to be.
     #[serde(default)]
     pub waits: Option<Waits>,
+    /// The states that hosts had which were forgotten since, and that nobody has got in their place.
+    #[serde(default)]
+    pub vacant: Vec<String>,
 }
 
 /// What keeps a group from being repaired.
@@ -219,6 +222,7 @@ impl Group {
                 Recover::Lease => "lease".to_owned(),
             },
             waits: view.waits.get(name).map(|rejection| Waits::of(cluster, rejection)),
+            vacant: strings(cluster.vacant_in(name)),
         }
     }
 

@@ -231,9 +231,19 @@ fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) 
         if count < min && !is_down {
             let what = if group.serving.contains(state) { "does not serve: " } else { "is short: " };
             let problem = format!("{name} {what}{count} {state}, at least {min} must be");
+            let up = required.bring_up(name, &format!("{name}=up"));
+            // A repair goes by what members should be. Where nobody should, nobody waits for it.
+            let is_missed = |member: &&Member| {
+                member.goal.as_ref() == Some(state) && member.actual.as_ref() != Some(state)
+            };
             let run = match &group.waits {
                 Some(_) => Err("it is repaired once it waits no more".to_owned()),
-                None => by_itself(group, required.bring_up(name, &format!("{name}=up"))),
+                None if group.vacant.contains(state)
+                    || members.iter().copied().any(|member| is_missed(&member)) =>
+                {
+                    by_itself(group, up)
+                }
+                None => up,
             };
             findings.push(Finding::mended_by(problem, run));
         }
@@ -427,6 +437,15 @@ mod tests {
              app@h1 is offline, should be online\n  \
              wait: it is repaired by itself; if it stays so: lockstep run app@h1=online\n"
         );
+    }
+
+    #[test]
+    fn what_nobody_should_be_is_not_repaired_by_itself() {
+        let adopted =
+            json!([{"goal": null, "actual": "offline"}, {"host": "h2", "goal": null, "actual": "offline"}]);
+        let said = told_of("lease", "alive", adopted);
+        assert!(said.contains("at least 1 must be\n  lockstep run app=up\n"), "{said}");
+        assert!(!said.contains("by itself"), "{said}");
     }
 
     #[test]
