@@ -45,6 +45,9 @@ pub(crate) const TROUBLES: usize = 6;
 pub(crate) const COPY: &str = "-copy";
 /// So many calls of so many that move software hang on a host that has all the trouble.
 const STRUCK_HANGS: (u32, u32) = (3, 4);
+/// So long a stop takes that hangs there, in milliseconds: longer than a lease, and no longer than a hold may wait for it to
+/// be released. What is stopped as its agent starts has no other end than its handler's time.
+const STRUCK_STOP_MS: u64 = 8000;
 /// For how long it has, in milliseconds, and how often operators ask meanwhile.
 const PILE_UP_MS: u64 = 15_000;
 const PILE_UP_ASKS_MS: u64 = 400;
@@ -589,7 +592,8 @@ impl Sim {
         if is_move && self.struck.as_ref() == Some(agent) && self.hangs() {
             self.tally.struck("handler-hangs");
             self.tally.bit("handler-hangs");
-            return Script { takes_ms: u64::MAX, has_effect: self.rng.random_ratio(1, 2), ..well };
+            let takes_ms = if phase == Phase::Stop { STRUCK_STOP_MS } else { u64::MAX };
+            return Script { takes_ms, has_effect: self.rng.random_ratio(1, 2), ..well };
         }
         if phase == Phase::Fence && self.faults.strikes(Fault::FenceFails, &mut self.rng) {
             self.tally.struck(Fault::FenceFails.as_str());
