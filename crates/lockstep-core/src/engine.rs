@@ -14,13 +14,11 @@ mod session;
 
 use self::host::Away;
 pub use self::host::{AWAY_MS, LABELS_MAX};
-use self::session::Session;
+use self::session::{Ahead, Session};
 use crate::cluster::Cluster;
 use crate::freeze::FreezeEnd;
 use crate::held_back::HeldBack;
-use crate::id::{
-    ClusterId, GroupName, HostName, Index, MemberId, Reign, RunId, StateName, Token, TransitionId,
-};
+use crate::id::{ClusterId, GroupName, HostName, Index, MemberId, RunId, StateName, TransitionId};
 use crate::lease::Heard;
 use crate::message::{Call, ContextMember, Decision, Done, Order, Phase, Report};
 use crate::mutant::{self, Mutant};
@@ -306,15 +304,6 @@ struct Unconfirmed {
     renewals: BTreeMap<SessionId, Renewal>,
     /// To operators, each of whom waits for one.
     replies: Vec<(ReplyId, Result<Accepted, Rejection>)>,
-}
-
-/// What a host has shown of a later server.
-#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
-pub(crate) struct Ahead {
-    pub(crate) token: Token,
-    pub(crate) reign: Reign,
-    /// Its groups.
-    pub(crate) groups: BTreeSet<GroupName>,
 }
 
 /// For which transition, group and revision, and what.

@@ -1,8 +1,8 @@
 //! Connections with agents: who is let in, what hosts are told of their members, and what they know by now.
 
-use super::{Ahead, Engine, Event, Output, SessionId};
+use super::{Engine, Event, Output, SessionId};
 use crate::cluster::Host;
-use crate::id::{GroupName, HostName, Index, RunId, TransitionId};
+use crate::id::{GroupName, HostName, Index, Reign, RunId, Token, TransitionId};
 use crate::lease::Heard;
 use crate::message::{Assignment, Hello, Order, PROTOCOL};
 use crate::plan::Plan;
@@ -33,6 +33,15 @@ pub(crate) struct Session {
     pub(crate) waits_for: BTreeSet<TransitionId>,
     /// Whether its host has a handler that makes sure that another host has stopped.
     pub(crate) fences: bool,
+}
+
+/// What a host has shown of a later server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(crate) struct Ahead {
+    pub(crate) token: Token,
+    pub(crate) reign: Reign,
+    /// Its groups.
+    pub(crate) groups: BTreeSet<GroupName>,
 }
 
 impl Engine {

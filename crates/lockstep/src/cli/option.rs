@@ -21,8 +21,13 @@ pub struct ServerOptions {
     /// Address to listen on; port 0 takes any free one
     #[arg(long, value_name = "ADDR:PORT", default_value = LISTEN_DEFAULT)]
     pub listen: SocketAddr,
-    /// Keep the journal in etcd: etcd://HOST:PORT[,HOST:PORT...][/PREFIX]; without PREFIX under /lockstep/
-    #[arg(long, value_name = "URL", requires = "name")]
+    /// Where the journal is kept in etcd. Its help is no documentation: rustdoc would take the brackets for links.
+    #[arg(
+        long,
+        value_name = "URL",
+        requires = "name",
+        help = "Keep the journal in etcd: etcd://HOST:PORT[,HOST:PORT...][/PREFIX]; without PREFIX under /lockstep/"
+    )]
     pub store: Option<String>,
     /// How etcd is reached
     #[command(flatten)]
