@@ -592,8 +592,14 @@ impl Sim {
         if is_move && self.struck.as_ref() == Some(agent) && self.hangs() {
             self.tally.struck("handler-hangs");
             self.tally.bit("handler-hangs");
-            let takes_ms = if phase == Phase::Stop { STRUCK_STOP_MS } else { u64::MAX };
-            return Script { takes_ms, has_effect: self.rng.random_ratio(1, 2), ..well };
+            let has_effect = self.rng.random_ratio(1, 2);
+            // A stop ends, and one that says yes has stopped it.
+            let stop = Script { takes_ms: STRUCK_STOP_MS, ..well.clone() };
+            return if phase == Phase::Stop {
+                stop
+            } else {
+                Script { takes_ms: u64::MAX, has_effect, ..well }
+            };
         }
         if phase == Phase::Fence && self.faults.strikes(Fault::FenceFails, &mut self.rng) {
             self.tally.struck(Fault::FenceFails.as_str());

@@ -392,13 +392,16 @@ async fn the_loss_of_a_guard_is_noticed_and_one_that_is_told_late_kills_at_once(
     tokio::time::timeout(Duration::from_millis(LATE_MS), guard.lost()).await.expect("nobody had to ask");
     // It may have the id of one that has ended meanwhile.
     let stranger = software(data.path());
-    let taken = loop {
-        match guard.watch(at, until, db(&[db_a.pid(), stranger.pid()]), true).await {
-            // The one that was killed may not be gone for its connections yet; its agent tells it again, too.
-            Err(NotGuarded::Absent(_)) => {}
-            taken => break taken.unwrap(),
+    let told = async {
+        loop {
+            match guard.watch(at, until, db(&[db_a.pid(), stranger.pid()]), true).await {
+                // The one that was killed may not be gone for its connections yet; its agent tells it again, too.
+                Err(NotGuarded::Absent(_)) => {}
+                taken => break taken.unwrap(),
+            }
         }
     };
+    let taken = tokio::time::timeout(Duration::from_millis(LATE_MS), told).await.expect("another one stands");
     assert_eq!(taken.unknown, db(&[stranger.pid()]));
     end_of(db_a.pid());
     wait_for("the guard to have acted", || said(data.path()).contains("the lease is over"));

@@ -60,29 +60,24 @@ impl Cluster {
             spec.leaves(name).is_some_and(|leaves| leaves.contains(&group))
         };
         for (id, before) in &plan.goals_before {
-            let is_whole = targets.iter().any(|target| match target {
-                Target::Group(name, _) | Target::Up(name) | Target::Down(name) => has(name, &id.group),
-                Target::Member(..) | Target::Setting(..) | Target::Drain(_) | Target::Repair(_) => false,
-            });
+            let (mut is_whole, mut is_meant) = (false, false);
+            for target in targets {
+                match target {
+                    Target::Group(name, _) | Target::Up(name) | Target::Down(name) => {
+                        is_whole |= has(name, &id.group);
+                    }
+                    Target::Repair(name) => is_meant |= has(name, &id.group),
+                    Target::Member(member, _) => is_meant |= member == id,
+                    Target::Setting(..) | Target::Drain(_) => {}
+                }
+            }
             if is_whole {
                 self.vacant.remove(&id.group);
                 continue;
             }
-            let is_meant = targets.iter().any(|target| match target {
-                Target::Member(member, _) => member == id,
-                Target::Repair(name) => has(name, &id.group),
-                Target::Group(..)
-                | Target::Up(_)
-                | Target::Down(_)
-                | Target::Setting(..)
-                | Target::Drain(_) => false,
-            });
-            if !is_meant {
-                continue;
-            }
             let before = plan.returns_before.get(id).or(before.as_ref());
             let now = self.members.get(id).and_then(|member| member.should_be()).cloned();
-            if let Some(state) = now.filter(|now| Some(now) != before) {
+            if let Some(state) = now.filter(|now| is_meant && Some(now) != before) {
                 self.occupy(&id.group, &state);
             }
         }

@@ -127,9 +127,9 @@ impl Planner<'_> {
         // One that is where it should be, and whose goal was another, has nothing to do: if nobody answers there, nobody
         // is asked.
         let answers = |id: &&MemberId| self.cluster.hosts[&id.host].is_reachable();
-        // Nor one that stays where it is, and comes back later: what it says of itself now is in nobody's way.
-        let comes_later = |id: &&MemberId| self.goals_only.contains_key(*id);
-        let actors = plan.goals.keys().filter(answers).filter(|id| !comes_later(id));
+        // Nor one that stays where it is, and only gets another goal: what it says of itself now is in nobody's way.
+        let stays = |id: &&MemberId| self.goals_only.contains_key(*id);
+        let actors = plan.goals.keys().filter(answers).filter(|id| !stays(id));
         let actors: BTreeSet<MemberId> = actors.cloned().collect();
         let mut roles: BTreeSet<Participant> = BTreeSet::new();
         let mut add = |member: &MemberId, role| roles.insert(Participant { member: member.clone(), role });

@@ -178,15 +178,11 @@ impl<'a> Planner<'a> {
         let mut candidates: Vec<&MemberId> = free.iter().filter(is_candidate).collect();
         if candidates.is_empty() {
             let message = format!("nobody can be {state} in {name} in place of those that are gone");
-            let drained = self.cluster.members_of(name).map(|id| &id.host);
-            let drained =
-                drained.filter(|host| self.cluster.hosts[*host].is_drained).collect::<BTreeSet<_>>();
-            let help = match drained.first() {
-                Some(host) => {
-                    format!("bring a host of the group back, or add one; or lockstep undrain {host}")
-                }
-                None => "bring a host of the group back, or add one".to_owned(),
-            };
+            let mut help = "bring a host of the group back, or add one".to_owned();
+            let mut hosts = self.cluster.members_of(name).map(|id| &id.host);
+            if let Some(host) = hosts.find(|host| self.is_drained(host)) {
+                help.push_str(&format!("; or lockstep undrain {host}"));
+            }
             return Err(Rejection::new(Code::NoCandidate, message, help));
         }
         candidates.sort_by_key(|id| (Reverse(place(id)), Reverse(self.score(id)), (*id).clone()));

@@ -1,5 +1,5 @@
 //! Once the faults have ended, every group that repairs itself and whose goals make it serve does serve, or the server
-//! says for whom it waits. Its goals are those of hosts that are forgotten too, until somebody asks for anything else of it.
+//! says for whom it waits. Its goals are those of hosts that are forgotten too, until somebody asks for the whole group.
 
 use super::{Invariant, Verdict};
 use lockstep_core::cluster::Cluster;
@@ -33,17 +33,22 @@ impl GroupsAreRepaired {
         self.owners.retain(|id, _| id.host != *host);
     }
 
-    /// Who has asked for anything but a repair has said who is to be where.
+    /// Who has asked for a whole group has said who is to be where.
     fn moved(&mut self, cluster: &Cluster, id: TransitionId) {
         let known = cluster.transitions.get(&id);
         let Some((plan, request)) = known.and_then(|known| Some((known.plan.as_ref()?, &known.request))) else {
             return self.orphaned.clear();
         };
-        let is_repaired = |group: &GroupName| {
-            request.targets.iter().any(|target| matches!(target, Target::Repair(known) if known == group))
+        let is_asked_for = |group: &GroupName| {
+            request.targets.iter().any(|target| match target {
+                Target::Group(name, _) | Target::Up(name) | Target::Down(name) => {
+                    cluster.spec.leaves(name).is_some_and(|leaves| leaves.contains(&group))
+                }
+                Target::Member(..) | Target::Setting(..) | Target::Drain(_) | Target::Repair(_) => false,
+            })
         };
         self.orphaned.retain(|group, _| {
-            is_repaired(group) || !plan.goals_before.keys().any(|member| member.group == *group)
+            !is_asked_for(group) || !plan.goals_before.keys().any(|member| member.group == *group)
         });
     }
 

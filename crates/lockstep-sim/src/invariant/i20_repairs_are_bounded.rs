@@ -24,14 +24,15 @@ const IN_VAIN_MAX: u32 = 12;
 pub(crate) struct RepairsAreBounded {
     /// How often each host was lost in this reign, and when last.
     losses: BTreeMap<HostName, (u32, Time)>,
-    /// The repairs that servers have asked for by themselves, and when.
-    repairs: BTreeMap<TransitionId, Time>,
+    /// The repairs that servers have asked for by themselves.
+    repairs: BTreeSet<TransitionId>,
     /// How often each group was to be repaired since something else happened.
     in_vain: BTreeMap<GroupName, u32>,
 }
 
 impl RepairsAreBounded {
-    fn check(&self, world: &World, id: TransitionId, asked: Time, plan: &Plan) -> Verdict {
+    /// A repair begins. When it was asked for says nothing: it may have been planned anew since, with other members.
+    fn check(&self, world: &World, id: TransitionId, plan: &Plan) -> Verdict {
         let Some(server) = world.server() else { return Ok(()) };
         let cluster = server.acknowledged();
         let mut seen = BTreeSet::new();
@@ -40,12 +41,11 @@ impl RepairsAreBounded {
             let Some(group) = cluster.spec.groups.get(&member.group) else { continue };
             let rises = group.lifecycle.rank(&step.to) > group.lifecycle.rank(&step.from);
             let (count, last) = self.losses.get(&member.host).copied().unwrap_or_default();
-            // It was planned anew since, and had to stand once more.
-            let at = if last > asked { world.now() } else { asked };
+            let lost_ms = world.now().since(last);
             let stands_ms = cluster.lease_ms().saturating_mul((1 << count.saturating_sub(1).min(16)) - 1);
-            if rises && at.since(last) + SLACK_MS < stands_ms.min(PAUSE_MS_MAX) {
-                let (host, ms) = (&member.host, at.since(last));
-                return Err(format!("{id} moves {member}, and {host} was lost {count} times, {ms} ms ago"));
+            if rises && lost_ms + SLACK_MS < stands_ms.min(PAUSE_MS_MAX) {
+                let host = &member.host;
+                return Err(format!("{id} moves {member}, and {host} was lost {count} times, {lost_ms} ms ago"));
             }
             let is_in_place = plan.goals_before.get(member).and_then(Option::as_ref) == Some(&step.from);
             let may_fall = cluster.relations.required_by(&member.group).next().is_some();
@@ -64,7 +64,7 @@ impl Invariant for RepairsAreBounded {
         let Happened::Recorded { index, record } = what else { return Ok(()) };
         match &record.body {
             Body::Request { request } if request.is_automatic => {
-                self.repairs.insert(TransitionId(index.0), world.now());
+                self.repairs.insert(TransitionId(index.0));
                 if let Some(Target::Repair(group)) = request.targets.first() {
                     let count = self.in_vain.entry(group.clone()).or_default();
                     *count += 1;
@@ -74,13 +74,13 @@ impl Invariant for RepairsAreBounded {
                 }
             }
             Body::Begin { transition, plan } => {
-                if let Some(asked) = self.repairs.get(transition) {
-                    self.check(world, *transition, *asked, plan)?;
+                if self.repairs.contains(transition) {
+                    self.check(world, *transition, plan)?;
                 } else {
                     self.in_vain.clear();
                 }
             }
-            Body::Outcome { transition, .. } => drop(self.repairs.remove(transition)),
+            Body::Outcome { transition, .. } => _ = self.repairs.remove(transition),
             Body::Host { host, change } => {
                 self.in_vain.clear();
                 // One that comes under the name of a forgotten one is another.

@@ -21,10 +21,6 @@ use tokio::sync::{mpsc, oneshot, watch};
 /// The most commands that wait for the engine; more are answered `busy`.
 pub const COMMANDS_MAX: usize = 10_000;
 
-/// How long a store may be silent before that is shown. Too low: each new leader of etcd's is. Too high: whoever looks
-/// why nothing moves is told nothing.
-const UNREMARKABLE: Duration = Duration::from_secs(2);
-
 /// What a server is to the cluster at the moment.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub enum Role {
@@ -221,7 +217,7 @@ impl Handle {
 
     /// What the store says instead of answering, if that is more than a moment's matter.
     pub fn waits_for(&self) -> Option<String> {
-        self.waits_for_since(UNREMARKABLE)
+        self.waits_for_since(Silence::UNREMARKABLE)
     }
 
     fn waits_for_since(&self, least: Duration) -> Option<String> {

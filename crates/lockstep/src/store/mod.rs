@@ -64,6 +64,12 @@ pub struct Silence {
     pub why: String,
 }
 
+impl Silence {
+    /// How long it may last before people are told. Too low: each new leader of etcd's is news. Too high: whoever starts a
+    /// server with a wrong address, or looks why nothing moves, wonders.
+    pub const UNREMARKABLE: Duration = Duration::from_secs(2);
+}
+
 /// The server that reigns.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Leader {

@@ -7,9 +7,6 @@ use std::time::{Duration, Instant};
 use tokio::sync::watch;
 use tracing::{info, warn};
 
-/// How long etcd may be silent before that is said. Too low: each new leader of etcd's is news. Too high: whoever starts
-/// a server with a wrong address wonders.
-const UNREMARKABLE: Duration = Duration::from_secs(2);
 /// How often it is said again. Too low: a night of it fills a log. Too high: its last lines do not show it.
 const AGAIN: Duration = Duration::from_secs(60);
 
@@ -62,7 +59,7 @@ impl Answering {
         });
         let time = now.duration_since(since);
         let mut told = self.lock_told();
-        let is_due = told.map_or(time >= UNREMARKABLE, |told| now.duration_since(told) >= AGAIN);
+        let is_due = told.map_or(time >= Silence::UNREMARKABLE, |told| now.duration_since(told) >= AGAIN);
         if !is_due {
             return None;
         }
