@@ -234,12 +234,12 @@ pub enum Accepted {
     Aborted,
     /// The host is as it was asked to be from this revision on.
     Host(Index),
-    /// So many hosts go by the longer lease, and so many have not been heard of.
+    /// So many hosts go by the longer lease, and these have not been heard of.
     Away {
         /// Those that do.
         told: usize,
         /// Those that may not.
-        missing: usize,
+        missing: BTreeSet<HostName>,
     },
     /// What is frozen is as it was asked to be from this revision on.
     Freezes(Index),

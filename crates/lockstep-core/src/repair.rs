@@ -61,13 +61,18 @@ struct Repaired {
 }
 
 impl Repaired {
-    /// Nothing is tried again before then: software that ends again as soon as it is started would be started for ever.
-    fn pause_until(self) -> Time {
+    /// For so many milliseconds nothing is tried again: software that ends again as soon as it is started would be
+    /// started for ever.
+    fn pause_ms(self) -> u64 {
         if mutant::is(Mutant::RepairUnpaused) {
-            return self.at;
+            return 0;
         }
         let again = self.count - u32::from(!self.has_failed);
-        self.at.plus(again.checked_sub(1).map_or(0, |before| pause_ms(PAUSE_MS, before)))
+        again.checked_sub(1).map_or(0, |before| pause_ms(PAUSE_MS, before))
+    }
+
+    fn pause_until(self) -> Time {
+        self.at.plus(self.pause_ms())
     }
 }
 
@@ -211,15 +216,18 @@ impl Engine {
         }
     }
 
+    /// How long a host that was lost so many times lately has to stand, in milliseconds from the last time on.
+    fn stands_ms(&self, losses: u32) -> u64 {
+        self.lease_ms().saturating_mul((1 << (losses - 1).min(16)) - 1).min(PAUSE_MS.1)
+    }
+
     /// From when on a host that was lost lately is taken for steady.
     fn steady_at(&self, host: &HostName) -> Time {
-        let Some((count, last)) = self.recovery.losses.get(host) else { return Time(0) };
+        let Some(&(losses, last)) = self.recovery.losses.get(host) else { return Time(0) };
         if mutant::is(Mutant::FlappingUndamped) {
             return Time(0);
         }
-        let lease_ms = self.lease_ms();
-        let stands_ms = lease_ms.saturating_mul((1 << (count - 1).min(16)) - 1).min(PAUSE_MS.1);
-        last.plus(stands_ms)
+        last.plus(self.stands_ms(losses))
     }
 
     /// A member of a host that has come back says where it is. It leaves at once, downwards, what its goal or a limit
@@ -307,7 +315,7 @@ impl Engine {
             }
             if let Err(rejection) = self.repair_group(&name) {
                 self.seek_evidence(&name);
-                waits.insert(name.clone(), rejection);
+                waits.insert(name.clone(), self.with_fencing(rejection));
             }
         }
         if waits != self.recovery.waits {
@@ -399,21 +407,32 @@ impl Engine {
         // Whose place is given to another has a new goal and no step: nobody waits for it to stand.
         let hosts = plan.steps.iter().map(|step| &step.member.host);
         let flaps = hosts.map(|host| (self.steady_at(host), host)).max();
-        let steady = flaps.map(|(steady, _)| steady);
-        let pause = self.recovery.repaired.get(name).map(|repaired| repaired.pause_until());
-        let Some(until) = steady.max(pause).filter(|until| *until > self.now.time) else { return Ok(()) };
+        let paused = self.recovery.repaired.get(name).map(|repaired| (repaired.pause_until(), *repaired));
+        let is_to_come = |until: Time| until > self.now.time;
+        let (until, rejection) = match (flaps, paused) {
+            (Some((steady, host)), _)
+                if is_to_come(steady) && paused.is_none_or(|(pause, _)| pause < steady) =>
+            {
+                let (losses, _) = self.recovery.losses[host];
+                let stands = seconds(self.stands_ms(losses));
+                let message = format!(
+                    "host {host} comes and goes: it was lost {losses} times lately, and nothing is moved onto it until \
+                     {stands} after the last"
+                );
+                let help =
+                    "wait: it is tried again by itself; see why it is lost: its agent's log, `lockstep events`";
+                (steady, Rejection::new(Code::Busy, message, help))
+            }
+            (_, Some((pause, repaired))) if is_to_come(pause) => {
+                let (count, after) = (repaired.count, seconds(repaired.pause_ms()));
+                let message =
+                    format!("it was repaired lately ({count} in a row), and is tried again {after} after the last time");
+                (pause, Rejection::new(Code::Busy, message, "see why: `lockstep transition list`"))
+            }
+            _ => return Ok(()),
+        };
         self.look_again(until);
-        Err(match flaps {
-            Some((steady, host)) if Some(steady) > pause => {
-                let message = format!("host {host} comes and goes, and has to stand for a while first");
-                let help = "see what is wrong with its network: `lockstep host list`";
-                Rejection::new(Code::Busy, message, help).because_of(host)
-            }
-            Some(_) | None => {
-                let message = "it was repaired lately, and is tried again after a pause";
-                Rejection::new(Code::Busy, message, "see why: `lockstep transition list`")
-            }
-        })
+        Err(rejection)
     }
 
     /// Why a group is repaired, in words: the first of its members that is not where it should be, and how that is known.
@@ -479,6 +498,11 @@ impl Engine {
         self.recovery.repaired.insert(name, repaired);
         self.look_again(repaired.pause_until().max(at.plus(1)));
     }
+}
+
+/// `6 s`: at least that long.
+fn seconds(ms: u64) -> String {
+    format!("{} s", ms.div_ceil(1000))
 }
 
 /// The group that a request of Lockstep's own repairs.

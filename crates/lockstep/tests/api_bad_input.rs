@@ -22,7 +22,7 @@ use lockstep_core::request::{Code, Rejection, Request};
 use lockstep_core::spec::SpecFile;
 use lockstep_core::time::WallTime;
 use serde_json::{Value, json};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
@@ -109,7 +109,7 @@ impl Engine {
                 let _ = reply.send(Ok(index));
             }
             Command::Away { reply, .. } => {
-                let _ = reply.send(Ok((0, 0)));
+                let _ = reply.send(Ok((0, BTreeSet::new())));
             }
             Command::Freeze { groups, end: _, reason, principal, reply } => {
                 let index = self.add(RecordBody::Freeze { groups, until: None, reason, principal });

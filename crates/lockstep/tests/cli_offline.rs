@@ -553,6 +553,25 @@ fn what_is_lost_counts_where_it_may_be_and_cannot_be_moved() {
 }
 
 #[test]
+fn a_place_that_another_gets_is_in_the_plan() {
+    let state = serde_json::json!({
+        "hosts": [{"name": "pg-a", "labels": {"role": "db"}}, {"name": "pg-b", "labels": {"role": "db"}}],
+        "members": [
+            {"group": "db", "host": "pg-a", "state": "offline", "goal": "primary"},
+            {"group": "db", "host": "pg-b", "state": "standby"},
+        ],
+    });
+    let cluster = format!("cluster = \"shop\"\n{SHOP}");
+    check(&plan_files(cluster.as_bytes(), state.to_string().as_bytes(), &["db@pg-b=primary"]), &expect![[r#"
+        exit 0
+        plan 36c2e2b8  db: pg-a stays and is to be standby, pg-b standby -> primary   tells: db (1)
+
+        STEP  MEMBER   MOVE                AFTER
+        0     db@pg-b  standby -> primary
+    "#]]);
+}
+
+#[test]
 fn targets_that_name_nothing() {
     for (target, expected) in [
         (

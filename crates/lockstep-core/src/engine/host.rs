@@ -260,9 +260,8 @@ impl Engine {
 
     pub(super) fn answer_away(&mut self) {
         let Some(away) = &mut self.away else { return };
-        let missing = away.missing.len();
         if let Some(reply) = away.reply.take() {
-            let told = away.asked - missing;
+            let (told, missing) = (away.asked - away.missing.len(), away.missing.clone());
             self.reply(reply, Ok(Accepted::Away { told, missing }));
         }
     }

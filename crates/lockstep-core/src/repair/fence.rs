@@ -1,6 +1,6 @@
 //! Fencing: a whole host is made sure to have stopped, by a fence handler on another host or by a person.
 
-use super::PAUSE_MS;
+use super::{PAUSE_MS, seconds};
 use crate::engine::{Accepted, Engine, Event, ReplyId};
 use crate::id::{HostName, MemberId};
 use crate::message::{Call, Done, Order, Phase};
@@ -9,7 +9,7 @@ use crate::record::{Body, Evidence, HostChange, Liveness};
 use crate::request::{Code, Rejection};
 use crate::time::{Time, pause_ms};
 use crate::vote::Answer;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// How long a fence handler may take, in milliseconds: a power switch answers within seconds.
 const FENCE_MS: u64 = 60_000;
@@ -21,8 +21,10 @@ pub(super) struct Fencing {
     member: MemberId,
     /// Where the handler runs; none: nobody offers one that has not been tried.
     on: Option<HostName>,
-    /// The hosts whose handlers have failed.
+    /// The hosts whose handlers have failed, in this round.
     tried: BTreeSet<HostName>,
+    /// What each of them has said last.
+    said: BTreeMap<HostName, String>,
     /// The number of the call there.
     attempt: u32,
     /// How often all of them have failed.
@@ -33,6 +35,14 @@ pub(super) struct Fencing {
     /// When it is given up there, or tried again.
     pub(super) due: Time,
     pub(super) reply: Option<ReplyId>,
+}
+
+impl Fencing {
+    /// What those have said that could not do it.
+    fn answers(&self) -> String {
+        let said = self.said.iter().map(|(on, reason)| format!("{on} says: {reason}"));
+        said.collect::<Vec<_>>().join("; ")
+    }
 }
 
 impl Engine {
@@ -97,8 +107,8 @@ impl Engine {
         if self.recovery.fences.contains_key(host) {
             return;
         }
-        let (on, tried, due) = (None, BTreeSet::new(), self.now.time);
-        let fencing = Fencing { member, on, tried, attempt: 0, rounds: 0, is_back: false, due, reply };
+        let (on, tried, said, due) = (None, BTreeSet::new(), BTreeMap::new(), self.now.time);
+        let fencing = Fencing { member, on, tried, said, attempt: 0, rounds: 0, is_back: false, due, reply };
         self.recovery.fences.insert(host.clone(), fencing);
         self.fence_next(host);
     }
@@ -110,13 +120,12 @@ impl Engine {
         fencing.on = self.fencer(host, &fencing.tried);
         let Some(on) = fencing.on.clone() else {
             if let Some(reply) = fencing.reply.take() {
-                let message = format!("nobody could make sure that host {host} has stopped");
-                let help = format!(
-                    "the server's log has what each said that tried; make sure yourself and say so: lockstep fence {host} --confirm --reason TEXT"
-                );
-                self.reply(reply, Err(Rejection::new(Code::NoCandidate, message, help)));
+                let said = fencing.answers();
+                let message = format!("nobody could make sure that host {host} has stopped: {said}");
+                let help =
+                    format!("make sure yourself and say so: lockstep fence {host} --confirm --reason TEXT");
                 // A repair may have waited for it before somebody asked.
-                return self.stir_recovery();
+                return self.reply(reply, Err(Rejection::new(Code::NoCandidate, message, help)));
             }
             fencing.tried.clear();
             fencing.due = now.plus(pause_ms(PAUSE_MS, fencing.rounds));
@@ -145,10 +154,33 @@ impl Engine {
         let now = self.now.time;
         let due = self.recovery.fences.iter().filter(|(_, fencing)| fencing.due <= now);
         for host in due.map(|(host, _)| host.clone()).collect::<Vec<_>>() {
-            let fencing = self.recovery.fences.get_mut(&host).expect("it was just seen");
-            fencing.tried.extend(fencing.on.take());
-            self.fence_next(&host);
+            self.fence_failed(&host, &format!("no answer in {}", seconds(FENCE_MS)));
         }
+    }
+
+    /// The handler that was called has failed, if one was: it is the next one's turn.
+    fn fence_failed(&mut self, host: &HostName, reason: &str) {
+        let fencing = self.recovery.fences.get_mut(host).expect("it is being fenced");
+        if let Some(on) = fencing.on.take() {
+            let message = format!("host {host} could not be fenced from {on}: {reason}");
+            fencing.said.insert(on.clone(), reason.to_owned());
+            fencing.tried.insert(on);
+            self.event(Event::Warning(message));
+            self.stir_recovery();
+        }
+        self.fence_next(host);
+    }
+
+    /// What keeps a group from being repaired, with what has come of fencing the host that is in the way.
+    pub(super) fn with_fencing(&self, rejection: Rejection) -> Rejection {
+        let fencing = rejection.host.as_ref().and_then(|host| self.recovery.fences.get(host));
+        let Some(fencing) = fencing.filter(|fencing| !fencing.is_back) else { return rejection };
+        let so_far = match (&fencing.on, fencing.said.is_empty()) {
+            (_, false) => format!("fencing it has failed, and is tried again: {}", fencing.answers()),
+            (Some(on), true) => format!("it is being fenced from {on}"),
+            (None, true) => return rejection,
+        };
+        Rejection { message: format!("{}; {so_far}", rejection.message), ..rejection }
     }
 
     /// A fence handler has ended, on that host.
@@ -159,11 +191,7 @@ impl Engine {
             return;
         }
         if done.answer != Answer::Yes && !mutant::is(Mutant::FencePresumed) {
-            let reason = done.reason.as_deref().unwrap_or("no reason given");
-            self.event(Event::Warning(format!("host {host} could not be fenced from {on}: {reason}")));
-            let fencing = self.recovery.fences.get_mut(host).expect("it was just seen");
-            fencing.tried.extend(fencing.on.take());
-            return self.fence_next(host);
+            return self.fence_failed(host, done.reason.as_deref().unwrap_or("no reason given"));
         }
         if fencing.is_back {
             self.answer_fencing(host);

@@ -125,7 +125,7 @@ impl Happened {
                 Ok(Accepted::Spec(index)) => format!("spec in force from {index}"),
                 Ok(Accepted::Freezes(index)) => format!("freezes as asked from {index}"),
                 Ok(Accepted::Host(index)) => format!("host changed at {index}"),
-                Ok(Accepted::Away { told, missing }) => format!("{told} hosts told, {missing} not"),
+                Ok(Accepted::Away { told, missing }) => format!("{told} hosts told, not {missing:?}"),
                 Ok(Accepted::Aborted) => "aborted".to_owned(),
                 Err(Rejection { code, message, .. }) => format!("rejected {code}: {message}"),
             },

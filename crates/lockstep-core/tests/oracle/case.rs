@@ -518,13 +518,13 @@ fn member(dice: &mut Dice, states: &[StateName], at: usize) -> MemberCase {
     match dice.below(90) {
         0 => member.first = None,
         1 => member.later = Some(None),
-        2 | 3 => member.later = Some(Some(dice.pick(states).clone())),
-        4 => {
+        2..=7 => member.later = Some(Some(dice.pick(states).clone())),
+        8 => {
             let to = states[(at + 1) % states.len()].clone();
             member.doubt = Some((states[at].clone(), to));
         }
-        5 => drop(member.published.provides.insert(name("sql"))),
-        6 => drop(member.published.consumes.insert(name("cache"))),
+        9 => drop(member.published.provides.insert(name("sql"))),
+        10 => drop(member.published.consumes.insert(name("cache"))),
         _ => {}
     }
     member.score = dice.below(3) as i64;

@@ -4,7 +4,7 @@ use crate::model::{AFTER, BEFORE, Link, Model};
 use crate::refusal::{cascades, deserted, is_filled, is_nearest, pulled, sets};
 use crate::rule::{Move, Moves, Steps, Why, wrong_at_end};
 use lockstep_core::cluster::Cluster;
-use lockstep_core::id::{GroupName, StateName, StepId};
+use lockstep_core::id::{GroupName, MemberId, StateName, StepId};
 use lockstep_core::message::Role;
 use lockstep_core::plan::Plan;
 use lockstep_core::request::{Request, Target};
@@ -216,8 +216,9 @@ pub(crate) fn judge(
         Err(fault) => return (vec![fault], looked),
     };
     let asked = asked(model, request);
-    faults.extend(steps(&moves, plan, cluster, &sets(model, request)));
+    faults.extend(steps(&moves, plan, cluster, &asked, &sets(model, request)));
     faults.extend(goals(model, &moves, &asked, request, plan, cluster));
+    faults.extend(goals_hold(model, plan, cluster, &asked));
     for (second, needs) in before.iter().enumerate() {
         for first in 0..before.len() {
             if needs & (1 << first) == 0
@@ -243,13 +244,62 @@ pub(crate) fn judge(
         }
     }
     faults.extend(soft(&moves, &before, plan));
-    faults.extend(participants(model, &moves, request, plan));
+    faults.extend(participants(model, &moves, &asked, request, plan, cluster));
     faults.extend(footprint(model, plan));
     (faults, looked)
 }
 
+/// Where a member is meant to be at the end.
+fn meant<'a>(plan: &'a Plan, cluster: &'a Cluster, id: &MemberId) -> Option<&'a StateName> {
+    let planned = plan.returns_to.get(id).or_else(|| plan.goals.get(id));
+    planned.or_else(|| cluster.members[id].should_be())
+}
+
+/// Whether a member's place is given to another: it is known to be elsewhere, nobody has named it, and with it more would
+/// be meant to be in that state than may be.
+fn gives_up(model: &Model, plan: &Plan, cluster: &Cluster, asked: &Asked, member: usize) -> bool {
+    let known = &model.members[member];
+    let group = &model.groups[known.group];
+    let before = cluster.members[&known.id].should_be();
+    let Some(state) = group.states.iter().position(|state| Some(state) == before) else { return false };
+    let others = group.members.iter().filter(|&&other| other != member);
+    let count = others.filter(|&&other| meant(plan, cluster, &model.members[other].id) == before).count();
+    let is_away = known.places & (1 << state) == 0 && !known.is_in_doubt;
+    is_away && !asked.named.contains_key(&member) && group.max[state].is_some_and(|max| count >= max)
+}
+
+/// No more are meant to be in a limited state that somebody is moved to than may be, those in doubt left aside.
+fn goals_hold(model: &Model, plan: &Plan, cluster: &Cluster, asked: &Asked) -> Vec<Fault> {
+    let mut faults = Vec::new();
+    for group in &model.groups {
+        for (state, max) in group.states.iter().zip(&group.max) {
+            let id = |member: usize| &model.members[member].id;
+            let members = || group.members.iter().copied();
+            let Some(max) = max.filter(|_| members().any(|one| plan.goals.get(id(one)) == Some(state)))
+            else {
+                continue;
+            };
+            let count = members().filter(|&one| meant(plan, cluster, id(one)) == Some(state)).count();
+            let mut kept = members().filter(|&one| !plan.goals.contains_key(id(one)));
+            let kept = kept.find(|&one| {
+                meant(plan, cluster, id(one)) == Some(state) && gives_up(model, plan, cluster, asked, one)
+            });
+            if let Some(kept) = kept.filter(|_| count > max) {
+                faults.push(fault("goals", format!("{} keeps a place that another has", id(kept))));
+            }
+        }
+    }
+    faults
+}
+
 /// Each step an edge of the lifecycle, each member's steps a chain from where it is to its goal.
-fn steps(moves: &Moves<'_>, plan: &Plan, cluster: &Cluster, sets: &BTreeSet<usize>) -> Vec<Fault> {
+fn steps(
+    moves: &Moves<'_>,
+    plan: &Plan,
+    cluster: &Cluster,
+    asked: &Asked,
+    sets: &BTreeSet<usize>,
+) -> Vec<Fault> {
     let model = moves.model;
     let mut faults = Vec::new();
     for (member, known) in model.members.iter().enumerate() {
@@ -277,7 +327,8 @@ fn steps(moves: &Moves<'_>, plan: &Plan, cluster: &Cluster, sets: &BTreeSet<usiz
         let ends = moves.goal(member).map(|goal| &group.states[goal]);
         let stays =
             known.actual.filter(|_| !known.is_in_doubt && steps.is_empty()).map(|at| &group.states[at]);
-        if goal.is_some() && goal != ends && stays != goal {
+        let gives_up = gives_up(model, plan, cluster, asked, member);
+        if goal.is_some() && goal != ends && stays != goal && !gives_up {
             faults.push(fault("goal", format!("{} ends {ends:?}, goal {goal:?}", known.id)));
         }
         let is_changed = cluster.members[&known.id].goal.as_ref() != goal;
@@ -486,15 +537,27 @@ fn links(model: &Model) -> impl Iterator<Item = &Link> {
 }
 
 /// Who takes part, and as what.
-fn participants(model: &Model, moves: &Moves<'_>, request: &Request, plan: &Plan) -> Vec<Fault> {
+fn participants(
+    model: &Model,
+    moves: &Moves<'_>,
+    asked_for: &Asked,
+    request: &Request,
+    plan: &Plan,
+    cluster: &Cluster,
+) -> Vec<Fault> {
     let mut faults = Vec::new();
     let role =
         |role: Role| -> BTreeSet<usize> { plan.with_role(role).filter_map(|id| model.member(id)).collect() };
     let is_moved = |member: &usize| !moves.of[*member].is_empty();
-    // One that is where it should be, and whose goal was another, has nothing to do and is asked all the same.
+    // One that is where it should be, and whose goal was another, has nothing to do and is asked all the same; one whose
+    // place another has got is not.
     let has_goal = |member: &usize| plan.goals.contains_key(&model.members[*member].id);
-    let is_actor =
-        |member: &usize| is_moved(member) || (has_goal(member) && model.members[*member].is_reachable);
+    let is_asked = |member: &usize| {
+        has_goal(member)
+            && model.members[*member].is_reachable
+            && !gives_up(model, plan, cluster, asked_for, *member)
+    };
+    let is_actor = |member: &usize| is_moved(member) || is_asked(member);
     let all = 0..model.members.len();
     let names = |of: &BTreeSet<usize>| {
         of.iter().map(|&member| model.members[member].id.to_string()).collect::<Vec<_>>().join(" ")

@@ -244,6 +244,7 @@ fn features(case: &Case, plan: &Plan) -> BTreeSet<&'static str> {
         let rank = |state| group.lifecycle.rank(state);
         let is_lower = rank(goal) < cluster.members[id].actual.as_ref().and_then(rank);
         see("displaced", !named.contains(id) && is_lower && *goal != *group.lifecycle.lowest());
+        see("gives a place up", plan.steps_of(id).next().is_none() && !named.contains(id));
         see("leaving", cluster.members[id].leaving);
         see("suspect", cluster.hosts[&id.host].liveness == Liveness::Suspect);
         see("parallel", group.parallel != Amount::All);

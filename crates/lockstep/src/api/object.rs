@@ -4,7 +4,7 @@
 
 use crate::server::handle::{self, View};
 use lockstep_core::cluster::{self, Cluster, Mark, StepState};
-use lockstep_core::id::{GroupName, HostName, MemberId, TransitionId};
+use lockstep_core::id::{GroupName, HostName, MemberId, StateName, TransitionId};
 use lockstep_core::lifecycle::Limit;
 use lockstep_core::message::Role;
 use lockstep_core::record::{Direction, HoldEnd};
@@ -540,6 +540,10 @@ pub struct Plan {
     /// The hosts that are drained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drains: Vec<String>,
+    /// Members, `group@host`, that take no step and should be elsewhere than before, and where: of some the place is given
+    /// to another while nobody can move them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub goals: BTreeMap<String, String>,
     /// Groups that it moves although they are frozen.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub frozen: Vec<String>,
@@ -624,6 +628,11 @@ impl Plan {
             origin: origin(relation.origin).to_owned(),
         };
         let relations = plan.relations.iter().flat_map(|known| known.to.iter().map(|to| relation(known, to)));
+        let stays = |(member, goal): &(&MemberId, &StateName)| {
+            let is_other = plan.goals_before.get(*member).and_then(Option::as_ref) != Some(*goal);
+            is_other && plan.steps_of(member).next().is_none()
+        };
+        let goals = plan.goals.iter().filter(stays);
         Self {
             hash: plan.hash.clone(),
             steps: plan.steps.iter().map(step).collect(),
@@ -639,6 +648,7 @@ impl Plan {
                 })
                 .collect(),
             drains: strings(&plan.drains),
+            goals: goals.map(|(member, goal)| (member.to_string(), goal.to_string())).collect(),
             frozen: strings(&plan.frozen),
         }
     }
@@ -980,6 +990,9 @@ pub struct Away {
     pub told: u64,
     /// How many are connected and have not said that they do.
     pub missing: u64,
+    /// Which these are, a hundred at most.
+    #[serde(default)]
+    pub unsure: Vec<String>,
 }
 
 /// How it is.

@@ -177,6 +177,11 @@ fn moves(plan: &Plan) -> Vec<String> {
         chain.push_str(" -> ");
         chain.push_str(&clean(to));
     }
+    for (member, goal) in &plan.goals {
+        let (group, host) = member.split_once('@').unwrap_or((member, ""));
+        let stays = format!("stays and is to be {}", clean(goal));
+        chains.entry(group).or_default().entry(host).or_insert(stays);
+    }
     let line = |(group, hosts): (&&str, &BTreeMap<&str, String>)| {
         let mut alike: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
         for (host, chain) in hosts {

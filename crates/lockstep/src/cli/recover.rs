@@ -164,12 +164,13 @@ fn away(text: &str) -> Result<Duration, String> {
 async fn tell(client: &Client, away: Duration) -> Result<(), Failure> {
     let body = AwayBody { lease_ms: u64::try_from(away.as_millis()).unwrap_or(u64::MAX) };
     let told: Answer<Away> = client.post_patiently("/v1/server/away", &body, AWAY_WAIT_MAX).await?;
-    let Away { told, missing, .. } = told.body;
+    let Away { told, missing, unsure, .. } = told.body;
     let hosts = |count: u64| if count == 1 { "1 host".to_owned() } else { format!("{count} hosts") };
     note(&format!("{} go by a lease of {}", hosts(told), shown(away)));
     if missing > 0 {
+        let unsure = unsure.iter().map(|host| clean(host)).collect::<Vec<_>>().join(", ");
         return Err(Failure::helped(
-            format!("{} of those connected may not know of it: the server goes on", hosts(missing)),
+            format!("{} of those connected may not know of it ({unsure}): the server goes on", hosts(missing)),
             "ask again: a host that does not answer is lost within its lease; or stop without --away",
         ));
     }

@@ -4,6 +4,7 @@ use super::client::{Client, ClientError, Incoming};
 use super::output::{Colour, clean, note, painted};
 use crate::api::feed::{HEARTBEAT, KEEPALIVE};
 use std::time::Duration;
+use tokio::time::{Instant, timeout_at};
 
 /// A stream on which nothing has been said for so long is lost: the server says something every [`HEARTBEAT`].
 const SILENCE_MAX: Duration = Duration::from_secs(3 * HEARTBEAT.as_secs());
@@ -20,13 +21,21 @@ pub struct Events<'a> {
     /// How far it has come; none while that is "now".
     since: Option<u64>,
     follow: bool,
-    connection: Option<(Incoming, Reader)>,
+    connection: Option<Connection>,
     /// Whether it has been connected, so that a server that goes away is one that comes back.
     was_connected: bool,
     /// Whether the user knows that no server answers.
     is_told: bool,
     /// The last comment that is no heartbeat: why the stream ends.
     comment: Option<String>,
+}
+
+#[derive(Debug)]
+struct Connection {
+    incoming: Incoming,
+    reader: Reader,
+    /// When something was last said on it.
+    heard: Instant,
 }
 
 impl<'a> Events<'a> {
@@ -42,7 +51,7 @@ impl<'a> Events<'a> {
     /// If no server answers at first, or one refuses: `compacted`, when what comes next is not kept any more.
     pub async fn next(&mut self) -> Result<Option<String>, ClientError> {
         loop {
-            let Some((incoming, reader)) = &mut self.connection else {
+            let Some(Connection { incoming, reader, heard }) = &mut self.connection else {
                 self.connect().await?;
                 continue;
             };
@@ -58,8 +67,12 @@ impl<'a> Events<'a> {
                 }
                 continue;
             }
-            let lost = match tokio::time::timeout(SILENCE_MAX, incoming.chunk()).await {
-                Ok(Ok(Some(bytes))) if reader.take(bytes.as_ref()) => continue,
+            // Whoever asks for an event may give up before one comes: silence counts from what was heard.
+            let lost = match timeout_at(*heard + SILENCE_MAX, incoming.chunk()).await {
+                Ok(Ok(Some(bytes))) if reader.take(bytes.as_ref()) => {
+                    *heard = Instant::now();
+                    continue;
+                }
                 Ok(Ok(Some(_))) => "it sends a line without an end".to_owned(),
                 Ok(Ok(None)) => match self.comment.take() {
                     Some(why) => why,
@@ -79,7 +92,8 @@ impl<'a> Events<'a> {
         let path = format!("/v1/events?{since}follow={}", self.follow);
         match self.client.stream(&path).await {
             Ok(incoming) => {
-                self.connection = Some((incoming, Reader::default()));
+                let (reader, heard) = (Reader::default(), Instant::now());
+                self.connection = Some(Connection { incoming, reader, heard });
                 self.was_connected = true;
                 self.is_told = false;
                 self.comment = None;

@@ -15,6 +15,8 @@ use tokio::time::{Instant, timeout_at};
 
 /// How long changes are gathered after one has been shown: nobody reads faster, and a thousand events are one change.
 const GATHER: Duration = Duration::from_millis(100);
+/// It is read again after so long if no event has come: who is refused, or a server that has gone, is in none.
+const LOOK_AGAIN: Duration = Duration::from_secs(5);
 /// The pause before asking again, when no server answers.
 const PAUSE: Duration = Duration::from_millis(250);
 
@@ -43,8 +45,7 @@ pub async fn show<T: AtRevision>(
         if !shown.show(&value, &table)? {
             return Ok(Exit::Done);
         }
-        let read_at = Instant::now();
-        match changed(&mut events, value.revision(), read_at + GATHER).await {
+        match changed(&mut events, value.revision(), Instant::now()).await {
             Ok(()) => {}
             // What has happened since is gone; how things stand is not.
             Err(ClientError::Refused(problem)) if problem.kept_since.is_some() => {
@@ -58,10 +59,14 @@ pub async fn show<T: AtRevision>(
     }
 }
 
-/// Waits until something has happened that is not shown yet, and then for what else happens soon.
-async fn changed(events: &mut Events<'_>, revision: u64, soon: Instant) -> Result<(), ClientError> {
-    while !is_news(events.next().await?, revision) {}
-    while let Ok(event) = timeout_at(soon, events.next()).await {
+/// Waits until something has happened that is not shown yet, and then for what else happens soon; not for long.
+async fn changed(events: &mut Events<'_>, revision: u64, read_at: Instant) -> Result<(), ClientError> {
+    while let Ok(event) = timeout_at(read_at + LOOK_AGAIN, events.next()).await {
+        if is_news(event?, revision) {
+            break;
+        }
+    }
+    while let Ok(event) = timeout_at(read_at + GATHER, events.next()).await {
         event?;
     }
     Ok(())

@@ -10,11 +10,11 @@ use super::{Clock, ServerError};
 use crate::store::{Error, Fenced, Store};
 use lockstep_core::append::{Settled, settle};
 use lockstep_core::engine::{Accepted, Engine, Event, Input, Output, ReplyId};
-use lockstep_core::id::{Index, Reign, TransitionId};
+use lockstep_core::id::{HostName, Index, Reign, TransitionId};
 use lockstep_core::record::{Body, Record};
 use lockstep_core::request::{Code, Rejection};
 use lockstep_core::{plan, time::Time};
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
@@ -74,7 +74,7 @@ enum Waiting {
     Run(oneshot::Sender<Result<Option<TransitionId>, Rejection>>),
     Abort(oneshot::Sender<Result<(), Rejection>>),
     Revision(oneshot::Sender<Result<Index, Rejection>>),
-    Away(oneshot::Sender<Result<(usize, usize), Rejection>>),
+    Away(oneshot::Sender<Result<(usize, BTreeSet<HostName>), Rejection>>),
 }
 
 pub(super) struct Driver<S> {
@@ -429,8 +429,12 @@ impl<S: Store> Driver<S> {
             Waiting::Away(sender) => {
                 let _ = sender.send(answer.map(|accepted| match accepted {
                     Accepted::Away { told, missing } => (told, missing),
-                    Accepted::Transition(_) | Accepted::Nothing | Accepted::Aborted => (0, 0),
-                    Accepted::Spec(_) | Accepted::Host(_) | Accepted::Freezes(_) => (0, 0),
+                    Accepted::Transition(_)
+                    | Accepted::Nothing
+                    | Accepted::Aborted
+                    | Accepted::Spec(_)
+                    | Accepted::Host(_)
+                    | Accepted::Freezes(_) => (0, BTreeSet::new()),
                 }));
             }
         }

@@ -123,8 +123,8 @@ pub enum Command {
         lease_ms: u64,
         /// Who.
         principal: String,
-        /// The answer, once the hosts go by it: how many do, and how many may not.
-        reply: oneshot::Sender<Result<(usize, usize), Rejection>>,
+        /// The answer, once the hosts go by it: how many do, and which may not.
+        reply: oneshot::Sender<Result<(usize, BTreeSet<HostName>), Rejection>>,
     },
     /// No planned change of some groups, or of the whole cluster.
     Freeze {
@@ -288,8 +288,12 @@ impl Handle {
         self.ask(|reply| Command::Resolve { member, state, principal, reason, reply }).await
     }
 
-    /// Tells the hosts of a longer lease; answers how many go by it, and how many may not.
-    pub async fn away(&self, lease_ms: u64, principal: String) -> Result<(usize, usize), Rejection> {
+    /// Tells the hosts of a longer lease; answers how many go by it, and which may not.
+    pub async fn away(
+        &self,
+        lease_ms: u64,
+        principal: String,
+    ) -> Result<(usize, BTreeSet<HostName>), Rejection> {
         self.ask(|reply| Command::Away { lease_ms, principal, reply }).await
     }
 

@@ -65,10 +65,11 @@ impl Servers {
                 let said = format!("\"role\":\"{role}\"");
                 roles.iter().map(|answer| answer.contains(&said)).collect::<Vec<_>>()
             };
+            // One that has just stepped down stands by, and for a moment nobody is active.
             active = is("active").iter().position(|is| *is);
-            is("standby").iter().filter(|is| **is).count() == SERVERS - 1
+            active.is_some() && is("standby").iter().filter(|is| **is).count() == SERVERS - 1
         });
-        let active = active.expect("the one that does not stand by");
+        let active = active.expect("it was waited for");
         std::thread::sleep(BETWEEN + later);
         let mut addresses: Vec<String> = self.running.iter().map(|server| server.address.clone()).collect();
         let address = addresses.remove(active);
