@@ -419,14 +419,14 @@ impl Engine {
                     "host {host} comes and goes: it was lost {losses} times lately, and nothing is moved onto it until \
                      {stands} after the last"
                 );
-                let help =
-                    "wait: it is tried again by itself; see why it is lost: its agent's log, `lockstep events`";
+                let help = "wait: it is tried again by itself; see why it is lost: its agent's log, `lockstep events`";
                 (steady, Rejection::new(Code::Busy, message, help))
             }
             (_, Some((pause, repaired))) if is_to_come(pause) => {
                 let (count, after) = (repaired.count, seconds(repaired.pause_ms()));
-                let message =
-                    format!("it was repaired lately ({count} in a row), and is tried again {after} after the last time");
+                let message = format!(
+                    "it was repaired lately ({count} in a row), and is tried again {after} after the last time"
+                );
                 (pause, Rejection::new(Code::Busy, message, "see why: `lockstep transition list`"))
             }
             _ => return Ok(()),

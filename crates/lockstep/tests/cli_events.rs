@@ -15,7 +15,7 @@ use lockstep_core::id::{Index, Reign};
 use lockstep_core::record::{Body, Record};
 use lockstep_core::time::WallTime;
 use serde_json::Value;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpListener};
 use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
@@ -172,6 +172,20 @@ fn watching_shows_what_has_changed_and_nothing_else() {
         let of = |document: &str| document.split("revision:").next().unwrap().to_owned();
         assert_ne!(of(pair[0]), of(pair[1]), "only what differs is shown");
     }
+}
+
+/// The other server of the two is in no event: it is asked again from time to time.
+#[test]
+fn watching_looks_again_when_nothing_happens() {
+    let cluster = start();
+    let other = TcpListener::bind("127.0.0.1:0").unwrap();
+    let addresses = format!("http://{},http://{}", cluster.address, other.local_addr().unwrap());
+    let status = Process::start(&cluster.dir, "status", &["--addr", &addresses, "status", "--watch"]);
+    // It hangs up on whoever asks.
+    let hangs_up = std::thread::spawn(move || drop(other.accept()));
+    wait_for("the server that hangs up", || status.said().contains("does not answer"));
+    hangs_up.join().unwrap();
+    wait_for("the server that is gone", || status.said().contains("Connection refused"));
 }
 
 /// A server whose journal has lost its first two records of four.

@@ -562,13 +562,16 @@ fn a_place_that_another_gets_is_in_the_plan() {
         ],
     });
     let cluster = format!("cluster = \"shop\"\n{SHOP}");
-    check(&plan_files(cluster.as_bytes(), state.to_string().as_bytes(), &["db@pg-b=primary"]), &expect![[r#"
+    check(
+        &plan_files(cluster.as_bytes(), state.to_string().as_bytes(), &["db@pg-b=primary"]),
+        &expect![[r#"
         exit 0
         plan 36c2e2b8  db: pg-a stays and is to be standby, pg-b standby -> primary   tells: db (1)
 
         STEP  MEMBER   MOVE                AFTER
         0     db@pg-b  standby -> primary
-    "#]]);
+    "#]],
+    );
 }
 
 #[test]

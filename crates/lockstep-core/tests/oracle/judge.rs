@@ -255,30 +255,34 @@ fn meant<'a>(plan: &'a Plan, cluster: &'a Cluster, id: &MemberId) -> Option<&'a 
     planned.or_else(|| cluster.members[id].should_be())
 }
 
-/// Whether a member's place is given to another: it is known to be elsewhere, nobody has named it, and with it more would
-/// be meant to be in that state than may be.
+/// Whether a member's place is given to another: it is known to be elsewhere, cannot be asked or was not named, and with
+/// those who are to be there more would be meant to be in that state than may be.
 fn gives_up(model: &Model, plan: &Plan, cluster: &Cluster, asked: &Asked, member: usize) -> bool {
     let known = &model.members[member];
     let group = &model.groups[known.group];
     let before = cluster.members[&known.id].should_be();
     let Some(state) = group.states.iter().position(|state| Some(state) == before) else { return false };
-    let others = group.members.iter().filter(|&&other| other != member);
-    let count = others.filter(|&&other| meant(plan, cluster, &model.members[other].id) == before).count();
+    let others = || group.members.iter().copied().filter(|&other| other != member);
+    let id = |other: usize| &model.members[other].id;
+    let there = || others().filter(|&other| meant(plan, cluster, id(other)) == before);
+    let comes = |other: usize| plan.goals.contains_key(id(other)) || asked.named.contains_key(&other);
     let is_away = known.places & (1 << state) == 0 && !known.is_in_doubt;
-    is_away && !asked.named.contains_key(&member) && group.max[state].is_some_and(|max| count >= max)
+    let is_asked = asked.named.contains_key(&member) && known.is_reachable;
+    let is_full = group.max[state].is_some_and(|max| there().count() >= max);
+    is_away && !is_asked && is_full && there().any(comes)
 }
 
-/// No more are meant to be in a limited state that somebody is moved to than may be, those in doubt left aside.
+/// No more are meant to be in a limited state that somebody moves to than may be, those in doubt left aside.
 fn goals_hold(model: &Model, plan: &Plan, cluster: &Cluster, asked: &Asked) -> Vec<Fault> {
     let mut faults = Vec::new();
     for group in &model.groups {
         for (state, max) in group.states.iter().zip(&group.max) {
-            let id = |member: usize| &model.members[member].id;
             let members = || group.members.iter().copied();
-            let Some(max) = max.filter(|_| members().any(|one| plan.goals.get(id(one)) == Some(state)))
-            else {
-                continue;
-            };
+            let id = |member: usize| &model.members[member].id;
+            let is_entered = plan.steps.iter().any(|step| {
+                step.moves() && step.member.group == group.name && plan.goals[&step.member] == *state
+            });
+            let Some(max) = max.filter(|_| is_entered) else { continue };
             let count = members().filter(|&one| meant(plan, cluster, id(one)) == Some(state)).count();
             let mut kept = members().filter(|&one| !plan.goals.contains_key(id(one)));
             let kept = kept.find(|&one| {

@@ -170,7 +170,10 @@ async fn tell(client: &Client, away: Duration) -> Result<(), Failure> {
     if missing > 0 {
         let unsure = unsure.iter().map(|host| clean(host)).collect::<Vec<_>>().join(", ");
         return Err(Failure::helped(
-            format!("{} of those connected may not know of it ({unsure}): the server goes on", hosts(missing)),
+            format!(
+                "{} of those connected may not know of it ({unsure}): the server goes on",
+                hosts(missing)
+            ),
             "ask again: a host that does not answer is lost within its lease; or stop without --away",
         ));
     }
