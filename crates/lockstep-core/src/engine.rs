@@ -819,9 +819,7 @@ impl Engine {
             // Said by a connection that was refused, replaced or that never introduced itself.
             return self.outbox.emit(Output::Close { session });
         };
-        if let Some(heard) = self.last_heard.get_mut(&host) {
-            heard.again(self.now.time);
-        }
+        self.heard_again(&host);
         match report {
             Report::Hello(_) => unreachable!("handled above"),
             Report::Renew { sent, open, lease_ms: goes_by } => {

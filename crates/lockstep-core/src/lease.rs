@@ -57,6 +57,11 @@ impl Heard {
         (self.lease_ms <= lease_ms && self.not_before <= now) || self.lost_at(lease_ms) <= now
     }
 
+    /// When it is late, if nothing more is heard: it renews its lease every third of it, and has missed one whole turn by then.
+    pub(crate) fn late_at(self, lease_ms: u64) -> Time {
+        self.at.plus(self.lease_ms.max(lease_ms) * 2 / 3)
+    }
+
     /// When the host is lost, if nothing more is heard: its own lease counts, if that is longer than the one in force.
     pub(crate) fn lost_at(self, lease_ms: u64) -> Time {
         let lease_ms = self.lease_ms.max(lease_ms);

@@ -379,6 +379,60 @@ fn a_release_that_hangs_keeps_neither_news_of_the_guard_nor_the_stop_waiting() {
     assert_eq!(phases(&wanted(&mut engine, Time(4000))), [Phase::Release]);
 }
 
+/// At nine tenths of the lease what is at work for a member that runs by it is killed; what is at work for another is not.
+#[test]
+fn at_the_end_of_a_lease_only_the_handlers_of_those_that_run_by_it_are_killed() {
+    let primary = StateName::new("primary").unwrap();
+    for is_leased in [true, false] {
+        let member: MemberId = "db@p".parse().unwrap();
+        let leased = BTreeSet::from([primary.clone()]).into_iter().filter(|_| is_leased).collect();
+        let mut engine = agent(AgentState::default(), Time(0));
+        engine.handle(Time(0), AgentInput::Connected);
+        let members = vec![Assignment { leased, ..assignment(&member) }];
+        let welcome = Order::Welcome { reign: Reign(1), cluster: None, lease_ms: 3000, members };
+        engine.handle(Time(0), AgentInput::Order(welcome));
+        engine.handle(Time(1), AgentInput::Order(Order::Renewed { sent: Time(0), lease_ms: None }));
+        let runs = wanted(&mut engine, Time(1)).runs;
+        let findings = Findings { state: Some(primary.clone()), ..Findings::default() };
+        let ended = AgentInput::Ended { call: runs[0].0, answer: Answer::Yes, reason: None, findings };
+        engine.handle(Time(2), ended);
+        let status = wanted(&mut engine, Time(2)).runs;
+        assert_eq!(status, [], "it has just said where it is");
+        let transition = Some(TransitionId(7));
+        let to = Some(StateName::new("offline").unwrap());
+        let own = engine.own_call(&member, Phase::Commit);
+        let commit = Call { transition, to, within_ms: 60_000, ..own };
+        engine.handle(Time(3), AgentInput::Order(Order::Call(commit)));
+        let runs = wanted(&mut engine, Time(3)).runs;
+        assert_eq!(runs.iter().map(|(_, phase)| *phase).collect::<Vec<_>>(), [Phase::Commit]);
+        let killed = [2699, 2700, 4000].map(|at| {
+            engine.handle(Time(at), AgentInput::Tick);
+            wanted(&mut engine, Time(at)).kills.len()
+        });
+        assert_eq!(killed, if is_leased { [0, 1, 0] } else { [0; 3] });
+    }
+}
+
+/// Of a resource that refuses what comes under a lower token it is known that nothing is done after the lease: no process has
+/// to be named.
+#[test]
+fn a_member_of_a_resource_that_checks_tokens_is_guarded_by_that() {
+    let (member, primary): (MemberId, _) = ("db@p".parse().unwrap(), StateName::new("primary").unwrap());
+    for checks_tokens in [true, false] {
+        let mut engine = agent(AgentState::default(), Time(0));
+        engine.rules.values_mut().for_each(|rules| rules.checks_tokens = checks_tokens);
+        engine.handle(Time(0), AgentInput::Connected);
+        let members = vec![Assignment { leased: BTreeSet::from([primary.clone()]), ..assignment(&member) }];
+        let welcome = Order::Welcome { reign: Reign(1), cluster: None, lease_ms: 3000, members };
+        engine.handle(Time(0), AgentInput::Order(welcome));
+        let runs = wanted(&mut engine, Time(1)).runs;
+        let findings = Findings { state: Some(primary.clone()), ..Findings::default() };
+        let ended = AgentInput::Ended { call: runs[0].0, answer: Answer::Yes, reason: None, findings };
+        engine.handle(Time(2), ended);
+        assert_eq!(wanted(&mut engine, Time(2)).guarded, [usize::from(checks_tokens)]);
+    }
+}
+
 /// The lease ends without a server, and a stop hangs. A guard that is lost then has another in its place, which hears
 /// what the first one was told, however late it is; and one that cannot be started is tried again after a pause.
 #[test]

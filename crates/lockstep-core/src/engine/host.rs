@@ -165,22 +165,40 @@ impl Engine {
         if self.hosts_due.is_none_or(|due| due > self.now.time) {
             return;
         }
-        let lease_ms = self.lease_ms();
-        let is_due = |heard: &Heard| heard.lost_at(lease_ms) <= self.now.time;
-        let due: Vec<_> = self
-            .last_heard
-            .iter()
-            .filter(|(host, heard)| is_due(heard) && self.is_reachable(host))
-            .map(|(host, _)| host.clone())
-            .collect();
-        due.iter().for_each(|host| self.give_up_host(host));
+        let (now, lease_ms) = (self.now.time, self.lease_ms());
+        let late = self.last_heard.iter().filter(|(_, heard)| heard.late_at(lease_ms) <= now);
+        let late: Vec<_> = late.map(|(host, heard)| (host.clone(), heard.lost_at(lease_ms) <= now)).collect();
+        for (host, is_lost) in late {
+            let is_alive = self.head.hosts.get(&host).is_some_and(|known| known.liveness == Liveness::Alive);
+            if is_lost && self.is_reachable(&host) {
+                self.give_up_host(&host);
+            } else if !is_lost && is_alive && self.sessions.contains_key(&host) {
+                // Of one that has not come since this server began it is not known whether it is late.
+                self.departed(&host, Liveness::Suspect);
+            }
+        }
         let watched = self.last_heard.iter().filter(|(host, _)| self.is_reachable(host));
-        self.hosts_due = watched.map(|(_, heard)| heard.lost_at(lease_ms)).min();
+        let next = watched.map(|(_, heard)| {
+            let late = Some(heard.late_at(lease_ms)).filter(|late| *late > now);
+            late.unwrap_or(heard.lost_at(lease_ms))
+        });
+        self.hosts_due = next.min();
         // A server that takes over counts with the longest lease that anybody may go by, however many have been before it.
         let has_shortened = |heard: &Heard| heard.has_shortened(self.now.time, lease_ms);
         if self.head.leases_ms[0] > lease_ms && self.has_begun && self.last_heard.values().all(has_shortened)
         {
             self.propose(Body::Lease { lease_ms });
+        }
+    }
+
+    /// A host whose connection stands is heard again: if it was late, it is not any more.
+    pub(super) fn heard_again(&mut self, host: &HostName) {
+        if let Some(heard) = self.last_heard.get_mut(host) {
+            heard.again(self.now.time);
+        }
+        self.departures.forget(host);
+        if self.head.hosts.get(host).is_some_and(|known| known.liveness == Liveness::Suspect) {
+            self.set_liveness(host, Liveness::Alive);
         }
     }
 

@@ -107,7 +107,7 @@ impl Engine {
         let (now, lease_ms) = (self.now.time, self.lease_ms());
         let heard = self.last_heard.entry(host.clone()).or_insert(Heard::new(now, lease_ms));
         heard.tell(now, lease_ms);
-        let due = heard.lost_at(lease_ms);
+        let due = heard.late_at(lease_ms);
         self.hosts_due = Some(self.hosts_due.map_or(due, |at| at.min(due)));
         self.stir_all();
         let (reign, cluster, lease_ms) = (self.head.reign, self.head.id.clone(), self.lease_ms());
