@@ -373,9 +373,8 @@ impl Engine {
             ..Request::default()
         };
         let plan = self.plan(&request)?;
-        // Whose connection is closed is back in a moment, or lost and not asked.
-        let is_connected = |host: &HostName| self.sessions.contains_key(host);
-        if plan.is_empty() || !plan.asked().all(|who| is_connected(&who.member.host)) {
+        // Whose connection is closed, or who is late, is back in a moment, or lost and not asked.
+        if plan.is_empty() || !plan.asked().all(|who| self.is_heard(&who.member.host)) {
             return Ok(());
         }
         self.check_steady(&request, &plan)?;

@@ -568,14 +568,14 @@ impl Engine {
         })
     }
 
-    /// The members that have said yes and whose agents are not connected now.
+    /// The members that have said yes and whose agents are not connected now, or late.
     fn absent<'a>(&self, run: &'a Run, poll: &'a Poll) -> BTreeSet<&'a MemberId> {
         if mutant::is(Mutant::LostHostCounts) {
             return BTreeSet::new();
         }
         let voters = run.votes.iter().chain(poll.ballot.votes()).map(|vote| &vote.member);
         let counts = voters.filter(|member| !run.overridden.contains(*member));
-        counts.filter(|member| !self.sessions.contains_key(&member.host)).collect()
+        counts.filter(|member| !self.is_heard(&member.host)).collect()
     }
 
     fn begin(&mut self, id: TransitionId, run: &mut Run, poll: Poll) -> Next {

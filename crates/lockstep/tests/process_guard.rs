@@ -11,6 +11,7 @@ use lockstep::guard::message::Pids;
 use lockstep_core::time::Time;
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -141,6 +142,29 @@ async fn what_was_named_and_all_that_it_started_ends_with_the_lease_and_not_befo
     wait_for("the guard to say so", || said(data.path()).contains("the lease is over: these have ended"));
     let watching = guard.ask().await.unwrap();
     assert!(watching.over && watching.left.is_empty(), "{watching:?}");
+}
+
+/// A machine that has slept: the clock that stands still meanwhile is far behind the one that a lease is reckoned in. A time
+/// namespace sets the two apart as sleep does.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_lease_ends_by_the_clock_that_goes_on_in_sleep() {
+    const SLEPT_S: u64 = 100_000;
+    let data = data();
+    let program = data.path().join("guard.sh");
+    // Whoever is not root becomes it in a namespace of its own.
+    let user = if rustix::process::geteuid().is_root() { "" } else { "--user --map-root-user" };
+    let lockstep = env!("CARGO_BIN_EXE_lockstep");
+    let script = format!("#!/bin/sh\nexec unshare {user} --time --boottime {SLEPT_S} {lockstep} \"$@\"\n");
+    fs::write(&program, script).unwrap();
+    fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
+    let db_a = Script::start(data.path(), SLEEP, &[]);
+    let guard = Guard::start_program(&program, data.path(), None);
+    let theirs = || now().plus(SLEPT_S * 1000);
+    let until = theirs().plus(1_500);
+    assert_eq!(guard.watch(theirs(), until, db(&[db_a.pid()]), true).await.unwrap(), Taken::default());
+    wait_for("the software to be ended", || !lives(db_a.pid()));
+    let ended = theirs();
+    assert!((until.0..until.0 + LATE_MS).contains(&ended.0), "{until:?} {ended:?}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

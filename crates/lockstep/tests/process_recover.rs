@@ -386,6 +386,57 @@ fn a_server_that_goes_away_on_purpose_is_waited_for() {
     assert!(exit == 3 && said.contains("there is nobody to step down to"), "{said}");
 }
 
+/// A host that stands still may not have heard of the longer lease: the server stays, and says whom it waits for.
+#[test]
+fn a_server_does_not_go_away_while_a_host_may_not_know() {
+    let mut lab = Lab::start("fence", 3000);
+    lab.cluster.agents["b"].signal(Signal::STOP);
+    let (exit, said) = lab.says(&["server", "stop", "--away", "20s"]);
+    lab.cluster.agents["b"].signal(Signal::CONT);
+    assert_eq!(exit, 1, "{said}");
+    assert!(said.contains("1 host go by a lease of 20.0 s\n"), "{said}");
+    assert!(said.contains("1 host of those connected may not know of it (b): the server goes on"), "{said}");
+    wait_for("the host to be back", || lab.cluster.joined("b") == 2);
+    let (exit, said) = lab.says(&["server", "stop", "--away", "20s"]);
+    assert!(exit == 0 && said.contains("2 hosts go by a lease of 20.0 s"), "{said}");
+}
+
+/// Only a lease ends members: those of other groups run on without a server, and after it.
+#[test]
+fn members_that_run_by_no_lease_run_on_while_the_server_is_away() {
+    for recover in ["off", "fence"] {
+        let mut lab = Lab::start(recover, LEASE_MS);
+        let software = ["a", "b"].map(|host| lab.software(host));
+        lab.cluster.server.kill();
+        let killed = Instant::now();
+        wait_for("two leases to pass", || killed.elapsed() > Duration::from_millis(2 * LEASE_MS));
+        assert!(software.into_iter().all(lives), "{recover}");
+        lab.cluster.restart_server();
+        wait_for("both to be back", || ["a", "b"].iter().all(|host| lab.cluster.joined(host) == 2));
+        assert_eq!(["a", "b"].map(|host| lab.software(host)), software, "{recover}");
+        assert!(lab.is("a", "primary") && lab.is("b", "standby") && lab.repairs().is_empty(), "{recover}");
+    }
+}
+
+/// A group that repairs nothing by itself is left as it is, and the operator is told what to run.
+#[test]
+fn a_group_that_is_not_to_recover_is_left_to_people() {
+    let lab = Lab::start("off", LEASE_MS);
+    kill_process(Pid::from_raw(lab.software("a")).unwrap(), Signal::KILL).unwrap();
+    wait_for("the loss to be known", || lab.cluster.member("db", "a")["actual"] == "offline");
+    let known = Instant::now();
+    wait_for("a lease to pass", || known.elapsed() > Duration::from_millis(LEASE_MS));
+    assert_eq!(lab.repairs(), Vec::<Value>::new());
+    let (_, status) = lab.says(&["status"]);
+    assert!(
+        status.contains("db@a is offline, should be primary\n    next: lockstep run db@a=primary"),
+        "{status}"
+    );
+    let (exit, said) = lab.says(&["repair", "db"]);
+    assert_eq!(exit, 0, "{said}");
+    wait_for("somebody to be primary", || ["a", "b"].iter().any(|host| lab.is(host, "primary")));
+}
+
 /// A server that is told to stop tells whoever has asked, and is there again as before.
 #[test]
 fn a_server_stops_when_it_is_asked_to() {

@@ -169,10 +169,9 @@ impl Engine {
         let late = self.last_heard.iter().filter(|(_, heard)| heard.late_at(lease_ms) <= now);
         let late: Vec<_> = late.map(|(host, heard)| (host.clone(), heard.lost_at(lease_ms) <= now)).collect();
         for (host, is_lost) in late {
-            let is_alive = self.head.hosts.get(&host).is_some_and(|known| known.liveness == Liveness::Alive);
             if is_lost && self.is_reachable(&host) {
                 self.give_up_host(&host);
-            } else if !is_lost && is_alive && self.sessions.contains_key(&host) {
+            } else if !is_lost && self.is_heard(&host) {
                 // Of one that has not come since this server began it is not known whether it is late.
                 self.departed(&host, Liveness::Suspect);
             }
@@ -200,6 +199,12 @@ impl Engine {
         if self.head.hosts.get(host).is_some_and(|known| known.liveness == Liveness::Suspect) {
             self.set_liveness(host, Liveness::Alive);
         }
+    }
+
+    /// Whether a host is connected, and not late.
+    pub(crate) fn is_heard(&self, host: &HostName) -> bool {
+        let is_alive = self.head.hosts.get(host).is_some_and(|known| known.liveness == Liveness::Alive);
+        is_alive && self.sessions.contains_key(host)
     }
 
     fn give_up_host(&mut self, host: &HostName) {
