@@ -116,6 +116,10 @@ fn find_nothing(first: u64, count: u64) -> Tally {
     for (fault, (made, bit)) in &tally.faults {
         assert!(*bit > 0, "{fault} was made {made} times and made no difference");
     }
+    // Who has said that a member had stopped, and what came of that.
+    let evidence: Vec<_> = tally.evidence.keys().copied().collect();
+    assert_eq!(evidence, ["fence", "lease", "person"]);
+    assert!(tally.repairs > 0);
     tally
 }
 

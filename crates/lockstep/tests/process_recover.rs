@@ -389,7 +389,7 @@ fn a_server_that_goes_away_on_purpose_is_waited_for() {
 /// A host that stands still may not have heard of the longer lease: the server stays, and says whom it waits for.
 #[test]
 fn a_server_does_not_go_away_while_a_host_may_not_know() {
-    let mut lab = Lab::start("fence", 3000);
+    let lab = Lab::start("fence", 3000);
     lab.cluster.agents["b"].signal(Signal::STOP);
     let (exit, said) = lab.says(&["server", "stop", "--away", "20s"]);
     lab.cluster.agents["b"].signal(Signal::CONT);
