@@ -832,7 +832,7 @@ impl AgentEngine {
                     }
                 }
                 let mut holds = open.values().filter_map(|open| open.holds.get(member));
-                if queue.running.is_none()
+                if (queue.running.is_none() || mutant::is(Mutant::CallsOverlap))
                     && let Some(place) = queue.next(holds.any(|hold| !hold.is_over))
                 {
                     next = queue.waiting.remove(place);

@@ -93,6 +93,8 @@ mutants! {
     GuardStillCounted = "guard-still-counted",
     /// The place of a host that is forgotten goes with it.
     PlaceForgotten = "place-forgotten",
+    /// A member's next call does not wait for the one that is at work.
+    CallsOverlap = "calls-overlap",
     /// An agent whose lease has ended goes on.
     LeaseUnheeded = "lease-unheeded",
     /// Whoever comes back keeps what it has, whatever its goal is by now.
