@@ -36,7 +36,8 @@ def shows(scenario, case, expected, scratch, directory, more):
 
 def main(scenario, bugs):
     """`scenario`: its directory. `bugs`: what is wrong, in which case it must show (and further words for the scenario), what
-    that must say (or one of what), and the edits: file, text, text instead. What the command line has beside `--only` goes to the scenario.
+    that must say (or one of what), and the edits: file, text, text instead. The command line goes to the scenario, but for
+    `--only`.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[bug for bug, *_ in bugs], action="append", help="only these (repeatable)")
