@@ -15,6 +15,7 @@ from lab import wait_until
 
 MEMBERS_S = 30  # until every member is what it was started as
 OUTCOME_S = 60
+ENDED = ("X", "Z")  # states of a process: the latter, until its parent has waited for it
 
 
 class Unexpected(Exception):
@@ -86,6 +87,28 @@ class Cluster:
         if pid is not None:
             os.kill(pid, signal.SIGKILL)
 
+    def kill_host(self, name):
+        """The agent, its guard, and all that descends from them, at once: each stands still until all are known, so that none
+        leaves another one behind. What the software is made of belongs to whoever knows it.
+        """
+        found, fresh = set(), {pid for pid in (self.agent_pid(name), self.guard_pid(name)) if pid is not None}
+        while fresh:
+            for pid in fresh:
+                signal_if_there(pid, signal.SIGSTOP)
+            found |= fresh
+            fresh = {pid for pid, parent in parents().items() if parent in found} - found
+        for pid in found:
+            signal_if_there(pid, signal.SIGKILL)
+        self._agents[name][0].wait()
+        wait_until(lambda: not found & set(parents()), f"everything of {name} has ended")
+
+    def handlers_at_work(self, member):
+        """What was started for a member, by what stands in its environment, whoever its parent is; software is of that too, if a
+        handler has started it.
+        """
+        wanted = {f"LOCKSTEP_MEMBER={member}".encode()}
+        return [pid for pid in parents() if wanted <= environment(pid) and self.lab.directory.encode() in b" ".join(environment(pid))]
+
     def wait_guarded(self, member):
         """Until the server has written down that this member's guard stands: from then on its lease's end is evidence."""
         group, host = member.split("@")
@@ -107,6 +130,9 @@ class Cluster:
         process = self.lab.start(name, argv)
         lines = wait_until(lambda: self._lines(name, pattern)[before:], f"{name} prints {pattern}")
         return process, lines[-1]
+
+    def wait_logged(self, name, pattern):
+        wait_until(lambda: self._lines(name, pattern), f"{name} logs {pattern}")
 
     def _lines(self, name, pattern):
         if not os.path.exists(self.lab.path(f"{name}.log")):
@@ -224,6 +250,15 @@ exit $code
                             if record.get("transition") == number)
                 expect(not (began and outcome == "aborted"), f"{agent} began a step of {transition_id}, which was aborted")
 
+    def started(self, agent, order):
+        """The steps of the order's transition that this agent has written down as begun."""
+        return [record for record in self._records(f"agent-{agent}")
+                if record["record"] == "started" and record["transition"] == order["transition"]]
+
+    def tokens(self, agent):
+        """Those that it has seen."""
+        return [record["token"] for record in self._records(f"agent-{agent}") if record["record"] == "token"]
+
     def _is_closed(self, agent, number):
         kinds = [record["record"] for record in self._records(f"agent-{agent}") if record.get("transition") == number]
         return not kinds or "closed" in kinds
@@ -239,3 +274,42 @@ exit $code
             except ValueError:
                 pass  # its end is not written yet
         return records
+
+
+def parents():
+    """Every process that runs, and its parent. One that has ended, and that nobody has waited for, runs no more."""
+    found = {}
+    for name in filter(str.isdigit, os.listdir("/proc")):
+        state, parent = state_of(int(name))
+        if state not in ENDED:
+            found[int(name)] = parent
+    return found
+
+
+def stands_still(pid):
+    return state_of(pid)[0] == "T"
+
+
+def state_of(pid):
+    """As the kernel calls it; and the parent."""
+    try:
+        with open(f"/proc/{pid}/stat", encoding="utf-8", errors="replace") as file:
+            state, parent = file.read().rpartition(") ")[2].split()[:2]
+        return state, int(parent)
+    except OSError:
+        return "X", None  # it has ended
+
+
+def environment(pid):
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:
+            return set(file.read().split(b"\0"))
+    except OSError:
+        return set()  # another user's, or it has ended
+
+
+def signal_if_there(pid, which):
+    try:
+        os.kill(pid, which)
+    except ProcessLookupError:
+        pass

@@ -3,6 +3,7 @@
 A check that was never seen failing counts as absent. A bug that goes unnoticed ends this with 1.
 """
 
+import argparse
 import os
 import shutil
 import subprocess
@@ -24,25 +25,31 @@ def break_handlers(directory, edits):
             file.write(program.replace(text, instead))
 
 
-def shows(scenario, case, expected, scratch, directory):
+def shows(scenario, case, expected, scratch, directory, more):
     """Whether the scenario fails with what it is expected to say; and what it said. Its logs go with `scratch`."""
-    argv = [os.path.join(scenario, "run"), "--case", case, "--handlers", directory, *sys.argv[1:]]
+    argv = [os.path.join(scenario, "run"), "--case", *case.split(), "--handlers", directory, *more]
     done = subprocess.run(argv, capture_output=True, text=True, check=False, env={**os.environ, "TMPDIR": scratch})
     said = next((line for line in done.stdout.splitlines() if "FAILED:" in line), done.stdout + done.stderr)
-    return done.returncode == 1 and expected in said, said[said.find("FAILED:"):].strip()
+    words = [expected] if isinstance(expected, str) else expected
+    return done.returncode == 1 and any(word in said for word in words), said[said.find("FAILED:"):].strip()
 
 
 def main(scenario, bugs):
-    """`scenario`: its directory. `bugs`: what is wrong, in which case it must show, what the scenario must say, and the
-    edits: file, text, text instead. The command line goes to the scenario.
+    """`scenario`: its directory. `bugs`: what is wrong, in which case it must show (and further words for the scenario), what
+    that must say (or one of what), and the edits: file, text, text instead. The command line goes to the scenario, but for
+    `--only`.
     """
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", choices=[bug for bug, *_ in bugs], action="append", help="only these (repeatable)")
+    arguments, more = parser.parse_known_args()
+    bugs = [bug for bug in bugs if arguments.only is None or bug[0] in arguments.only]
     unseen = 0
     for bug, case, expected, edits in bugs:
         with tempfile.TemporaryDirectory(prefix="lockstep-doubt-") as scratch:
             os.chmod(scratch, 0o755)  # a handler may run as another user
             directory = os.path.join(scratch, "handlers")
             break_handlers(directory, edits)
-            seen, said = shows(scenario, case, expected, scratch, directory)
+            seen, said = shows(scenario, case, expected, scratch, directory, more)
         print(f"{'seen' if seen else 'NOT SEEN'}: {bug}: {said[:200]}", flush=True)
         unseen += not seen
     verdict = "FAILED" if unseen else "passed"

@@ -19,13 +19,13 @@ ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 class Scenario:
     """What is told apart: the cases, which of them run unless others are asked for, and what is shown of each."""
 
-    def __init__(self, name, cases, usual, columns, packages, total, scriptlike=()):
+    def __init__(self, name, cases, usual, columns, packages, total, scriptlike=(), broken=lambda results: []):
         """`cases`: {name: function of (lab, arguments, number of the run) that returns figures}. `columns`: [(key of a figure,
         title)]. `packages`: {program: Debian package}. `total`: results to a text for the closing line. `scriptlike`: the
-        cases that need no lockstep binary.
+        cases that need no lockstep binary. `broken`: results to a text for each promise about many runs that they break.
         """
         self.name, self.cases, self.usual, self.packages, self.total = name, cases, usual, packages, total
-        self.scriptlike = scriptlike
+        self.scriptlike, self.broken = scriptlike, broken
         self.columns = [("case", "case"), ("run", "run"), *columns, ("took_ms", "took ms"), ("outcome", "outcome")]
 
     def main(self, doc):
@@ -40,8 +40,11 @@ class Scenario:
         if arguments.json:
             with open(arguments.json, "w", encoding="utf-8") as file:
                 json.dump(results, file, indent=1)
-        print(self._closing_line(results, time.monotonic() - began))
-        sys.exit(0 if all(result["ok"] for result in results) else 1)
+        broken = list(self.broken(results))
+        for promise in broken:
+            print(f"FAILED: {promise}")
+        print(self._closing_line(results, broken, time.monotonic() - began))
+        sys.exit(0 if all(result["ok"] for result in results) and not broken else 1)
 
     def _run(self, case, number, arguments):
         lab = Lab(f"{self.name}-{case}")
@@ -64,8 +67,8 @@ class Scenario:
         widths = [max(len(row[i]) for row in rows) for i in range(len(self.columns) - 1)] + [0]
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
-    def _closing_line(self, results, seconds):
-        failed = [f"{result['case']} {result['run']}" for result in results if not result["ok"]]
+    def _closing_line(self, results, broken, seconds):
+        failed = [f"{result['case']} {result['run']}" for result in results if not result["ok"]] + broken
         said = f"{len(results) - len(failed)} of {len(results)} runs as stated"
         verdict = f"FAILED ({', '.join(failed)})" if failed else "passed"
         return f"{self.name} {verdict}: {'; '.join([said, *self.total(results)])}; {seconds:.0f} s"

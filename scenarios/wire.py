@@ -29,6 +29,11 @@ class Wire:
         found = lambda: [pair for pair in self.orders if like.items() <= pair[0].items()]
         return wait_until(found, f"an order like {like} passes")[0]
 
+    def report(self, **like):
+        """The first report that has these values."""
+        found = lambda: [report for report in self.reports if like.items() <= report.items()]
+        return wait_until(found, f"a report like {like} passes")[0]
+
     def repeat(self, data):
         with self._between:
             self._agent.sendall(data)
@@ -69,11 +74,25 @@ class Wire:
                 if is_text:
                     note(json.loads(payload), data)
                 with self._between:
-                    sink.sendall(data)
+                    send(sink, data)
         except (OSError, EOFError, ValueError):
             pass  # either side has ended it
-        cut(source)
-        cut(sink)
+        end(sink)  # and no more than that: what the other one still says is noted
+
+
+def send(sink, data):
+    try:
+        sink.sendall(data)
+    except OSError:
+        pass  # it has gone
+
+
+def end(sink):
+    """After what is under way to it."""
+    try:
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass  # it has gone
 
 
 def frame(reader):

@@ -18,7 +18,7 @@ cargo xtask COMMAND
   bench etcd       measures the store in etcd beside the embedded one; --only transition or succession, --rounds N, --json F
   mutants [SEEDS]  lets the simulator look for each deliberate fault, in 3000 seeds unless SEEDS says otherwise
   chaos [ARGS]     real processes under faults (as root): --servers 1|3 --minutes M --seed N, --defect WHAT to see a check fail; --help has all
-  soak [RUNS]      every case of each scenario with real software, 10 times unless RUNS says otherwise
+  soak [RUNS]      every case of each scenario with real software, 10 times unless RUNS says otherwise, and every bug that one must see
 ";
 
 /// What is built beside the default: the store in etcd.
@@ -70,9 +70,23 @@ const SCENARIOS: [(&str, &[&str]); 7] = [
         "scenarios/postgres-switchover/run",
         &["--case=lockstep", "--case=transaction", "--case=kill-agent", "--case=kill-server"],
     ),
-    ("scenarios/postgres-failover/run", &["--case=host"]),
-    ("scenarios/redis-failover/run", &["--case=stopped"]),
+    // Of those that lose a primary, what a minute has room for.
+    ("scenarios/postgres-failover/run", &["--case=host", "--case=agent", "--case=stopped"]),
+    ("scenarios/redis-failover/run", &["--case=stopped", "--case=frozen"]),
     ("scenarios/dependency/run", &["--all"]),
+];
+
+/// Bugs in handlers that a scenario has to see: the program, and whether the tests show it any, and which. `soak` shows it all.
+const DOUBTS: [(&str, Option<&[&str]>); 5] = [
+    ("scenarios/redis-switchover/doubt", None),
+    ("scenarios/blue-green/doubt", None),
+    ("scenarios/postgres-switchover/doubt", None),
+    // Without `never rewinds`, which is waited for.
+    (
+        "scenarios/postgres-failover/doubt",
+        Some(&["--only=misleads the guard and looks at nobody else", "--only=names no process"]),
+    ),
+    ("scenarios/redis-failover/doubt", Some(&[])),
 ];
 
 /// Why a command stopped.
@@ -156,6 +170,11 @@ fn test(args: &[String]) -> Done {
     for (scenario, cases) in SCENARIOS {
         run(scenario, &[cases, &["--runs", "1", "--lockstep", "target/debug/lockstep"][..]].concat(), &[])?;
     }
+    for (doubt, bugs) in DOUBTS {
+        if let Some(bugs) = bugs {
+            run(doubt, &[bugs, &["--lockstep", "target/debug/lockstep"][..]].concat(), &[])?;
+        }
+    }
     if is_root() && has_namespaces() {
         CHAOS_TESTS.into_iter().try_for_each(chaos)?;
     } else {
@@ -225,6 +244,9 @@ fn soak(runs: &str) -> Done {
     cargo(&with_features(&["build", "--release", "--locked", "--package", "lockstep"], &[]))?;
     for (scenario, _) in SCENARIOS {
         run(scenario, &["--all", "--runs", runs, "--lockstep", "target/release/lockstep"], &[])?;
+    }
+    for (doubt, _) in DOUBTS {
+        run(doubt, &["--lockstep", "target/release/lockstep"], &[])?;
     }
     Ok(())
 }
