@@ -4,8 +4,8 @@ use crate::clock::Stamp;
 use crate::command::{self, run_args};
 use crate::etcd::{self, Observed};
 use crate::fault::{Active, Kind, Striker};
-use crate::history::{Evidence, Struck, number, text};
-use crate::member::Defect;
+use crate::history::{Evidence, Struck, host_of, number, text};
+use crate::member::{Defect, Line};
 use crate::network::{self, Layout, layout};
 use crate::random::Random;
 use crate::reader::{self, Shared};
@@ -430,8 +430,9 @@ impl Chaos {
 
     /// What all have seen and what is on disks, so far. What was seen is taken first: what it rests on is on disk.
     fn gather(&self, is_final: bool) -> io::Result<Evidence> {
-        let history = self.history.lock().clone();
+        let mut history = self.history.lock().clone();
         let (calls, runs) = member::read(&self.world.software())?;
+        history.struck.extend(fenced(&calls));
         let mut limited = Vec::new();
         for group in GROUPS {
             limited.extend(group.limited.map(|state| (group.name.to_owned(), state.to_owned())));
@@ -583,6 +584,19 @@ impl Chaos {
         }
         Ok(taken)
     }
+}
+
+/// Handlers that make sure of a host do to it what a fault does, whenever a repair has asked for that.
+fn fenced(calls: &[Line]) -> impl Iterator<Item = Struck> {
+    let fences = calls.iter().filter(|line| line.phase == member::FENCE);
+    fences.map(|line| Struck {
+        kind: Kind::HostFenced.name(),
+        target: host_of(&line.member).to_owned(),
+        from: line.at,
+        to: Some(line.at),
+        has_bitten: line.code == Some(0),
+        turns: 1,
+    })
 }
 
 fn items(path: &str) -> Vec<Value> {

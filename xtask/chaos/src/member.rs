@@ -7,6 +7,8 @@
 //! software that is just starting apart; `MEMBER.processes`, what was started; `MEMBER.settings`, what it has taken.
 
 use crate::clock::Stamp;
+use crate::history::host_of;
+use crate::host;
 use crate::network::Layout;
 use crate::random::Random;
 use rustix::fs::FlockOperation;
@@ -20,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+/// The phase in which a handler makes sure that another host has stopped.
+pub(crate) const FENCE: &str = "fence";
 /// The state in which no software runs. Every lifecycle here begins with it.
 pub(crate) const LOWEST: &str = "offline";
 /// How often software writes down that it still runs. Its end is known as exactly.
@@ -147,11 +151,13 @@ pub(crate) fn set_calm(dir: &Path, is_calm: bool) -> io::Result<()> {
 pub(crate) fn handle(phase: &str) -> ExitCode {
     let var = |name: &str| std::env::var(format!("LOCKSTEP_{name}")).ok();
     let number = |name: &str| var(name).and_then(|text| text.parse().ok());
+    let member = var("MEMBER").unwrap_or_default();
     let line = Line {
         at: Stamp::now(),
         code: None,
         pid: std::process::id(),
-        member: var("MEMBER").unwrap_or_default(),
+        // That it is called for a member of the other host is no call to that member.
+        member: if phase == FENCE { format!("{FENCE}@{}", host_of(&member)) } else { member },
         phase: phase.to_owned(),
         role: var("ROLE").unwrap_or_default(),
         transition: var("TRANSITION"),
@@ -218,6 +224,13 @@ impl Handler {
                 // Longer than any time-out: the agent has to end it.
                 std::thread::sleep(Duration::from_secs(60));
             }
+        }
+        if phase == FENCE {
+            if !is_calm && self.random.percent(25) {
+                eprintln!("the switch does not answer");
+                return Ok(1);
+            }
+            host::end(host_of(&self.line.member))?;
         }
         if moves {
             let lies = defect == Defect::ClaimsDone.name() && self.line.from != self.line.to;

@@ -2,6 +2,7 @@
 //! doubt and on hosts that are given up run on, and are in it.
 
 use super::Verdict;
+use crate::clock::Stamp;
 use crate::history::{Evidence, host_of};
 use crate::member::Run;
 
@@ -9,19 +10,20 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict::default();
     for (group, state) in &evidence.limited {
         let is_in = |run: &&Run| run.member.split('@').next() == Some(group) && run.state == *state;
-        let runs: Vec<&Run> = evidence.runs.iter().filter(is_in).collect();
-        for (place, run) in runs.iter().enumerate() {
+        let runs = evidence.runs.iter().filter(is_in);
+        let runs: Vec<(&Run, Stamp)> = runs.filter_map(|run| Some((run, evidence.ran_until(run)?))).collect();
+        for (place, (run, _)) in runs.iter().enumerate() {
             // They are sorted by their begins. The last beat is before the end, never after it.
             let beside = runs[..place]
                 .iter()
-                .find(|before| before.last > run.begin && host_of(&before.member) != host_of(&run.member));
+                .find(|(before, last)| *last > run.begin && host_of(&before.member) != host_of(&run.member));
             verdict.expect(beside.is_none(), || {
                 format!(
                     "{} was {state} from {} on, while {:?} was until {:?}",
                     run.member,
                     run.begin,
-                    beside.map(|run| &run.member),
-                    beside.map(|run| run.last)
+                    beside.map(|(before, _)| &before.member),
+                    beside.map(|(_, last)| last)
                 )
             });
         }
