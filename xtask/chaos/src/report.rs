@@ -153,13 +153,8 @@ pub(crate) fn lacking(evidence: &Evidence, totals: &Totals, minutes: f64) -> Vec
     let expected = OUTCOMES.into_iter().filter(|(_, from)| minutes >= *from).map(|(outcome, _)| outcome);
     let missing = expected.filter(|outcome| !outcomes.contains_key(*outcome));
     lacking.extend(missing.map(|outcome| format!("no transition {outcome}")));
-    for (by, lacks) in [
-        ("lease", "no lease ended with a member that others could replace"),
-        ("fence", "no fence handler made sure of a member that others could replace"),
-    ] {
-        if !evidence.events("evidence").any(|(_, event)| event.text("by") == by) {
-            lacking.push(lacks.to_owned());
-        }
+    if !evidence.events("evidence").any(|(_, event)| event.text("by") == "lease") {
+        lacking.push("no lease ended with a member that others could replace".to_owned());
     }
     if let Some(seen) = &evidence.etcd {
         if evidence.history.take_overs.iter().all(|over| over.took_ms.is_none()) {

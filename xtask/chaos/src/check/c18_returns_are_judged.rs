@@ -10,7 +10,7 @@ use crate::workload::GROUPS;
 use std::collections::BTreeSet;
 
 /// How long it may take to ask the member's handler where it is and then to stop it, with nothing in the way.
-const BOUND_MS: u64 = 10_000;
+const BOUND_MS: u64 = 7000;
 /// How long what was in the way is still felt.
 const AFTERMATH_MS: u64 = 3000;
 /// When a call is over that nobody has seen end: it is killed at its time-out, or was killed.
@@ -89,10 +89,12 @@ fn in_the_way(evidence: &Evidence, run: &Run) -> Vec<(Stamp, Option<Stamp>)> {
     let mut spans: Vec<_> =
         faults.map(|struck| (struck.from, struck.to.map(|to| to.plus_ms(AFTERMATH_MS)))).collect();
     let calls = evidence.ended_calls().into_iter().filter(|(begin, _)| begin.member == run.member);
-    spans.extend(calls.map(|(begin, end)| match end {
-        Some(end) if begin.phase == "stop" && end.code != Some(0) => (begin.at, None),
-        Some(end) => (begin.at, Some(end.at)),
-        None => (begin.at, Some(begin.at.plus_ms(CALL_MS))),
+    spans.extend(calls.filter_map(|(begin, end)| match (begin.phase.as_str(), end) {
+        // That says that it has stopped it.
+        ("stop", Some(end)) if end.code == Some(0) => None,
+        ("stop", Some(_)) => Some((begin.at, None)),
+        (_, Some(end)) => Some((begin.at, Some(end.at))),
+        (_, None) => Some((begin.at, Some(begin.at.plus_ms(CALL_MS)))),
     }));
     spans
 }
@@ -146,11 +148,11 @@ mod tests {
             check(&evidence)
         };
         sample::expect_fine(&with("stop", 1, 60_000));
-        sample::expect_fine(&with("commit", 0, 23_000));
+        sample::expect_fine(&with("commit", 0, 20_000));
         sample::expect_broken(&with("commit", 0, 25_000), "pool@h4 came back");
         // One that says that it has stopped it has not: that is no excuse.
         sample::expect_broken(&with("stop", 0, 25_000), "pool@h4 came back");
-        let mut evidence = came_back(60_000);
+        let mut evidence = came_back(57_000);
         let (kind, target) = ("agent-killed", "h4".to_owned());
         let (from, to) = (Stamp(12_000_000), Some(Stamp(48_000_000)));
         evidence.history.struck = vec![Struck { kind, target, from, to, has_bitten: true, turns: 1 }];
