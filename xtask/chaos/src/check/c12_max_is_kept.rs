@@ -35,6 +35,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
 mod tests {
     use super::super::sample;
     use super::*;
+    use crate::history::Struck;
 
     #[test]
     fn two_primaries_are_found() {
@@ -46,5 +47,25 @@ mod tests {
         sample::expect_fine(&check(&evidence));
         sample::run(&mut evidence, "db@h3", "primary", 8, 12);
         sample::expect_broken(&check(&evidence), "db@h3 was primary");
+    }
+
+    #[test]
+    fn who_stood_still_and_runs_on_is_found_and_not_who_is_ended_at_once() {
+        let ran_until = |until| {
+            let (kind, target) = ("host-stopped", "h1".to_owned());
+            let (from, to) = (Stamp(3_000_000), Some(Stamp(8_000_000)));
+            let mut evidence =
+                Evidence { limited: vec![("lead".to_owned(), "primary".to_owned())], ..Evidence::default() };
+            evidence.history.struck = vec![Struck { kind, target, from, to, has_bitten: true, turns: 1 }];
+            sample::run(&mut evidence, "lead@h1", "primary", 1000, until);
+            sample::run(&mut evidence, "lead@h3", "primary", 7000, 9000);
+            evidence
+        };
+        sample::expect_fine(&check(&ran_until(8300)));
+        sample::expect_broken(&check(&ran_until(8700)), "lead@h3 was primary");
+        // On another host nothing stood still.
+        let mut elsewhere = ran_until(8300);
+        elsewhere.history.struck[0].target = "h4".to_owned();
+        sample::expect_broken(&check(&elsewhere), "lead@h3 was primary");
     }
 }
