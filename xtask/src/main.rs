@@ -178,7 +178,7 @@ fn test(args: &[String]) -> Done {
     if is_root() && has_namespaces() {
         CHAOS_TESTS.into_iter().try_for_each(chaos)?;
     } else {
-        eprintln!("xtask: chaos on real processes needs root and namespaces of its own: it was not made");
+        eprintln!("xtask: chaos on real processes needs root and namespaces of its own: IT WAS NOT MADE");
     }
     let args: Vec<&str> = args.iter().map(String::as_str).collect();
     if is_there("cargo-nextest") {

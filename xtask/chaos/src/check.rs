@@ -15,12 +15,14 @@ mod c13_done_means_done;
 mod c14_holds_end;
 mod c16_notices_in_order;
 mod c18_missed_outcomes_first;
+mod c18_returns_are_judged;
 mod c19_all_resolves;
 mod c20_members_stay;
 mod c21_clocks_may_jump;
 mod calls_never_overlap;
 mod reads_are_linear;
 mod settings_as_decided;
+mod writes_in_order;
 
 use crate::history::Evidence;
 use crate::network::{Layout, layout};
@@ -47,7 +49,7 @@ pub(crate) type Check = (&'static str, fn(&Evidence) -> Verdict);
 
 /// Those that are made whatever servers there are. What is found on the spot (22 altogether, parts of 1, 6, 7, 11 and 16)
 /// comes from the history.
-const ALL: [Check; 19] = [
+const ALL: [Check; 21] = [
     ("1 one-outcome", c01_one_outcome::check),
     ("2 written-once", c02_written_once::check),
     ("5 prepared-until-decided", c05_prepared_until_decided::check),
@@ -61,12 +63,14 @@ const ALL: [Check; 19] = [
     ("14 holds-end", c14_holds_end::check),
     ("16 notices-in-order", c16_notices_in_order::check),
     ("18 missed-outcomes-first", c18_missed_outcomes_first::check),
+    ("18 returns-are-judged", c18_returns_are_judged::check),
     ("19 all-resolves", c19_all_resolves::check),
     ("20 members-stay", c20_members_stay::check),
     ("21 clocks-may-jump", c21_clocks_may_jump::check),
     ("22 failed-syncs-and-full-disks", failed_syncs),
     ("calls-never-overlap", calls_never_overlap::check),
     ("settings-as-decided", settings_as_decided::check),
+    ("writes-in-order", writes_in_order::check),
 ];
 
 /// Those that need several servers, on etcd.

@@ -4,16 +4,16 @@ use crate::clock::Stamp;
 use crate::command::{self, run_args};
 use crate::etcd::{self, Observed};
 use crate::fault::{Active, Kind, Striker};
-use crate::history::{Evidence, Struck, number, text};
-use crate::member::Defect;
+use crate::history::{Evidence, Struck, host_of, number, text};
+use crate::member::{Defect, Line};
 use crate::network::{self, Layout, layout};
 use crate::random::Random;
 use crate::reader::{self, Shared};
 use crate::report::{self, Totals};
 use crate::workload::{self, GROUPS, LEASED};
-use crate::world::{EXCUSED, HOSTS, World};
+use crate::world::{EXCUSED, HOSTS, PROXIED, World};
 use crate::{
-    BROKEN, CANNOT_RUN, INVALID, Options, check,
+    BROKEN, CANNOT_RUN, INVALID, Options, check, host,
     http::{self, Ask},
     journal, member,
 };
@@ -41,6 +41,10 @@ const LONGEST_MS: (u64, u64) = (5000, 30_000);
 /// How often everything that is known so far is judged.
 const JUDGE_EVERY: Duration = Duration::from_secs(20);
 const OPERATORS: u64 = 3;
+/// How long what is made to happen in every run may take.
+const SCENE: Duration = Duration::from_secs(15);
+/// The group of which a member comes back above its goal. More of it may serve at once: two are not too many.
+const RETURNING: &str = "pool";
 /// How long nothing has been wrong before clocks jump, and how long they stay there.
 const QUIET: Duration = Duration::from_secs(7);
 const JUMP: Duration = Duration::from_secs(3);
@@ -139,13 +143,16 @@ fn drive(options: &Options, seed: u64) -> io::Result<(Evidence, Totals)> {
     start_cluster(&mut world)?;
     reader::start(&history, options.defect);
     watch_stalls(&history);
-    let stop = Arc::new(AtomicBool::new(false));
-    let operators: Vec<_> =
-        (0..OPERATORS).map(|number| workload::start(&history, seed * 10 + number, stop.clone())).collect();
     let (active, bitten) = Default::default();
     let defect = options.defect;
     let mut chaos = Chaos { world, history, observed, random, spared, active, bitten, defect };
-    let was_made = chaos.make_faults(options);
+    let began = Instant::now();
+    chaos.fail_over()?;
+    let stop = Arc::new(AtomicBool::new(false));
+    let operators: Vec<_> = (0..OPERATORS)
+        .map(|number| workload::start(&chaos.history, seed * 10 + number, stop.clone()))
+        .collect();
+    let was_made = chaos.make_faults(options, began);
     stop.store(true, Ordering::Relaxed);
     for operator in operators {
         operator.join().map_err(|_| io::Error::other("an operator panicked"))?;
@@ -232,9 +239,104 @@ struct Chaos {
 }
 
 impl Chaos {
-    fn make_faults(&mut self, options: &Options) -> io::Result<()> {
+    /// Before anything else is wrong, so that it is in every run: an agent dies on whose host somebody serves by its lease,
+    /// whose renewals pass the proxy, and another one takes that place.
+    fn fail_over(&mut self) -> io::Result<()> {
+        let hosts = workload::group(LEASED).hosts.iter();
+        let mut proxied = hosts.filter(|host| PROXIED.contains(host) && **host != self.spared);
+        let host = *proxied.next().expect("there are two such hosts");
+        member::set_calm(&self.world.software(), true)?;
+        self.ask(&json!({ "targets": [format!("{LEASED}@{host}=primary")], "request_id": "first" }));
+        let is_guarded = || {
+            items("/v1/members").iter().any(|member| {
+                let names = (text(member, "group"), text(member, "host"), text(member, "actual"));
+                let guarded = member["guarded"].as_array();
+                names == (LEASED, host, "primary")
+                    && guarded.is_some_and(|states| states.contains(&"primary".into()))
+            })
+        };
+        if self.tend_until(is_guarded)? {
+            let from = self.kill_agent(host);
+            let history = self.history.clone();
+            let has_ended = || {
+                let history = history.lock();
+                history.events.values().any(|event| event.text("by") == "lease" && event.at >= from)
+            };
+            self.tend_until(has_ended)?;
+            self.bring_back(host)?;
+        }
+        member::set_calm(&self.world.software(), false)
+    }
+
+    /// All of a host dies, and somebody who has seen that says so. What was to run there is moved elsewhere; and then it
+    /// boots, and starts its software as it was.
+    fn come_back_above_goal(&mut self) -> io::Result<()> {
+        let group = workload::group(RETURNING);
+        let mut hosts = group.hosts.iter().filter(|host| **host != EXCUSED && **host != self.spared);
+        let host = *hosts.next().expect("there are two such hosts");
+        let member = format!("{RETURNING}@{host}");
+        http::ask("POST", &format!("/v1/hosts/{host}/undrain"), Some(&json!({})));
+        self.ask(&json!({ "targets": [format!("{member}=online")], "request_id": "stays" }));
+        let is_shown = |state: &str| {
+            items("/v1/members").iter().any(|member| {
+                (text(member, "group"), text(member, "host")) == (RETURNING, host)
+                    && member["transition"].is_null()
+                    && (&member["actual"], &member["goal"]) == (&state.into(), &state.into())
+            })
+        };
+        self.tend_until(|| is_shown("online"))?;
+        self.kill_agent(host);
+        host::end(host)?;
+        let (path, word) =
+            (format!("/v1/hosts/{host}/fence"), json!({ "confirm": true, "reason": "it is off" }));
+        self.tend_until(|| http::ask("POST", &path, Some(&word)).is_some_and(|(status, _)| status == 200))?;
+        self.ask(&json!({ "targets": [format!("{member}=offline")], "request_id": "goes" }));
+        self.tend_until(|| is_shown("offline"))?;
+        member::boot(&self.world.software(), &member, "online")?;
+        self.bring_back(host)
+    }
+
+    /// An operator's request.
+    fn ask(&self, body: &Value) {
+        if let Some((202, answer)) = http::ask("POST", "/v1/transitions", Some(body)) {
+            self.history.lock().transition(&answer, "request");
+        }
+    }
+
+    /// From when it is dead.
+    fn kill_agent(&mut self, host: &str) -> Stamp {
+        let (kind, from) = (Kind::AgentKilled.name(), Stamp::now());
+        self.world.kill(host);
+        let (target, to) = (host.to_owned(), None);
+        self.history.lock().struck.push(Struck { kind, target, from, to, has_bitten: true, turns: 1 });
+        from
+    }
+
+    /// Starts again what was killed outside of the faults.
+    fn bring_back(&mut self, name: &str) -> io::Result<()> {
+        self.world.start(name)?;
+        let mut history = self.history.lock();
+        for struck in history.struck.iter_mut().filter(|it| it.target == name && it.to.is_none()) {
+            struck.to = Some(Stamp::now());
+        }
+        Ok(())
+    }
+
+    /// Waits until something is so; says whether it is in time. Where it is not, checks and figures tell what that means.
+    fn tend_until(&mut self, mut is_so: impl FnMut() -> bool) -> io::Result<bool> {
+        let began = Instant::now();
+        while !is_so() {
+            if began.elapsed() > SCENE {
+                return Ok(false);
+            }
+            self.tend_for(Duration::from_millis(50))?;
+        }
+        Ok(true)
+    }
+
+    fn make_faults(&mut self, options: &Options, began: Instant) -> io::Result<()> {
         let lasts = Duration::from_secs_f64(options.minutes * 60.0);
-        let (began, mut judged) = (Instant::now(), Instant::now());
+        let mut judged = Instant::now();
         let is_wanted =
             |kind: &Kind| options.only.is_empty() || options.only.iter().any(|only| only == kind.name());
         let kinds = Kind::ALL.into_iter().filter(|kind| kind.is_for(layout()));
@@ -372,16 +474,17 @@ impl Chaos {
             resolved = self.wait_resolved(&HOSTS, "with all hosts");
         }
         if resolved.is_ok() {
+            self.come_back_above_goal()?;
+            resolved = self.wait_resolved(&HOSTS, "after one came back above its goal");
+        }
+        if resolved.is_ok() {
             self.jump_in_quiet()?;
         }
         // And it goes on: each group can be moved, or it is said why not.
         for (number, target) in
             ["web=down", "db=down", "batch=down", "pool=up", "audit=up"].into_iter().enumerate()
         {
-            let body = json!({ "targets": [target], "request_id": format!("last-{number}") });
-            if let Some((202, answer)) = http::ask("POST", "/v1/transitions", Some(&body)) {
-                self.history.lock().transition(&answer, "request");
-            }
+            self.ask(&json!({ "targets": [target], "request_id": format!("last-{number}") }));
         }
         if resolved.is_ok() {
             resolved = self.wait_resolved(&HOSTS, "after the last requests");
@@ -430,8 +533,9 @@ impl Chaos {
 
     /// What all have seen and what is on disks, so far. What was seen is taken first: what it rests on is on disk.
     fn gather(&self, is_final: bool) -> io::Result<Evidence> {
-        let history = self.history.lock().clone();
+        let mut history = self.history.lock().clone();
         let (calls, runs) = member::read(&self.world.software())?;
+        history.struck.extend(fenced(&calls));
         let mut limited = Vec::new();
         for group in GROUPS {
             limited.extend(group.limited.map(|state| (group.name.to_owned(), state.to_owned())));
@@ -583,6 +687,19 @@ impl Chaos {
         }
         Ok(taken)
     }
+}
+
+/// Handlers that make sure of a host do to it what a fault does, whenever a repair has asked for that.
+fn fenced(calls: &[Line]) -> impl Iterator<Item = Struck> {
+    let fences = calls.iter().filter(|line| line.phase == member::FENCE);
+    fences.map(|line| Struck {
+        kind: Kind::HostFenced.name(),
+        target: host_of(&line.member).to_owned(),
+        from: line.at,
+        to: Some(line.at),
+        has_bitten: line.code == Some(0),
+        turns: 1,
+    })
 }
 
 fn items(path: &str) -> Vec<Value> {

@@ -12,13 +12,16 @@ use self::several::{cut_between, replace, step_down};
 use crate::clock::Stamp;
 use crate::etcd;
 use crate::history::{Struck, text};
+use crate::host::{self, Part};
 use crate::http;
 use crate::member::Defect;
 use crate::network::{self, Place, Way, layout};
 use crate::random::Random;
 use crate::reader::Shared;
+use crate::workload;
 use crate::world::{HOSTS, World, is_stopped};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
+use serde_json::json;
 use std::fs;
 use std::io::{self, Read, Write};
 use std::sync::Arc;
@@ -27,6 +30,10 @@ use std::time::{Duration, Instant};
 
 /// How long a reign lasts that nobody renews, and more: what took the active server away has made room for another one.
 const REIGN_OVER_MS: u64 = 3500;
+/// How much longer than a lease a host has to stand still to be lost for sure.
+const LOST_MS: u64 = 1500;
+/// How long a fence handler is asked for again that has said no.
+const FENCE: Duration = Duration::from_secs(6);
 
 /// How a fault is mended; says whether it has bitten, and how often its target went and came.
 type Mend = Box<dyn FnOnce(&mut World) -> io::Result<(bool, u64)>>;
@@ -73,7 +80,12 @@ fn is_taken(kind: Kind, target: &str, other: &Active) -> bool {
     // A member is replaced while the others are well and reach each other.
     let replaces = [kind, other.kind].contains(&Kind::EtcdMemberReplaced)
         && [target, &other.target].iter().any(|target| [NET, "etcd/net"].contains(target));
+    // While all of a host stands still nobody may wake one of its handlers.
+    let is_handler_of =
+        |all: Kind, host: &str, target: &str| all.is_of_host() && target == format!("{host}/handler");
     other.target == target
+        || is_handler_of(kind, target, &other.target)
+        || is_handler_of(other.kind, &other.target, target)
         || are(NET, &|target| target.ends_with("/net"))
         || are(ALL, &is_process)
         || replaces
@@ -161,6 +173,13 @@ impl Striker {
             Kind::HandlerStopped => (long.min(Duration::from_secs(8)), stop_handler(world, &host)),
             Kind::SoftwareKilled => (Duration::ZERO, self.kill_software(world, &host)),
             Kind::GuardKilled => (Duration::from_secs(4), kill_guard(world, &host)),
+            Kind::HostKilled => {
+                (if self.random.percent(50) { short } else { long }, kill_host(world, &host)?)
+            }
+            Kind::HostStopped => {
+                (Duration::from_millis(workload::lease_ms() + LOST_MS), self.stop_host(&host, from))
+            }
+            Kind::HostFenced => (FENCE, fence_host(&host)),
             Kind::CutFull => (long, cut(vec![host], Way::Both)?),
             Kind::CutOut => (long, cut(vec![host], Way::Out)?),
             Kind::CutIn => (long, cut(vec![host], Way::In)?),
@@ -309,6 +328,21 @@ impl Striker {
             .and_then(|pid| Pid::from_raw(*pid))
             .is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
         Box::new(move |_| Ok(bitten(killed)))
+    }
+
+    /// All of a host stands still for longer than its lease, and goes on as if nothing had been.
+    fn stop_host(&mut self, host: &str, from: Stamp) -> Mend {
+        let stopped = host::pause(host);
+        let (history, host) = (self.history.clone(), host.to_owned());
+        Box::new(move |_| {
+            host::wake(&host);
+            let history = history.lock();
+            let was_lost = history.events.values().any(|event| {
+                event.at >= from && event.text("host") == host && event.text("liveness") == "lost"
+            });
+            let all = [Part::Agent, Part::Guard, Part::Software].into();
+            Ok(bitten(stopped.is_superset(&all) && was_lost))
+        })
     }
 
     fn flap(&mut self, host: &str) -> Mend {
@@ -486,6 +520,36 @@ fn kill_guard(world: &World, host: &str) -> Mend {
     let was = world.guard(host);
     let was_killed = was.is_some_and(|pid| kill_process(pid, Signal::KILL).is_ok());
     Box::new(move |_| Ok(bitten(was_killed)))
+}
+
+/// All of a host dies at once. Its agent comes back, as after a boot.
+fn kill_host(world: &mut World, host: &str) -> io::Result<Mend> {
+    let was_running = world.kill(host);
+    let ended = host::end(host)?;
+    let host = host.to_owned();
+    Ok(Box::new(move |world| {
+        world.start(&host)?;
+        Ok(bitten(was_running && ended.is_superset(&[Part::Guard, Part::Software].into())))
+    }))
+}
+
+/// An operator has a host fenced by a handler, whatever it is at.
+fn fence_host(host: &str) -> Mend {
+    let path = format!("/v1/hosts/{host}/fence");
+    let asking = std::thread::spawn(move || {
+        let began = Instant::now();
+        while began.elapsed() < FENCE {
+            // It is no when nobody could, and when the host was back before anybody looked.
+            if let Some((200, fenced)) = http::ask("POST", &path, Some(&json!({})))
+                && fenced["liveness"] == "fenced"
+            {
+                return true;
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+        false
+    });
+    Box::new(move |_| Ok(bitten(asking.join().map_err(|_| io::Error::other("asking panicked"))?)))
 }
 
 fn stop_handler(world: &World, host: &str) -> Mend {

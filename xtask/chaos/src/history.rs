@@ -34,9 +34,12 @@ pub(crate) struct Told {
 }
 
 /// The goals of all members, as one answer showed them.
-#[derive(Debug, Clone, PartialEq)]
+#[derive(Debug, Clone, Default, PartialEq)]
 pub(crate) struct Goals {
+    pub(crate) at: Stamp,
     pub(crate) revision: u64,
+    /// Members that a transition is about to move.
+    pub(crate) driven: BTreeSet<String>,
     pub(crate) goals: BTreeMap<String, String>,
 }
 
@@ -292,7 +295,7 @@ impl History {
         let Some(revision) = list["revision"].as_u64() else { return };
         self.see(revision);
         let at = Stamp::now();
-        let mut goals = BTreeMap::new();
+        let (mut goals, mut driven) = (BTreeMap::new(), BTreeSet::new());
         for item in list["items"].as_array().into_iter().flatten() {
             let member = format!("{}@{}", text(item, "group"), text(item, "host"));
             if let Some(actual) = item["actual"].as_str()
@@ -301,6 +304,9 @@ impl History {
             {
                 self.last_actuals.insert(member.clone(), actual.to_owned());
                 self.shown.push(Shown { at, member: member.clone(), actual: actual.to_owned() });
+            }
+            if item["transition"].is_string() {
+                driven.insert(member.clone());
             }
             if let Some(goal) = item["goal"].as_str() {
                 goals.insert(member, goal.to_owned());
@@ -313,7 +319,7 @@ impl History {
             }
             return;
         }
-        self.goals.push(Goals { revision, goals });
+        self.goals.push(Goals { at, revision, driven, goals });
     }
 }
 
@@ -347,6 +353,22 @@ impl Evidence {
             .any(|struck| struck.from <= to && struck.to.is_none_or(|end| end >= from))
     }
 
+    /// Until when software ran, where a host that stood still as a whole is taken to have been gone from then on: when it
+    /// goes on, what its guard has to end runs until the guard does. None: it ran at no other time.
+    pub(crate) fn ran_until(&self, run: &Run) -> Option<Stamp> {
+        let stops = self
+            .history
+            .struck
+            .iter()
+            .filter(|struck| struck.kind == "host-stopped" && struck.target == host_of(&run.member));
+        let mut stops = stops.filter_map(|struck| Some((struck.from, struck.to?)));
+        let ended_at_wake = stops.find(|(from, to)| run.last > *from && run.last <= to.plus_ms(WAKE_MS));
+        match ended_at_wake {
+            Some((from, _)) => (run.begin < from).then_some(from),
+            None => Some(run.last),
+        }
+    }
+
     /// The events of a kind, with their revisions.
     pub(crate) fn events(&self, kind: &'static str) -> impl Iterator<Item = (u64, &Event)> {
         let all = self.history.events.iter();
@@ -368,6 +390,9 @@ impl Evidence {
             .collect()
     }
 }
+
+/// How long a guard may take to act, on a machine with much to do, once a host that stood still goes on.
+const WAKE_MS: u64 = 500;
 
 /// The host of `group@host`.
 pub(crate) fn host_of(member: &str) -> &str {

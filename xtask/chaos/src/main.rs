@@ -10,6 +10,7 @@ mod drive;
 mod etcd;
 mod fault;
 mod history;
+mod host;
 mod http;
 mod journal;
 mod member;

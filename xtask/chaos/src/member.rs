@@ -7,6 +7,8 @@
 //! software that is just starting apart; `MEMBER.processes`, what was started; `MEMBER.settings`, what it has taken.
 
 use crate::clock::Stamp;
+use crate::history::host_of;
+use crate::host;
 use crate::network::Layout;
 use crate::random::Random;
 use rustix::fs::FlockOperation;
@@ -20,6 +22,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::Duration;
 
+/// The phase in which a handler makes sure that another host has stopped.
+pub(crate) const FENCE: &str = "fence";
 /// The state in which no software runs. Every lifecycle here begins with it.
 pub(crate) const LOWEST: &str = "offline";
 /// How often software writes down that it still runs. Its end is known as exactly.
@@ -84,6 +88,10 @@ pub(crate) enum Defect {
     UnfencedWrite,
     /// etcd loses what was acknowledged last.
     LostWrites,
+    /// A handler names another process than the software, for the guard to end.
+    Unguarded,
+    /// Software that a host brings back runs on, and its handler says that it was stopped.
+    KeepsOnReturn,
 }
 
 impl Defect {
@@ -98,6 +106,8 @@ impl Defect {
             Self::MinorityAcks => "minority-acks",
             Self::UnfencedWrite => "unfenced-write",
             Self::LostWrites => "lost-writes",
+            Self::Unguarded => "unguarded",
+            Self::KeepsOnReturn => "keeps-on-return",
         }
     }
 
@@ -113,13 +123,20 @@ impl Defect {
             Self::MinorityAcks => "9 minority-never-acknowledges",
             Self::UnfencedWrite => "11 deposed-write-nothing",
             Self::LostWrites => "8 acknowledged-survives",
+            Self::Unguarded => "10 leases-end",
+            Self::KeepsOnReturn => "18 returns-are-judged",
         }
     }
 
     /// Whether it can be done with these servers.
     pub(crate) fn is_for(self, layout: Layout) -> bool {
         match self {
-            Self::ClaimsDone | Self::RunsOn | Self::HoldsOn | Self::MisreadOutcome => true,
+            Self::ClaimsDone
+            | Self::RunsOn
+            | Self::HoldsOn
+            | Self::MisreadOutcome
+            | Self::Unguarded
+            | Self::KeepsOnReturn => true,
             Self::LostSyncs => layout == Layout::One,
             Self::StaleRead | Self::MinorityAcks | Self::UnfencedWrite | Self::LostWrites => {
                 layout == Layout::Three
@@ -147,11 +164,13 @@ pub(crate) fn set_calm(dir: &Path, is_calm: bool) -> io::Result<()> {
 pub(crate) fn handle(phase: &str) -> ExitCode {
     let var = |name: &str| std::env::var(format!("LOCKSTEP_{name}")).ok();
     let number = |name: &str| var(name).and_then(|text| text.parse().ok());
+    let member = var("MEMBER").unwrap_or_default();
     let line = Line {
         at: Stamp::now(),
         code: None,
         pid: std::process::id(),
-        member: var("MEMBER").unwrap_or_default(),
+        // That it is called for a member of the other host is no call to that member.
+        member: if phase == FENCE { format!("{FENCE}@{}", host_of(&member)) } else { member },
         phase: phase.to_owned(),
         role: var("ROLE").unwrap_or_default(),
         transition: var("TRANSITION"),
@@ -219,9 +238,17 @@ impl Handler {
                 std::thread::sleep(Duration::from_secs(60));
             }
         }
+        if phase == FENCE {
+            if !is_calm && self.random.percent(25) {
+                eprintln!("the switch does not answer");
+                return Ok(1);
+            }
+            host::end(host_of(&self.line.member))?;
+        }
         if moves {
             let lies = defect == Defect::ClaimsDone.name() && self.line.from != self.line.to;
-            if !lies || !self.random.percent(30) {
+            let keeps = defect == Defect::KeepsOnReturn.name() && phase == "stop";
+            if !keeps && (!lies || !self.random.percent(30)) {
                 self.go(&defect)?;
             }
         }
@@ -243,7 +270,10 @@ impl Handler {
     fn tell(&self) -> io::Result<()> {
         let living = self.processes()?;
         let state = living.last().map_or(LOWEST, |(_, state)| state);
-        let pids: Vec<i32> = living.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+        let mut pids: Vec<i32> = living.iter().map(|(pid, _)| pid.as_raw_nonzero().get()).collect();
+        if is_unguarded(&self.dir) {
+            pids = pids.into_iter().flat_map(children).collect();
+        }
         println!("{}", serde_json::json!({ "state": state, "pids": pids }));
         Ok(())
     }
@@ -375,11 +405,33 @@ fn run_path(dir: &Path, member: &str, pid: u32) -> PathBuf {
     dir.join("runs").join(format!("{member}.{pid}"))
 }
 
+/// Whether software is to be named by what it has started: the guard ends that, and spares the software.
+fn is_unguarded(dir: &Path) -> bool {
+    fs::read_to_string(dir.join(DEFECT)).is_ok_and(|defect| defect == Defect::Unguarded.name())
+}
+
+/// What a process of one thread has started.
+fn children(pid: i32) -> Vec<i32> {
+    let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_ascii_whitespace().filter_map(|child| child.parse().ok()).collect()
+}
+
+/// Starts a member's software by nobody's order, as machines do that boot.
+pub(crate) fn boot(dir: &Path, member: &str, state: &str) -> io::Result<()> {
+    let exe = std::env::current_exe()?;
+    let mut software = Command::new(exe);
+    software.args(["software", member, state]).env_clear().env("CHAOS", dir);
+    software.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().map(drop)
+}
+
 /// The software: it runs until it is ended.
 pub(crate) fn software(member: &str, state: &str) -> io::Result<()> {
     // It has to outlive the handler's process group.
     rustix::process::setsid()?;
     let dir = PathBuf::from(std::env::var("CHAOS").map_err(io::Error::other)?);
+    if is_unguarded(&dir) {
+        Command::new("sleep").arg("3600").stdin(Stdio::null()).spawn()?;
+    }
     let pid = std::process::id();
     let processes = dir.join(format!("{member}.processes"));
     let begin = Stamp::now();

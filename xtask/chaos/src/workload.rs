@@ -23,7 +23,7 @@ pub(crate) struct Group {
 }
 
 /// The groups whose members are moved.
-pub(crate) const GROUPS: [Group; 7] = [
+pub(crate) const GROUPS: [Group; 8] = [
     Group {
         name: "db",
         hosts: &["h1", "h2", "h3"],
@@ -47,16 +47,27 @@ pub(crate) const GROUPS: [Group; 7] = [
         states: &["offline", "online"],
         limited: Some("online"),
     },
+    Group {
+        name: "vault",
+        hosts: &["h1", "h3"],
+        states: &["offline", "standby", "primary"],
+        limited: Some("primary"),
+    },
 ];
 
 /// The group whose members run by their leases, and that is repaired.
 pub(crate) const LEASED: &str = "lead";
+/// The group that is repaired once somebody has made sure that a lost member has stopped.
+pub(crate) const FENCED: &str = "vault";
 
-/// What operators declare: groups limited by `max`, one of them repaired by leases; holders, a service that requires,
+pub(crate) fn group(name: &str) -> &'static Group {
+    GROUPS.iter().find(|group| group.name == name).expect("it is one of them")
+}
+
+/// What operators declare: groups limited by `max`, of them one repaired by leases and one by fencing; holders, a service that requires,
 /// voters, observers, settings.
 const SPEC: &str = r#"{
     "cluster": "chaos",
-    "lease_ms": 3000,
     "groups": {
         "db": { "select": { "db": "yes" }, "lifecycle": "primary-standby", "handler": "software",
                 "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } },
@@ -69,6 +80,8 @@ const SPEC: &str = r#"{
         "audit": { "select": { "audit": "yes" }, "handler": "software",
                   "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } },
         "lead": { "select": { "lead": "yes" }, "lifecycle": "primary-standby", "handler": "software", "recover": "lease",
+                  "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } },
+        "vault": { "select": { "vault": "yes" }, "lifecycle": "primary-standby", "handler": "software", "recover": "fence",
                   "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } },
         "batch": { "select": { "batch": "yes" }, "handler": "software", "limits": { "online": { "max": 1 } },
                    "on_failure": "exclude", "deadlines_ms": { "check": 4000, "prepare": 4000, "commit": 12000 } }
@@ -87,10 +100,18 @@ const SPEC: &str = r#"{
 /// The spec. Where servers take over from each other, leases are as long as that asks for, by default.
 pub(crate) fn spec() -> Value {
     let mut spec: Value = serde_json::from_str(SPEC).expect("it is JSON");
-    if layout() == Layout::Three {
-        spec.as_object_mut().expect("it is an object").remove("lease_ms");
+    if layout() == Layout::One {
+        spec["lease_ms"] = lease_ms().into();
     }
     spec
+}
+
+/// How long leases are.
+pub(crate) fn lease_ms() -> u64 {
+    match layout() {
+        Layout::One => 3000,
+        Layout::Three => 6000,
+    }
 }
 
 /// The most requests that are under way at once: more would only queue.
@@ -132,10 +153,9 @@ impl Operator {
 
     /// Switchovers are what this is made for: from wherever it is to somebody else.
     fn switch(&mut self) {
-        let group = if self.random.percent(60) { "db" } else { LEASED };
-        let known = GROUPS.iter().find(|known| known.name == group).expect("it is one of them");
-        let host = self.random.pick(known.hosts);
-        self.run(vec![format!("{group}@{host}=primary")]);
+        let name = self.random.pick(&["db", "db", LEASED, FENCED]);
+        let host = self.random.pick(group(name).hosts);
+        self.run(vec![format!("{name}@{host}=primary")]);
     }
 
     fn target(&mut self) -> String {

@@ -86,9 +86,10 @@ impl World {
         }
         let exe = std::env::current_exe()?;
         let config = format!(
-            "[handlers.software]\nexec = [{exe:?}, \"handler\"]\nenv = {{ CHAOS = {:?} }}\nstatus_ms = 1000\n\
+            "[handlers.software]\nexec = [{exe:?}, \"handler\"]\nenv = {{ CHAOS = {0:?} }}\nstatus_ms = 1000\n\
              phases = [\"check\", \"prepare\", \"commit\", \"undo\", \"cancel\", \"hold\", \"release\", \"status\", \"notice\", \"stop\"]\n\
-             timeout_ms = {{ default = 4000, commit = 6000 }}\n",
+             timeout_ms = {{ default = 4000, commit = 6000 }}\n\
+             [handlers.fence]\nexec = [{exe:?}, \"handler\"]\nenv = {{ CHAOS = {0:?} }}\nphases = [\"fence\"]\n",
             dir.join("software")
         );
         fs::write(dir.join("agent.toml"), config)?;

@@ -106,6 +106,7 @@ mod tests {
             goals: [("db@h1", one), ("db@h2", two)]
                 .map(|(member, goal)| (member.to_owned(), goal.to_owned()))
                 .into(),
+            ..Goals::default()
         };
         evidence.history.goals = vec![read(4, "primary", "standby"), read(5, "standby", "primary")];
         sample::expect_fine(&check(&evidence));

@@ -20,6 +20,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
     for run in runs.filter(|run| is_limited(&run.state)) {
         // Of hosts that do not dial through the proxy nothing is known.
         let Some(leases) = leases.get(host_of(&run.member)) else { continue };
+        let Some(last) = evidence.ran_until(run) else { continue };
         let mut until = None;
         for (known_at, end) in leases {
             // What went on after an end was not held up by a lease that came later.
@@ -28,14 +29,14 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
             {
                 break;
             }
-            if *known_at <= run.last {
+            if *known_at <= last {
                 until = until.max(Some(*end));
             }
         }
         if !is_guarded(evidence, &run.member, &run.state, until.unwrap_or(run.begin)) {
             continue;
         }
-        verdict.expect(until.is_some_and(|until| run.last <= until.plus_ms(KILL_MS)), || {
+        verdict.expect(until.is_some_and(|until| last <= until.plus_ms(KILL_MS)), || {
             format!(
                 "{} ran as {} from {} until {}, and its lease ended at {until:?}",
                 run.member, run.state, run.begin, run.last

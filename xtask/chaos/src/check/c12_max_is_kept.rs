@@ -2,6 +2,7 @@
 //! doubt and on hosts that are given up run on, and are in it.
 
 use super::Verdict;
+use crate::clock::Stamp;
 use crate::history::{Evidence, host_of};
 use crate::member::Run;
 
@@ -9,19 +10,20 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict::default();
     for (group, state) in &evidence.limited {
         let is_in = |run: &&Run| run.member.split('@').next() == Some(group) && run.state == *state;
-        let runs: Vec<&Run> = evidence.runs.iter().filter(is_in).collect();
-        for (place, run) in runs.iter().enumerate() {
+        let runs = evidence.runs.iter().filter(is_in);
+        let runs: Vec<(&Run, Stamp)> = runs.filter_map(|run| Some((run, evidence.ran_until(run)?))).collect();
+        for (place, (run, _)) in runs.iter().enumerate() {
             // They are sorted by their begins. The last beat is before the end, never after it.
             let beside = runs[..place]
                 .iter()
-                .find(|before| before.last > run.begin && host_of(&before.member) != host_of(&run.member));
+                .find(|(before, last)| *last > run.begin && host_of(&before.member) != host_of(&run.member));
             verdict.expect(beside.is_none(), || {
                 format!(
                     "{} was {state} from {} on, while {:?} was until {:?}",
                     run.member,
                     run.begin,
-                    beside.map(|run| &run.member),
-                    beside.map(|run| run.last)
+                    beside.map(|(before, _)| &before.member),
+                    beside.map(|(_, last)| last)
                 )
             });
         }
@@ -33,6 +35,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
 mod tests {
     use super::super::sample;
     use super::*;
+    use crate::history::Struck;
 
     #[test]
     fn two_primaries_are_found() {
@@ -44,5 +47,25 @@ mod tests {
         sample::expect_fine(&check(&evidence));
         sample::run(&mut evidence, "db@h3", "primary", 8, 12);
         sample::expect_broken(&check(&evidence), "db@h3 was primary");
+    }
+
+    #[test]
+    fn who_stood_still_and_runs_on_is_found_and_not_who_is_ended_at_once() {
+        let ran_until = |until| {
+            let (kind, target) = ("host-stopped", "h1".to_owned());
+            let (from, to) = (Stamp(3_000_000), Some(Stamp(8_000_000)));
+            let mut evidence =
+                Evidence { limited: vec![("lead".to_owned(), "primary".to_owned())], ..Evidence::default() };
+            evidence.history.struck = vec![Struck { kind, target, from, to, has_bitten: true, turns: 1 }];
+            sample::run(&mut evidence, "lead@h1", "primary", 1000, until);
+            sample::run(&mut evidence, "lead@h3", "primary", 7000, 9000);
+            evidence
+        };
+        sample::expect_fine(&check(&ran_until(8300)));
+        sample::expect_broken(&check(&ran_until(8700)), "lead@h3 was primary");
+        // On another host nothing stood still.
+        let mut elsewhere = ran_until(8300);
+        elsewhere.history.struck[0].target = "h4".to_owned();
+        sample::expect_broken(&check(&elsewhere), "lead@h3 was primary");
     }
 }

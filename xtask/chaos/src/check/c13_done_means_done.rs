@@ -11,6 +11,8 @@ use std::collections::BTreeMap;
 
 /// How long before a handler's end its software may have ended by itself.
 const DIED_SINCE_MS: u64 = 300;
+/// What may have ended it.
+const KILLS: [&str; 4] = ["software-killed", "host-killed", "host-stopped", "host-fenced"];
 
 pub(super) fn check(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict::default();
@@ -54,7 +56,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
         let to = line.to.as_deref().unwrap_or_default();
         let host = host_of(&line.member);
         let was_killed = evidence.is_struck(
-            |struck| struck.kind == "software-killed" && host_of_target(&struck.target) == host,
+            |struck| KILLS.contains(&struck.kind) && host_of_target(&struck.target) == host,
             line.at.minus_ms(DIED_SINCE_MS + 1000),
             line.at,
         );

@@ -2,14 +2,15 @@
 
 use super::Verdict;
 use crate::history::{Evidence, host_of};
-use crate::member::Line;
+use crate::member::{FENCE, Line};
 use std::collections::BTreeMap;
 
 pub(super) fn check(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict::default();
     let mut last: BTreeMap<&str, (&Line, &Line)> = BTreeMap::new();
     let calls = evidence.ended_calls();
-    for (begin, end) in calls.iter().filter(|(line, _)| host_of(&line.member) != evidence.excused) {
+    let of_members = |line: &Line| host_of(&line.member) != evidence.excused && line.phase != FENCE;
+    for (begin, end) in calls.iter().filter(|(line, _)| of_members(line)) {
         if let Some((before, its_end)) = last.get(begin.member.as_str()) {
             verdict.expect(its_end.at <= begin.at, || {
                 format!(

@@ -54,7 +54,7 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
 }
 
 /// The highest number up to each instant.
-fn highest(seen: impl Iterator<Item = (Stamp, u64)>) -> Vec<(Stamp, u64)> {
+pub(super) fn highest(seen: impl Iterator<Item = (Stamp, u64)>) -> Vec<(Stamp, u64)> {
     let mut seen: Vec<_> = seen.collect();
     seen.sort_unstable();
     let mut most = 0;
@@ -66,7 +66,7 @@ fn highest(seen: impl Iterator<Item = (Stamp, u64)>) -> Vec<(Stamp, u64)> {
 }
 
 /// The highest number before an instant.
-fn before(highest: &[(Stamp, u64)], at: Stamp) -> u64 {
+pub(super) fn before(highest: &[(Stamp, u64)], at: Stamp) -> u64 {
     let count = highest.partition_point(|(seen, _)| *seen < at);
     count.checked_sub(1).map_or(0, |last| highest[last].1)
 }

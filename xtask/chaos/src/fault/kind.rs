@@ -2,7 +2,7 @@
 
 use crate::network::{Layout, Place};
 use crate::random::Random;
-use crate::workload::{GROUPS, LEASED};
+use crate::workload::{self, FENCED, LEASED};
 use crate::world::{EXCUSED, HOSTS, PROXIED};
 
 /// Targets that are more than one process or host: every process, every network, every member of etcd.
@@ -65,6 +65,9 @@ kinds! {
     HandlerStopped = "handler-stopped", [One, Three];
     SoftwareKilled = "software-killed", [One, Three];
     GuardKilled = "guard-killed", [One, Three];
+    HostKilled = "host-killed", [One, Three];
+    HostStopped = "host-stopped", [One, Three];
+    HostFenced = "host-fenced", [One, Three];
     CutFull = "cut-full", [One, Three];
     CutOut = "cut-out", [One, Three];
     CutIn = "cut-in", [One, Three];
@@ -106,6 +109,11 @@ impl Kind {
             Self::MinorityCutOff,
         ];
         of_roles.contains(&self)
+    }
+
+    /// Whether it is made to all that runs of a host.
+    pub(super) fn is_of_host(self) -> bool {
+        [Self::HostKilled, Self::HostStopped, Self::HostFenced].contains(&self)
     }
 
     /// What it is made to, where `active` is the active server. Two faults of one target would undo each other; those of a host's network and of its
@@ -151,11 +159,8 @@ impl Kind {
             | Self::AgentSyncFails
             | Self::AgentKilledInSync => random.pick(&others).to_owned(),
             // While it is being replaced nothing else may happen to the agent: nobody guards if both are dead.
-            Self::GuardKilled => {
-                let leased = GROUPS.iter().filter(|group| group.name == LEASED).flat_map(|group| group.hosts);
-                let hosts: Vec<&str> = leased.copied().filter(|host| *host != spared).collect();
-                random.pick(&hosts).to_owned()
-            }
+            Self::GuardKilled | Self::HostKilled | Self::HostStopped => one_of(random, LEASED, spared),
+            Self::HostFenced => one_of(random, FENCED, spared),
             // Every host may have a clock that jumps, also the one that nothing else is done to.
             Self::AgentClockForward | Self::AgentClockBack => format!("{}/clock", random.pick(&HOSTS)),
             Self::AgentRestored | Self::AgentDoubled => EXCUSED.to_owned(),
@@ -170,6 +175,12 @@ impl Kind {
             Self::SlowSubscriber => "subscriber".to_owned(),
         }
     }
+}
+
+/// One of the hosts of a group.
+fn one_of(random: &mut Random, group: &str, spared: &str) -> String {
+    let hosts = workload::group(group).hosts.iter().copied();
+    random.pick(&hosts.filter(|host| *host != spared).collect::<Vec<_>>()).to_owned()
 }
 
 /// The name of one of them.
