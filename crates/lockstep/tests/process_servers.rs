@@ -776,3 +776,43 @@ fn a_server_that_etcd_has_no_room_for_says_so_and_ends_and_the_next_one_writes_w
     assert_eq!(exit, 0, "{said} {errors}");
     assert_eq!(requests(standby, "full"), 1);
 }
+
+impl Other {
+    /// What the servers have under a key.
+    fn get(&mut self, key: &str) -> Option<Vec<u8>> {
+        let found = self.runtime.block_on(self.client.get(format!("/lockstep/{key}"), None)).unwrap();
+        found.kvs().first().map(|kv| kv.value().to_vec())
+    }
+}
+
+#[test]
+fn a_server_on_etcd_saves_snapshots_and_a_standby_that_was_away_goes_on_from_one() {
+    let mut servers = Servers::start(&NEAR);
+    let mut other = Other::of(&servers.etcd);
+    servers.kill("s3");
+    let mut rounds = 0;
+    while other.get("snap/current").is_none() || other.get("floor").is_none() {
+        assert!(rounds < 20, "each is about a megabyte, and a snapshot is due after four");
+        rounds += 1;
+        let role = format!("{rounds}-{}", "x".repeat(50));
+        let group = |number| format!("[groups.g{number}]\nselect = {{ role = \"{role}\" }}\n");
+        let spec: String = (0..4000).map(group).collect();
+        fs::write(servers.dir.join("cluster.toml"), format!("cluster = \"shop\"\n{spec}")).unwrap();
+        let (exit, _, said) = servers.lockstep_by("s1", &["apply", "-f", "cluster.toml"]);
+        assert_eq!(exit, 0, "{said}");
+    }
+    let first = format!("j/{:020}", 1);
+    wait_for("what the snapshot covers to be deleted", || other.get(&first).is_none());
+    servers.restart_server("s3");
+    let (active, back) = (servers.address("s1"), servers.address("s3"));
+    wait_for("it to be ready", || is_ready(back, "standby"));
+    let spec = |address| http(address, "GET", "/v1/spec?consistent=true", None).unwrap();
+    let (status, shown) = spec(back);
+    assert!(status == 200 && shown == spec(active).1, "{status}");
+    // It can take over from there.
+    for name in ["s1", "s2"] {
+        servers.kill(name);
+    }
+    assert_eq!(servers.active(), "s3");
+    assert_eq!(spec(back).1["groups"], shown["groups"]);
+}
