@@ -765,8 +765,12 @@ fn a_server_that_etcd_has_no_room_for_says_so_and_ends_and_the_next_one_writes_w
         ["s2", "s3"].iter().any(|name| servers.servers[*name].0.said().contains("is used up"))
     });
     servers.restart_server("s1");
-    wait_for("all to stand by", || {
-        servers.servers.values().all(|(_, address)| is_ready(*address, "standby"))
+    let stand_by = || servers.servers.values().all(|(_, address)| is_ready(*address, "standby"));
+    wait_for("all to stand by", stand_by);
+    let begun = Instant::now();
+    wait_for("several tries to reign", || {
+        assert!(stand_by(), "they wait, however often they are refused");
+        begun.elapsed() > Duration::from_secs(3)
     });
     assert_eq!(http(standby, "GET", "/v1/members", None).unwrap().0, 200);
     assert_eq!(requests(standby, "full"), 0);
