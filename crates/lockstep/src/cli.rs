@@ -31,6 +31,7 @@ use crate::dev;
 use crate::guard::{self, GuardOptions};
 use crate::server::{self, ServerError};
 use crate::spec_file::FileError;
+use crate::store::Etcd;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser, Subcommand};
 use client::{Client, ClientError};
@@ -45,6 +46,13 @@ use std::pin::Pin;
 use std::process::ExitCode;
 use tokio::signal::unix::{SignalKind, signal};
 use tracing_subscriber::EnvFilter;
+
+/// What `--version` says, also whether this build has the store in etcd: nothing else shows that before it is needed.
+const VERSION: &str = if Etcd::IS_BUILT {
+    concat!(env!("CARGO_PKG_VERSION"), " with etcd")
+} else {
+    concat!(env!("CARGO_PKG_VERSION"), " without etcd")
+};
 
 /// The variable that says whom to ask where no flag does.
 const ADDRESSES: &str = "LOCKSTEP_ADDR";
@@ -240,7 +248,7 @@ impl From<ClientError> for Failure {
 
 /// Moves groups of servers from one state to another together.
 #[derive(Debug, Parser)]
-#[command(name = "lockstep", version, propagate_version = true, max_term_width = 100)]
+#[command(name = "lockstep", version = VERSION, propagate_version = true, max_term_width = 100)]
 #[command(after_help = "Exit codes: 0 done, 1 error, 2 usage, 3 rejected, 4 aborted, 5 undone, 6 degraded, \
                         7 timed out waiting")]
 pub struct Cli {

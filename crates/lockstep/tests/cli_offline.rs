@@ -1618,3 +1618,32 @@ when = { "edge.live" = "green" }
     assert_eq!(explain("edge", "db"), format!("exit 0\n{absent}"));
     assert_eq!(explain("edge", "pool"), "exit 0\nnothing relates edge and pool\n");
 }
+
+/// `cargo xtask test` runs it in a build without the feature; all others are run with it.
+#[cfg(not(feature = "etcd"))]
+#[test]
+fn a_build_without_etcd_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = "etcd://127.0.0.1:2379/shop";
+    let help = "build it with `cargo build --release --features etcd`";
+    let server = ["server", "--store", store, "--name", "s1", "--listen", "127.0.0.1:0"];
+    let migrate = ["migrate", "--from", store, "--to", "data"];
+    for args in [&server[..], &migrate] {
+        let said = lockstep(dir.path(), args);
+        assert!(said.starts_with("exit 1\n"), "{said}");
+        let why = format!("{store} cannot be used: this program was built without etcd");
+        assert!(said.contains(&why), "{said}");
+        assert!(said.contains(help), "{said}");
+    }
+    assert_eq!(lockstep(dir.path(), &["--version"]), version("without"));
+}
+
+#[cfg(feature = "etcd")]
+#[test]
+fn a_build_with_etcd_says_so() {
+    assert_eq!(lockstep(Path::new("."), &["--version"]), version("with"));
+}
+
+fn version(with: &str) -> String {
+    format!("exit 0\nlockstep {} {with} etcd\n", env!("CARGO_PKG_VERSION"))
+}

@@ -14,8 +14,8 @@ use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::path::PathBuf;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, mpsc};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use tempfile::TempDir;
@@ -26,43 +26,73 @@ const SPEC: &str = "cluster = \"shop\"\n[groups.db]\nselect = { role = \"db\" }\
 /// How long servers may take to take over from one that was killed, on a machine with work to do.
 const TAKE_OVER: Duration = Duration::from_secs(15);
 
-/// What is between a server and etcd, and may swallow all that is said.
+/// What is between a server and etcd, and may swallow all that is said, or take its time with it.
 struct Relay {
     port: u16,
-    is_cut: Arc<AtomicBool>,
+    link: Arc<Link>,
+}
+
+#[derive(Default)]
+struct Link {
+    is_cut: AtomicBool,
+    /// How long anything takes, each way.
+    delay_ms: AtomicU64,
 }
 
 impl Relay {
     fn start(to: u16) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let port = listener.local_addr().unwrap().port();
-        let is_cut = Arc::new(AtomicBool::new(false));
-        let relay = Self { port, is_cut: is_cut.clone() };
+        let relay = Self { port, link: Arc::default() };
+        let link = relay.link.clone();
         // They end with the test, or with either end.
         std::thread::spawn(move || {
             for stream in listener.incoming().map_while(Result::ok) {
                 let Ok(other) = TcpStream::connect(("127.0.0.1", to)) else { continue };
                 for (from, to) in [(&stream, &other), (&other, &stream)] {
                     let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                    let is_cut = is_cut.clone();
-                    std::thread::spawn(move || pass(from, to, &is_cut));
+                    let (link, (taken, due)) = (link.clone(), mpsc::channel());
+                    std::thread::spawn(move || take(from, &link, &taken));
+                    std::thread::spawn(move || pass(&due, to));
                 }
             }
         });
         relay
     }
+
+    fn cut(&self, is_cut: bool) {
+        self.link.is_cut.store(is_cut, Ordering::SeqCst);
+    }
+
+    fn delay(&self, each_way: Duration) {
+        self.link.delay_ms.store(u64::try_from(each_way.as_millis()).unwrap(), Ordering::SeqCst);
+    }
 }
 
-fn pass(mut from: TcpStream, mut to: TcpStream, is_cut: &AtomicBool) {
+/// Takes what one end says, and notes when the other one hears it.
+fn take(mut from: TcpStream, link: &Link, taken: &mpsc::Sender<(Instant, Vec<u8>)>) {
     let mut bytes = [0; 1 << 14];
     loop {
         let count = from.read(&mut bytes).unwrap_or(0);
-        if count == 0 || (!is_cut.load(Ordering::SeqCst) && to.write_all(&bytes[..count]).is_err()) {
-            // The other direction ends by it.
-            let _ = to.shutdown(std::net::Shutdown::Both);
+        let due = Instant::now() + Duration::from_millis(link.delay_ms.load(Ordering::SeqCst));
+        let is_lost = count > 0 && link.is_cut.load(Ordering::SeqCst);
+        // Nothing after the end of it; none where the other end has gone.
+        if !is_lost && (taken.send((due, bytes[..count].to_vec())).is_err() || count == 0) {
             return;
         }
     }
+}
+
+fn pass(due: &mpsc::Receiver<(Instant, Vec<u8>)>, mut to: TcpStream) {
+    while let Ok((due, bytes)) = due.recv() {
+        // This is what a slow link is.
+        std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if bytes.is_empty() || to.write_all(&bytes).is_err() {
+            break;
+        }
+    }
+    // The other direction ends by it.
+    let _ = to.shutdown(std::net::Shutdown::Both);
 }
 
 /// Servers `s1` to `s3` on one etcd, and agents that know all of them.
@@ -486,7 +516,7 @@ fn hosts_of_a_server_that_loses_its_store_go_to_the_next_one_and_nothing_of_thei
     let first = servers.address("s1");
     let joined = |servers: &Servers, name: &str| servers.agents[name].said().matches("joined as").count();
     let before = ["a", "b"].map(|name| joined(&servers, name));
-    servers.relay.is_cut.store(true, Ordering::SeqCst);
+    servers.relay.cut(true);
     wait_for("the hosts to come to another server", || {
         ["a", "b"].iter().zip(before).all(|(name, before)| joined(&servers, name) > before)
     });
@@ -504,7 +534,7 @@ fn hosts_of_a_server_that_loses_its_store_go_to_the_next_one_and_nothing_of_thei
     let lost = events(servers.address(&second), 0, false, |_| false);
     assert!(!lost.iter().any(|event| event["liveness"] == "lost"), "{lost:?}");
     // It has not ended, and follows again.
-    servers.relay.is_cut.store(false, Ordering::SeqCst);
+    servers.relay.cut(false);
     wait_for("the first one to have read what it missed", || {
         let (status, list) = http(first, "GET", "/v1/transitions?consistent=true", None).unwrap();
         status == 200 && list["items"].as_array().unwrap().iter().any(|one| one["request_id"] == "next")
@@ -573,4 +603,220 @@ fn a_server_that_a_signal_stops_gives_its_reign_up_and_the_next_one_writes_at_on
         let said = stopped.said();
         assert!(said.contains("the reign has been given up") && !said.contains("farewell"), "{said}");
     }
+}
+
+/// Who decided is stopped in the midst of it, and has the last vote when it wakes up.
+#[test]
+fn a_vote_that_a_stopped_server_finds_when_it_wakes_up_decides_nothing() {
+    let mut servers = Servers::start(&NEAR).with_agents();
+    let first = servers.active();
+    servers.block("db@a", "prepare");
+    let asked = body(&["db=offline"], "torn");
+    let (status, answer) = http(servers.address(&first), "POST", "/v1/transitions", Some(&asked)).unwrap();
+    assert_eq!(status, 202, "{answer}");
+    servers.wait_blocked("db@a", "prepare");
+    wait_for("the other vote", || calls(&servers.dir, "db@b", "end prepare").len() == 1);
+    servers.servers[&first].0.signal(Signal::STOP);
+    servers.unblock("db@a", "prepare");
+    wait_for("the last vote", || calls(&servers.dir, "db@a", "end prepare").len() == 1);
+    let second = servers.active();
+    assert_ne!(first, second);
+    let id = answer["id"].as_str().unwrap();
+    let is_end = |event: &Value| event["kind"] == "outcome" && event["transition"] == id;
+    events(servers.address(&second), 0, true, is_end);
+    let address = servers.address(&first);
+    servers.servers[&first].0.signal(Signal::CONT);
+    wait_for("it to stand by", || is_ready(address, "standby"));
+    for (name, (_, address)) in &servers.servers {
+        let path = format!("/v1/transitions/{id}?consistent=true");
+        let (status, shown) = http(*address, "GET", &path, None).unwrap();
+        let told = (status, &shown["decision"], &shown["cause"], &shown["outcome"]);
+        assert_eq!(told, (200, &json!("abort"), &json!("new-reign"), &json!("aborted")), "{name}: {shown}");
+    }
+    // The one that was stopped has read all of it, and what it says of it is what the others say.
+    let all = events(address, 0, false, |_| false);
+    let is_decision = |event: &&Value| event["kind"] == "decision" && event["transition"] == id;
+    assert_eq!(all.iter().filter(is_decision).count(), 1, "{all:?}");
+    assert_eq!(all, events(servers.address(&second), 0, false, |_| false));
+    for member in ["db@a", "db@b"] {
+        assert_eq!(calls(&servers.dir, member, "begin commit"), [""; 0], "{member}");
+    }
+    assert!(servers.servers.get_mut(&first).unwrap().0.is_running());
+}
+
+/// How many requests under this id the journal has.
+fn requests(address: SocketAddr, request_id: &str) -> usize {
+    let all = events(address, 0, false, |_| false);
+    all.iter().filter(|event| event["kind"] == "request" && event["request_id"] == request_id).count()
+}
+
+fn reigns(address: SocketAddr) -> usize {
+    events(address, 0, false, |_| false).iter().filter(|event| event["kind"] == "reign").count()
+}
+
+/// Far slower than any link between hosts that is meant for it: each answer takes longer than a renewal may at first.
+#[test]
+fn an_etcd_that_is_slow_to_answer_keeps_its_server_and_has_each_write_once() {
+    // Leases of 2 s.
+    let servers = Servers::start(&[]).with_agents();
+    let (first, standby) = (servers.address("s1"), servers.address("s2"));
+    let before = reigns(standby);
+    let renewed = Instant::now();
+    servers.relay.delay(Duration::from_millis(200));
+    let mut round = 0;
+    // For several times as long as a reign that nothing renews.
+    while renewed.elapsed() < Duration::from_secs(8) {
+        round += 1;
+        let (target, id) = (["db=online", "db=offline"][round % 2], format!("slow-{round}"));
+        let (status, answer) = http(first, "POST", "/v1/transitions", Some(&body(&[target], &id))).unwrap();
+        assert_eq!(status, 202, "{answer}");
+        servers.asked(&id, |one| one["outcome"] == "committed");
+        assert_eq!(requests(standby, &id), 1);
+    }
+    assert_eq!((reigns(standby), servers.active().as_str()), (before, "s1"));
+}
+
+#[test]
+fn a_write_that_etcd_answers_too_late_is_there_once_and_acknowledged() {
+    // Leases of 15 s: the reign outlasts the write.
+    let servers = Servers::start(&["--election-timeout=10000", "--heartbeat-interval=1000"]).with_agents();
+    let (first, standby) = (servers.address("s1"), servers.address("s2"));
+    let before = reigns(standby);
+    servers.relay.delay(Duration::from_millis(2500));
+    let late = std::thread::spawn(move || {
+        http(first, "POST", "/v1/transitions", Some(&body(&["db=offline"], "late"))).unwrap()
+    });
+    let said = || servers.servers["s1"].0.said();
+    wait_for("it to be unknown", || said().contains("the store did not answer a write; asking what became"));
+    assert!(!late.is_finished(), "nobody is told before it is known");
+    servers.relay.delay(Duration::ZERO);
+    let (status, answer) = late.join().unwrap();
+    assert_eq!(status, 202, "{answer}");
+    servers.asked("late", |one| one["outcome"] == "committed");
+    assert_eq!((requests(standby, "late"), reigns(standby)), (1, before));
+    assert_eq!(servers.active(), "s1");
+}
+
+/// Another program on this etcd.
+struct Other {
+    client: etcd_client::Client,
+    runtime: tokio::runtime::Runtime,
+}
+
+impl Other {
+    fn of(etcd: &Members) -> Self {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let url = format!("127.0.0.1:{}", etcd.ports[0].client);
+        let client = runtime.block_on(etcd_client::Client::connect([url], None)).unwrap();
+        Self { client, runtime }
+    }
+
+    /// Writes until there is no room.
+    fn fill(&mut self) {
+        for bytes in [900_000, 10] {
+            while self.runtime.block_on(self.client.put("/other", vec![7; bytes], None)).is_ok() {}
+        }
+    }
+
+    /// As an operator would, with etcdctl.
+    fn free(&mut self) {
+        let client = &mut self.client;
+        self.runtime.block_on(async {
+            let revision = client.delete("/other", None).await.unwrap().header().unwrap().revision();
+            let physical = etcd_client::CompactionOptions::new().with_physical();
+            client.compact(revision, Some(physical)).await.unwrap();
+            client.defragment().await.unwrap();
+            let member = client.status().await.unwrap().header().unwrap().member_id();
+            let mut options = etcd_client::AlarmOptions::new();
+            options.with_member(member);
+            let (off, nospace) = (etcd_client::AlarmAction::Deactivate, etcd_client::AlarmType::Nospace);
+            client.alarm(off, nospace, Some(options)).await.unwrap();
+        });
+    }
+}
+
+#[test]
+fn a_server_that_etcd_has_no_room_for_says_so_and_ends_and_the_next_one_writes_when_there_is() {
+    let quota = [&NEAR[..], &["--quota-backend-bytes=4194304"]].concat();
+    let mut servers = Servers::start(&quota).with_agents();
+    let (first, standby) = (servers.address("s1"), servers.address("s2"));
+    let mut other = Other::of(&servers.etcd);
+    other.fill();
+    let full = std::thread::spawn(move || {
+        http(first, "POST", "/v1/transitions", Some(&body(&["db=offline"], "full"))).unwrap()
+    });
+    let told = "no room for the journal: nothing is acknowledged until there is";
+    wait_for("it to say so", || servers.servers["s1"].0.said().contains(told));
+    // It reigns and answers meanwhile.
+    for address in [first, standby] {
+        let (status, list) = http(address, "GET", "/v1/members", None).unwrap();
+        assert!(status == 200 && list["items"].as_array().unwrap().len() == 2, "{status} {list}");
+    }
+    let (status, list) = http(first, "GET", "/v1/transitions?consistent=true", None).unwrap();
+    assert!(status == 200 && list["items"] == json!([]), "{status} {list}");
+    let (status, answer) = full.join().unwrap();
+    assert_eq!((status, &answer["code"]), (503, &json!("store-unavailable")), "{answer}");
+    let (server, _) = servers.servers.get_mut("s1").unwrap();
+    assert_eq!(server.exit(), Some(1));
+    let said = server.said();
+    assert!(said.contains("--quota-backend-bytes") && said.contains("etcdctl alarm disarm"), "{said}");
+    // The others wait for room, and so does this one when it is started again.
+    wait_for("another one to say so", || {
+        ["s2", "s3"].iter().any(|name| servers.servers[*name].0.said().contains("is used up"))
+    });
+    servers.restart_server("s1");
+    let stand_by = || servers.servers.values().all(|(_, address)| is_ready(*address, "standby"));
+    wait_for("all to stand by", stand_by);
+    let begun = Instant::now();
+    wait_for("several tries to reign", || {
+        assert!(stand_by(), "they wait, however often they are refused");
+        begun.elapsed() > Duration::from_secs(3)
+    });
+    assert_eq!(http(standby, "GET", "/v1/members", None).unwrap().0, 200);
+    assert_eq!(requests(standby, "full"), 0);
+
+    other.free();
+    let (exit, said, errors) = servers.lockstep(&["run", "db=offline", "--request-id", "full"]);
+    assert_eq!(exit, 0, "{said} {errors}");
+    assert_eq!(requests(standby, "full"), 1);
+}
+
+impl Other {
+    /// What the servers have under a key.
+    fn get(&mut self, key: &str) -> Option<Vec<u8>> {
+        let found = self.runtime.block_on(self.client.get(format!("/lockstep/{key}"), None)).unwrap();
+        found.kvs().first().map(|kv| kv.value().to_vec())
+    }
+}
+
+#[test]
+fn a_server_on_etcd_saves_snapshots_and_a_standby_that_was_away_goes_on_from_one() {
+    let mut servers = Servers::start(&NEAR);
+    let mut other = Other::of(&servers.etcd);
+    servers.kill("s3");
+    let mut rounds = 0;
+    while other.get("snap/current").is_none() || other.get("floor").is_none() {
+        assert!(rounds < 20, "each is about a megabyte, and a snapshot is due after four");
+        rounds += 1;
+        let role = format!("{rounds}-{}", "x".repeat(50));
+        let group = |number| format!("[groups.g{number}]\nselect = {{ role = \"{role}\" }}\n");
+        let spec: String = (0..4000).map(group).collect();
+        fs::write(servers.dir.join("cluster.toml"), format!("cluster = \"shop\"\n{spec}")).unwrap();
+        let (exit, _, said) = servers.lockstep_by("s1", &["apply", "-f", "cluster.toml"]);
+        assert_eq!(exit, 0, "{said}");
+    }
+    let first = format!("j/{:020}", 1);
+    wait_for("what the snapshot covers to be deleted", || other.get(&first).is_none());
+    servers.restart_server("s3");
+    let (active, back) = (servers.address("s1"), servers.address("s3"));
+    wait_for("it to be ready", || is_ready(back, "standby"));
+    let spec = |address| http(address, "GET", "/v1/spec?consistent=true", None).unwrap();
+    let (status, shown) = spec(back);
+    assert!(status == 200 && shown == spec(active).1, "{status}");
+    // It can take over from there.
+    for name in ["s1", "s2"] {
+        servers.kill(name);
+    }
+    assert_eq!(servers.active(), "s3");
+    assert_eq!(spec(back).1["groups"], shown["groups"]);
 }

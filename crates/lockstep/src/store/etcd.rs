@@ -39,7 +39,7 @@ use reign::Held;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 use tokio::task::JoinHandle;
 use tokio::time::{sleep, timeout};
 use tracing::{debug, warn};
@@ -531,16 +531,19 @@ impl Shared {
     }
 }
 
-/// Follows the head for [`Store::heads`], and begins again whenever that breaks off.
+/// Follows the head for [`Store::heads`], and warns of versions.
 async fn follow(shared: Arc<Shared>) {
-    let mut is_first = true;
+    let begun = Notify::new();
+    tokio::join!(follow_heads(&shared, &begun), warn_of_versions(&shared, &begun));
+}
+
+/// Follows the head, and begins again whenever that breaks off.
+async fn follow_heads(shared: &Shared, begun: &Notify) {
     loop {
         // While it cannot be read, readers are not woken; who reads is told why.
         if let Ok((head, revision)) = shared.head().await {
             shared.tell(head);
-            if std::mem::take(&mut is_first) {
-                tokio::spawn(warn_of_versions(shared.clone()));
-            }
+            begun.notify_one();
             if let Err(trouble) = shared.follow_head(revision).await {
                 debug!(?trouble, "the watch on etcd broke off; beginning it again");
             }
@@ -549,11 +552,13 @@ async fn follow(shared: Arc<Shared>) {
     }
 }
 
-async fn warn_of_versions(shared: Arc<Shared>) {
-    for (member, found) in shared.cluster.versions().await {
-        match version::trouble(&found) {
-            Some(why) => warn!(member, version = found, "{why}; {}", version::ADVICE),
-            None => debug!(member, version = found, "etcd answers"),
+/// Also after a watch broke off: a member that was started again may have another version.
+async fn warn_of_versions(shared: &Shared, begun: &Notify) {
+    let mut told = version::Told::default();
+    loop {
+        begun.notified().await;
+        for version::Warning { member, version, why } in told.warnings(shared.cluster.versions().await) {
+            warn!(member, version, "{why}; {}", version::ADVICE);
         }
     }
 }

@@ -20,8 +20,9 @@ use tracing::{info, warn};
 const CAMPAIGN_PAUSE: Duration = Duration::from_millis(500);
 /// A watch on the leader may hang without breaking: the key is looked at this often all the same.
 const LEADER_POLL: Duration = Duration::from_secs(3);
-/// How many requests to renew a lease fit into its time, and into how many parts of it one has to be answered: a
-/// member that hangs then leaves time to ask another one.
+/// How many requests to renew a lease fit into its time, and into how many parts of it one has to be answered at first:
+/// a member that hangs then leaves time to ask another one. Where nobody answers so soon, the next try has twice as
+/// long: else an etcd that only answers slowly would end the reign, while it keeps the lease.
 const RENEWALS: u32 = 3;
 const RENEWAL_ANSWERS: u32 = 6;
 
@@ -239,15 +240,18 @@ impl Shared {
     async fn renew(&self, lease: i64, ttl: Duration, begun: Duration) {
         let mut heard = begun;
         let mut stream = None;
+        let soon = ttl / RENEWAL_ANSWERS;
+        let mut patience = soon;
         loop {
             let left = (heard + ttl.max(SILENCE)).saturating_sub(now());
             if left.is_zero() {
                 return warn!("etcd has not renewed this server's lease in time");
             }
             let sent = now();
-            match timeout(left.min(ttl / RENEWAL_ANSWERS), self.renew_once(&mut stream, lease)).await {
+            match timeout(left.min(patience), self.renew_once(&mut stream, lease)).await {
                 Ok(Ok(true)) => {
                     heard = sent;
+                    patience = soon.max(2 * now().saturating_sub(sent));
                     sleep(ttl / RENEWALS).await;
                 }
                 Ok(Ok(false)) => return warn!("etcd has ended this server's lease"),
@@ -257,6 +261,7 @@ impl Shared {
                 }
                 Err(_) => {
                     stream = None;
+                    patience *= 2;
                     self.cluster.pass_over_current();
                 }
             }

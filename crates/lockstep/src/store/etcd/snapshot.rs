@@ -13,9 +13,18 @@ use tracing::debug;
 const CHUNKS_READ: i64 = 8;
 const NO_HEAD: Index = Index(0);
 
+/// What there is, as a save or a compaction finds it.
+pub(super) struct Found {
+    /// The snapshot that counts.
+    snapshot: Option<StoredSnapshot>,
+    /// The revision since when.
+    since: i64,
+    head: Index,
+}
+
 impl Shared {
-    /// Which snapshot counts, the revision since when, and the head. `None` when the reign has ended.
-    async fn snapshots(&self, fence: Fence) -> Result<Option<(Option<StoredSnapshot>, i64, Index)>, Trouble> {
+    /// What there is. `None` when the reign has ended.
+    pub(super) async fn snapshots(&self, fence: Fence) -> Result<Option<Found>, Trouble> {
         let keys = &self.keys;
         let gets = [keys.leader(), keys.snapshot(), keys.head()].map(get).to_vec();
         let answer = self.cluster.read("read which snapshot counts", gets).await?;
@@ -23,8 +32,11 @@ impl Shared {
             return Ok(None);
         }
         let head = Index(self.number(present(answer.found(2), &keys.head())?)?);
-        let Some(found) = only(answer.found(1)) else { return Ok(Some((None, 0, head))) };
-        Ok(Some((Some(keys.read_json(found.key(), found.value())?), found.mod_revision(), head)))
+        let Some(found) = only(answer.found(1)) else {
+            return Ok(Some(Found { snapshot: None, since: 0, head }));
+        };
+        let snapshot = Some(keys.read_json(found.key(), found.value())?);
+        Ok(Some(Found { snapshot, since: found.mod_revision(), head }))
     }
 
     /// Writes the chunks of a snapshot, makes it the one that counts, and deletes all others.
@@ -35,10 +47,24 @@ impl Shared {
         index: Index,
         bytes: &[u8],
     ) -> Result<Fenced, Trouble> {
+        match self.snapshots(fence).await? {
+            Some(found) => self.save_after(found, fence, reign, index, bytes).await,
+            None => Ok(Fenced::Deposed),
+        }
+    }
+
+    /// The same, after what was found while the reign held. It may have ended since: each write asks for it.
+    pub(super) async fn save_after(
+        &self,
+        Found { snapshot, since, head }: Found,
+        fence: Fence,
+        reign: Reign,
+        index: Index,
+        bytes: &[u8],
+    ) -> Result<Fenced, Trouble> {
         let keys = &self.keys;
         let refused = |error| Err(Trouble::Known(Error::Refused(error)));
-        let Some((current, since, head)) = self.snapshots(fence).await? else { return Ok(Fenced::Deposed) };
-        let newest = current.as_ref().map_or(NO_HEAD, |snapshot| Index(snapshot.index));
+        let newest = snapshot.as_ref().map_or(NO_HEAD, |snapshot| Index(snapshot.index));
         if index > head || index < newest {
             return refused(log::Error::SnapshotIndex { given: index, newest, head });
         }
@@ -46,7 +72,7 @@ impl Shared {
             let (bytes, bytes_max) = (bytes.len(), SNAPSHOT_BYTES_MAX);
             return refused(log::Error::TooLarge { what: "snapshot", bytes, bytes_max });
         }
-        let number = current.map_or(1, |snapshot| snapshot.number + 1);
+        let number = snapshot.map_or(1, |snapshot| snapshot.number + 1);
         // What a save that broke off has left is in the way of nothing, but takes room.
         if self.delete_snapshots(fence, number - 1).await? == Fenced::Deposed {
             return Ok(Fenced::Deposed);
@@ -129,9 +155,21 @@ impl Shared {
     /// Raises the floor as far as the snapshot allows, deletes what is below it, and lets etcd forget what was before
     /// the floor was raised last.
     pub(super) async fn compact(&self, fence: Fence, before: Index) -> Result<Fenced, Trouble> {
+        match self.snapshots(fence).await? {
+            Some(found) => self.compact_after(found, fence, before).await,
+            None => Ok(Fenced::Deposed),
+        }
+    }
+
+    /// The same, after what was found while the reign held. It may have ended since: each write asks for it.
+    pub(super) async fn compact_after(
+        &self,
+        Found { snapshot, head, .. }: Found,
+        fence: Fence,
+        before: Index,
+    ) -> Result<Fenced, Trouble> {
         let keys = &self.keys;
-        let Some((current, _, head)) = self.snapshots(fence).await? else { return Ok(Fenced::Deposed) };
-        let covered = current.map_or(NO_HEAD, |snapshot| Index(snapshot.index));
+        let covered = snapshot.map_or(NO_HEAD, |snapshot| Index(snapshot.index));
         let wanted = Index(before.0.min(covered.0 + 1));
         // Batches go whole: the one that has the wanted index stays.
         let up_to =

@@ -145,6 +145,39 @@ async fn what_one_member_does_not_answer_the_next_one_does() {
     assert_whole(&store, 3).await;
 }
 
+/// What renews it, and what tells of new entries, are streams to one member each: they are opened anew, at another one.
+#[tokio::test]
+async fn a_reign_outlives_the_member_that_renews_it() {
+    for is_killed in [true, false] {
+        let mut members = Members::start(3, &[]).await;
+        let led_to = (leader_of(&members).await + 1) % 3;
+        // Who opens it asks the first one, for as long as that answers.
+        let address = members.address_of(&[led_to, (led_to + 1) % 3, (led_to + 2) % 3], PREFIX);
+        let open = async || Etcd::open(&address, &members.options).await.unwrap();
+        let (store, standby) = (open().await, open().await);
+        let reign = store.campaign(&candidate("a"), SHORT).await.unwrap();
+        let mut heads = standby.heads();
+        append_surely(&store, reign, 1).await;
+        heads.wait_for(|head| *head == Index(1)).await.unwrap();
+        if is_killed {
+            members.members[led_to].kill();
+        } else {
+            members.members[led_to].stop();
+        }
+        assert!(timeout(3 * SHORT, store.ended(reign)).await.is_err(), "it stands for longer than its lease");
+        assert_eq!(store.confirm(reign).await.unwrap(), Fenced::Held);
+        for index in 2..=4 {
+            append_surely(&store, reign, index).await;
+            let told = timeout(LONG, heads.wait_for(|head| *head == Index(index))).await;
+            assert!(told.is_ok(), "entry {index}, killed: {is_killed}");
+        }
+        assert_eq!(store.held(reign).map(|held| *held.over.borrow()), Some(false));
+        if !is_killed {
+            members.members[led_to].go_on();
+        }
+    }
+}
+
 #[tokio::test]
 async fn nothing_acknowledged_is_lost_with_the_leader_of_three() {
     let mut members = Members::start(3, &[]).await;
@@ -355,6 +388,48 @@ async fn who_was_deposed_without_noticing_changes_nothing() {
     old.ended(first).await;
 }
 
+/// Also where the reign ended after they had found it to hold: what they write then asks for it once more.
+#[tokio::test]
+async fn deletes_and_snapshots_of_a_fence_that_is_over_change_nothing() {
+    let members = Members::start(1, &[]).await;
+    let (old, first) = reigning(&members, LONG).await;
+    for index in 1..=4 {
+        append_surely(&old, first, index).await;
+    }
+    old.save_snapshot(first, Index(1), b"state".to_vec()).await.unwrap();
+    let fence = old.fence(first).unwrap();
+    let client = raw(&members).await;
+    client.lease_client().revoke(old.held(first).unwrap().lease()).await.unwrap();
+    let (new, second) = reigning(&members, LONG).await;
+    append_surely(&new, second, 5).await;
+    new.save_snapshot(second, Index(4), b"newer state".to_vec()).await.unwrap();
+    let (shared, keys) = (&old.inner.shared, &old.inner.shared.keys);
+    let now = new.fence(second).unwrap();
+    let found = async || shared.snapshots(now).await.unwrap().unwrap();
+    let before = dump(&client).await;
+    let check = async |done: Result<Fenced, Trouble>, what: &str| {
+        assert_eq!(done.unwrap(), Fenced::Deposed, "{what}");
+        assert_eq!(dump(&client).await, before, "{what}");
+    };
+    check(shared.delete(fence, keys.batch(Index(0)), keys.batches_end()).await, "a delete").await;
+    // Of several chunks, so that there is one to write before what makes them count; of none, so that there is not.
+    let large = vec![7; 2 << 20];
+    check(shared.save_after(found().await, fence, first, Index(5), &large).await, "a chunk").await;
+    check(shared.save_after(found().await, fence, first, Index(5), &[]).await, "the snapshot that counts")
+        .await;
+    check(shared.compact_after(found().await, fence, Index(3)).await, "the floor").await;
+    // The floor is where it belongs already, and what is below it was left there.
+    let floor = [shared.put_number(keys.floor(), 3)].to_vec();
+    assert_eq!(shared.fenced(now, ANSWER, floor).await.unwrap().0, Fenced::Held);
+    let before = dump(&client).await;
+    let done = shared.compact_after(found().await, fence, Index(3)).await.unwrap();
+    assert_eq!((done, dump(&client).await), (Fenced::Deposed, before.clone()), "what is below the floor");
+    // The same by who reigns is done.
+    assert_eq!(shared.compact_after(found().await, now, Index(3)).await.unwrap(), Fenced::Held);
+    assert_eq!(shared.save_after(found().await, now, second, Index(5), &large).await.unwrap(), Fenced::Held);
+    assert_ne!(dump(&client).await, before);
+}
+
 #[tokio::test]
 async fn large_payloads_come_back_whole() {
     let members = Members::start(1, &[]).await;
@@ -383,6 +458,10 @@ async fn large_payloads_come_back_whole() {
     }
     let state = payload(5 << 20);
     store.save_snapshot(reign, Index(7), state.clone()).await.unwrap();
+    // etcd takes a request of 1.5 MiB, unless it is told otherwise.
+    let stored = dump(&raw(&members).await).await;
+    let too_large = stored.iter().find(|(_, value)| value.len() > 1 << 20);
+    assert_eq!(too_large.map(|(key, value)| (key, value.len())), None);
     assert!(store.load_snapshot().await.unwrap().unwrap().bytes == state);
     store.compact(reign, Index(8)).await.unwrap();
     // The batch that has the eighth stays whole, with its chunks; all others are gone.

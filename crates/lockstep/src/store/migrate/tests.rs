@@ -169,6 +169,79 @@ fn what_is_read_back_is_compared() {
     assert!(compare(to, Reign(1), None, read(b"a", 1), &read(b"a", 2)).is_err());
 }
 
+#[derive(Debug, Clone, Copy)]
+enum Fault {
+    Drops,
+    Alters,
+    Adds,
+}
+
+/// Something that stores other entries than it is given.
+struct Faulty<T> {
+    target: T,
+    fault: Option<Fault>,
+}
+
+impl Through for Fault {
+    fn target(&self, target: impl Target) -> impl Target {
+        Faulty { target, fault: Some(*self) }
+    }
+}
+
+impl<T: Target> Target for Faulty<T> {
+    async fn append(&mut self, reign: Reign, mut payloads: Vec<Vec<u8>>) -> Result<(), Error> {
+        match self.fault.take() {
+            Some(Fault::Drops) => drop(payloads.pop()),
+            Some(Fault::Alters) => payloads[0][0] ^= 1,
+            Some(Fault::Adds) => payloads.push(b"more".to_vec()),
+            None => {}
+        }
+        self.target.append(reign, payloads).await
+    }
+
+    async fn read_back(&mut self) -> Result<Read, Error> {
+        self.target.read_back().await
+    }
+
+    async fn finish(self) -> Result<(), Error> {
+        self.target.finish().await
+    }
+}
+
+#[tokio::test]
+async fn a_copy_that_reads_otherwise_than_what_was_copied_is_refused_and_takes_nothing_elsewhere() {
+    let members = Members::start(1, &[]).await;
+    let (dir, options) = (tempfile::tempdir().unwrap(), EtcdOptions::default());
+    let path = |name: &str| dir.path().join(name).display().to_string();
+    let from_directory = path("from");
+    let source = Embedded::open(Path::new(&from_directory)).await.unwrap();
+    for (head, name) in (0..).zip(["a", "b"]) {
+        let reign = source.campaign(&candidate(name), TTL).await.unwrap();
+        let batch = ["first", "second", "third"].map(|text| format!("{name} {text}").into_bytes());
+        source.append(reign, Index(3 * head), batch.to_vec()).await.unwrap();
+    }
+    source.close().await;
+    let mut from = from_directory;
+    // From a directory at first, then from the etcd that the last copy has gone to.
+    for round in 0..2 {
+        for fault in [Fault::Drops, Fault::Alters, Fault::Adds] {
+            let name = format!("{fault:?}-{round}");
+            for to in [path(&name), members.address(&name)] {
+                let error = migrate_through(&fault, &from, &to, &options).await.unwrap_err().to_string();
+                assert!(error.contains(&to) && error.contains("what was read back has SHA-256"), "{error}");
+            }
+            assert!(!Path::new(&path(&name)).exists());
+            let error = members.open(&name).await.unwrap_err().to_string();
+            assert!(error.contains("a migration into it has not finished"), "{error}");
+        }
+        // Nothing says that it was migrated: it can be.
+        let to = members.address(&format!("whole-{round}"));
+        let copied = migrate(&from, &to, &options).await.unwrap();
+        assert_eq!((copied.head, copied.entries), (Index(6), 6));
+        from = to;
+    }
+}
+
 #[tokio::test]
 async fn a_migration_that_refuses_leaves_the_source_to_its_servers() {
     let members = Members::start(1, &[]).await;
