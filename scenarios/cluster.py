@@ -102,12 +102,10 @@ class Cluster:
         self._agents[name][0].wait()
         wait_until(lambda: not found & set(parents()), f"everything of {name} has ended")
 
-    def handlers_at_work(self, member):
-        """What was started for a member, by what stands in its environment, whoever its parent is; software is of that too, if a
-        handler has started it.
-        """
-        wanted = {f"LOCKSTEP_MEMBER={member}".encode()}
-        return [pid for pid in parents() if wanted <= environment(pid) and self.lab.directory.encode() in b" ".join(environment(pid))]
+    def started_for(self, member):
+        """The processes that were started for a member, handlers and software, whoever their parent is."""
+        wanted, directory = {f"LOCKSTEP_MEMBER={member}".encode()}, self.lab.directory.encode()
+        return [pid for pid in parents() if wanted <= (found := environment(pid)) and directory in b" ".join(found)]
 
     def wait_guarded(self, member):
         """Until the server has written down that this member's guard stands: from then on its lease's end is evidence."""
@@ -132,6 +130,7 @@ class Cluster:
         return process, lines[-1]
 
     def wait_logged(self, name, pattern):
+        """Until a line of that log matches."""
         wait_until(lambda: self._lines(name, pattern), f"{name} logs {pattern}")
 
     def _lines(self, name, pattern):
@@ -256,7 +255,7 @@ exit $code
                 if record["record"] == "started" and record["transition"] == order["transition"]]
 
     def tokens(self, agent):
-        """Those that it has seen."""
+        """The tokens that this agent has written down as seen."""
         return [record["token"] for record in self._records(f"agent-{agent}") if record["record"] == "token"]
 
     def _is_closed(self, agent, number):

@@ -12,6 +12,10 @@ import tempfile
 
 HANDLERS = os.path.join(os.path.dirname(os.path.dirname(os.path.abspath(__file__))), "handlers")
 
+# What a handler says in place of its own software's processes to mislead the guard.
+ANOTHER_PROCESS = ('[__import__("subprocess").Popen(["/bin/sleep", "60"], env={}, start_new_session=True, stdin=-3, stdout=-3, '
+                   'stderr=-3).pid]')
+
 
 def break_handlers(directory, edits):
     shutil.copytree(HANDLERS, directory, ignore=shutil.ignore_patterns("tests", "__pycache__"))
@@ -35,9 +39,9 @@ def shows(scenario, case, expected, scratch, directory, more):
 
 
 def main(scenario, bugs):
-    """`scenario`: its directory. `bugs`: what is wrong, in which case it must show (and further words for the scenario), what
-    that must say (or one of what), and the edits: file, text, text instead. The command line goes to the scenario, but for
-    `--only`.
+    """`scenario`: its directory. `bugs`: what is wrong; the case in which it must show, with further arguments behind it; what
+    the scenario must say, or several of which it says one; and the edits: file, text, text instead. The command line goes to
+    the scenario, but for `--only`.
     """
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", choices=[bug for bug, *_ in bugs], action="append", help="only these (repeatable)")

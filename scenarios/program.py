@@ -68,9 +68,9 @@ class Scenario:
         return "\n".join("  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows)
 
     def _closing_line(self, results, broken, seconds):
-        failed = [f"{result['case']} {result['run']}" for result in results if not result["ok"]] + broken
+        failed = [f"{result['case']} {result['run']}" for result in results if not result["ok"]]
         said = f"{len(results) - len(failed)} of {len(results)} runs as stated"
-        verdict = f"FAILED ({', '.join(failed)})" if failed else "passed"
+        verdict = f"FAILED ({', '.join(failed + broken)})" if failed or broken else "passed"
         return f"{self.name} {verdict}: {'; '.join([said, *self.total(results)])}; {seconds:.0f} s"
 
     def _parse(self, doc):

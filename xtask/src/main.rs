@@ -77,12 +77,13 @@ const SCENARIOS: [(&str, &[&str]); 7] = [
     ("scenarios/dependency/run", &["--all"]),
 ];
 
-/// Bugs in handlers that a scenario has to see: the program, and whether the tests show it any, and which. `soak` shows it all.
+/// Bugs in handlers that scenarios have to see: the program, and which of them belong to the tests; none, or, of an empty list,
+/// all. `soak` shows them all.
 const DOUBTS: [(&str, Option<&[&str]>); 5] = [
     ("scenarios/redis-switchover/doubt", None),
     ("scenarios/blue-green/doubt", None),
     ("scenarios/postgres-switchover/doubt", None),
-    // Without `never rewinds`, which is waited for.
+    // Without `never rewinds`: it ends by a time-out.
     (
         "scenarios/postgres-failover/doubt",
         Some(&["--only=misleads the guard and looks at nobody else", "--only=names no process"]),
@@ -259,7 +260,7 @@ fn soak(runs: &str) -> Done {
     Ok(())
 }
 
-/// Installs the Debian packages that the tests need and this machine lacks.
+/// Installs Debian packages that are needed and that this machine lacks.
 fn install(packages: &[(&str, &'static str)]) -> Done {
     let missing: Vec<&str> =
         packages.iter().filter(|(program, _)| !is_there(program)).map(|(_, package)| *package).collect();
@@ -268,9 +269,7 @@ fn install(packages: &[(&str, &'static str)]) -> Done {
     }
     let wanted = missing.join(" ");
     if !is_root() || !is_there("apt-get") {
-        return Err(Stopped(format!(
-            "the tests need {wanted}; install them, on Debian: sudo apt-get install {wanted}"
-        )));
+        return Err(Stopped(format!("{wanted} is missing; on Debian: sudo apt-get install {wanted}")));
     }
     let quiet = [("DEBIAN_FRONTEND", "noninteractive")];
     run("apt-get", &["update", "--quiet"], &quiet)?;

@@ -71,6 +71,7 @@ impl Repaired {
         again.checked_sub(1).map_or(0, |before| pause_ms(PAUSE_MS, before))
     }
 
+    /// When something may be tried again.
     fn pause_until(self) -> Time {
         self.at.plus(self.pause_ms())
     }
@@ -428,7 +429,7 @@ impl Engine {
                 );
                 (pause, Rejection::new(Code::Busy, message, "see why: `lockstep transition list`"))
             }
-            _ => return Ok(()),
+            (Some(_) | None, Some(_) | None) => return Ok(()),
         };
         self.look_again(until);
         Err(rejection)

@@ -60,8 +60,8 @@ pub const REHEARSALS_MAX: usize = 1;
 /// How long whoever wants a host fenced waits for the answer: two handlers may use up their time, and a bit. The fencing
 /// goes on after that.
 pub const FENCE_WAIT_MAX: Duration = Duration::from_secs(150);
-/// The most hosts that are named to whom a longer lease may be news.
-const UNSURE_MAX: usize = 100;
+/// The most hosts that an answer names that may not know of a longer lease.
+const MISSING_HOSTS_MAX: usize = 100;
 /// Who asks, until there are credentials.
 const PRINCIPAL: &str = "local";
 
@@ -534,8 +534,8 @@ async fn resolve(
 async fn away(State(shared): Shares, request: HttpRequest) -> Result<Response, Problem> {
     let AwayBody { lease_ms } = body::read(request).await?;
     let (told, missing) = shared.handle.away(lease_ms, PRINCIPAL.to_owned()).await?;
-    let unsure = object::strings(missing.iter().take(UNSURE_MAX));
-    let away = Away { lease_ms, told: told as u64, missing: missing.len() as u64, unsure };
+    let missing_hosts = object::strings(missing.iter().take(MISSING_HOSTS_MAX));
+    let away = Away { lease_ms, told: told as u64, missing: missing.len() as u64, missing_hosts };
     Ok(json(StatusCode::OK, &away))
 }
 

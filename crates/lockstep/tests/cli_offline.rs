@@ -1625,7 +1625,7 @@ when = { "edge.live" = "green" }
 fn a_build_without_etcd_says_so() {
     let dir = tempfile::tempdir().unwrap();
     let store = "etcd://127.0.0.1:2379/shop";
-    let help = "build it with `cargo build --release --features etcd`";
+    let help = "build it with `cargo xtask dist`";
     let server = ["server", "--store", store, "--name", "s1", "--listen", "127.0.0.1:0"];
     let migrate = ["migrate", "--from", store, "--to", "data"];
     for args in [&server[..], &migrate] {

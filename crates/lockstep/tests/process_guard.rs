@@ -153,8 +153,12 @@ async fn a_lease_ends_by_the_clock_that_goes_on_in_sleep() {
     let program = data.path().join("guard.sh");
     // Whoever is not root becomes it in a namespace of its own.
     let user = if rustix::process::geteuid().is_root() { "" } else { "--user --map-root-user" };
+    let unshare = format!("unshare {user} --time --boottime {SLEPT_S}");
+    if !Command::new("sh").args(["-c", &format!("{unshare} true")]).status().unwrap().success() {
+        return eprintln!("time namespaces are not to be had here: the clock of a lease was not tried");
+    }
     let lockstep = env!("CARGO_BIN_EXE_lockstep");
-    let script = format!("#!/bin/sh\nexec unshare {user} --time --boottime {SLEPT_S} {lockstep} \"$@\"\n");
+    let script = format!("#!/bin/sh\nexec {unshare} {lockstep} \"$@\"\n");
     fs::write(&program, script).unwrap();
     fs::set_permissions(&program, fs::Permissions::from_mode(0o755)).unwrap();
     let db_a = Script::start(data.path(), SLEEP, &[]);

@@ -280,7 +280,7 @@ fn a_person_who_knows_that_a_host_has_stopped_lets_others_take_over() {
     let (_, status) = lab.says(&["status"]);
     let since = lab.cluster.items("/v1/hosts")[0]["since"].as_str().unwrap().to_owned();
     let line = format!(
-        "db waits to be repaired: db@a may still be primary, where at most 1 may be: host a is lost, since {since}"
+        "db waits to be repaired: db@a may still be primary, where at most 1 may be: host a is lost (host a: since {since})"
     );
     assert!(
         status.contains(&line) && status.contains("lockstep fence a --confirm --reason TEXT"),
@@ -394,7 +394,7 @@ fn a_server_does_not_go_away_while_a_host_may_not_know() {
     let (exit, said) = lab.says(&["server", "stop", "--away", "20s"]);
     lab.cluster.agents["b"].signal(Signal::CONT);
     assert_eq!(exit, 1, "{said}");
-    assert!(said.contains("1 host go by a lease of 20.0 s\n"), "{said}");
+    assert!(said.contains("1 host goes by a lease of 20.0 s\n"), "{said}");
     assert!(said.contains("1 host of those connected may not know of it (b): the server goes on"), "{said}");
     wait_for("the host to be back", || lab.cluster.joined("b") == 2);
     let (exit, said) = lab.says(&["server", "stop", "--away", "20s"]);

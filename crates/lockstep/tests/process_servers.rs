@@ -85,7 +85,6 @@ fn take(mut from: TcpStream, link: &Link, taken: &mpsc::Sender<(Instant, Vec<u8>
 
 fn pass(due: &mpsc::Receiver<(Instant, Vec<u8>)>, mut to: TcpStream) {
     while let Ok((due, bytes)) = due.recv() {
-        // This is what a slow link is.
         std::thread::sleep(due.saturating_duration_since(Instant::now()));
         if bytes.is_empty() || to.write_all(&bytes).is_err() {
             break;
@@ -697,7 +696,7 @@ fn a_write_that_etcd_answers_too_late_is_there_once_and_acknowledged() {
     assert_eq!(servers.active(), "s1");
 }
 
-/// Another program on this etcd.
+/// Another program on this etcd, which also looks at the servers' keys.
 struct Other {
     client: etcd_client::Client,
     runtime: tokio::runtime::Runtime,
@@ -709,6 +708,12 @@ impl Other {
         let url = format!("127.0.0.1:{}", etcd.ports[0].client);
         let client = runtime.block_on(etcd_client::Client::connect([url], None)).unwrap();
         Self { client, runtime }
+    }
+
+    /// What the servers have under a key.
+    fn get(&mut self, key: &str) -> Option<Vec<u8>> {
+        let found = self.runtime.block_on(self.client.get(format!("/lockstep/{key}"), None)).unwrap();
+        found.kvs().first().map(|kv| kv.value().to_vec())
     }
 
     /// Writes until there is no room.
@@ -779,14 +784,6 @@ fn a_server_that_etcd_has_no_room_for_says_so_and_ends_and_the_next_one_writes_w
     let (exit, said, errors) = servers.lockstep(&["run", "db=offline", "--request-id", "full"]);
     assert_eq!(exit, 0, "{said} {errors}");
     assert_eq!(requests(standby, "full"), 1);
-}
-
-impl Other {
-    /// What the servers have under a key.
-    fn get(&mut self, key: &str) -> Option<Vec<u8>> {
-        let found = self.runtime.block_on(self.client.get(format!("/lockstep/{key}"), None)).unwrap();
-        found.kvs().first().map(|kv| kv.value().to_vec())
-    }
 }
 
 #[test]

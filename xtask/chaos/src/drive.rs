@@ -303,7 +303,7 @@ impl Chaos {
         }
     }
 
-    /// From when it is dead.
+    /// From when on it may be dead.
     fn kill_agent(&mut self, host: &str) -> Stamp {
         let (kind, from) = (Kind::AgentKilled.name(), Stamp::now());
         self.world.kill(host);

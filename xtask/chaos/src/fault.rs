@@ -33,7 +33,7 @@ const REIGN_OVER_MS: u64 = 3500;
 /// How much longer than a lease a host has to stand still to be lost for sure.
 const LOST_MS: u64 = 1500;
 /// How long a fence handler is asked for again that has said no.
-const FENCE: Duration = Duration::from_secs(6);
+const FENCE_WAIT: Duration = Duration::from_secs(6);
 
 /// How a fault is mended; says whether it has bitten, and how often its target went and came.
 type Mend = Box<dyn FnOnce(&mut World) -> io::Result<(bool, u64)>>;
@@ -179,7 +179,7 @@ impl Striker {
             Kind::HostStopped => {
                 (Duration::from_millis(workload::lease_ms() + LOST_MS), self.stop_host(&host, from))
             }
-            Kind::HostFenced => (FENCE, fence_host(&host)),
+            Kind::HostFenced => (FENCE_WAIT, fence_host(&host)),
             Kind::CutFull => (long, cut(vec![host], Way::Both)?),
             Kind::CutOut => (long, cut(vec![host], Way::Out)?),
             Kind::CutIn => (long, cut(vec![host], Way::In)?),
@@ -538,7 +538,7 @@ fn fence_host(host: &str) -> Mend {
     let path = format!("/v1/hosts/{host}/fence");
     let asking = std::thread::spawn(move || {
         let began = Instant::now();
-        while began.elapsed() < FENCE {
+        while began.elapsed() < FENCE_WAIT {
             // It is no when nobody could, and when the host was back before anybody looked.
             if let Some((200, fenced)) = http::ask("POST", &path, Some(&json!({})))
                 && fenced["liveness"] == "fenced"

@@ -3,12 +3,16 @@
 
 use crate::clock::Stamp;
 use crate::etcd::Seen;
+use crate::fault::Kind;
 use crate::http::Answer;
 use crate::member::{Line, Run};
 use lockstep_core::agent::AgentRecord;
 use lockstep_core::cluster::Cluster;
 use serde_json::Value;
 use std::collections::{BTreeMap, BTreeSet};
+
+/// How long a guard may take to act, on a machine with much to do, once a host that stood still goes on.
+const WAKE_MS: u64 = 500;
 
 /// An event of the stream, with when it came first.
 #[derive(Debug, Clone)]
@@ -356,11 +360,9 @@ impl Evidence {
     /// Until when software ran, where a host that stood still as a whole is taken to have been gone from then on: when it
     /// goes on, what its guard has to end runs until the guard does. None: it ran at no other time.
     pub(crate) fn ran_until(&self, run: &Run) -> Option<Stamp> {
-        let stops = self
-            .history
-            .struck
-            .iter()
-            .filter(|struck| struck.kind == "host-stopped" && struck.target == host_of(&run.member));
+        let stops = self.history.struck.iter().filter(|struck| {
+            struck.kind == Kind::HostStopped.name() && struck.target == host_of(&run.member)
+        });
         let mut stops = stops.filter_map(|struck| Some((struck.from, struck.to?)));
         let ended_at_wake = stops.find(|(from, to)| run.last > *from && run.last <= to.plus_ms(WAKE_MS));
         match ended_at_wake {
@@ -390,9 +392,6 @@ impl Evidence {
             .collect()
     }
 }
-
-/// How long a guard may take to act, on a machine with much to do, once a host that stood still goes on.
-const WAKE_MS: u64 = 500;
 
 /// The host of `group@host`.
 pub(crate) fn host_of(member: &str) -> &str {

@@ -124,7 +124,6 @@ impl Engine {
                 let message = format!("nobody could make sure that host {host} has stopped: {said}");
                 let help =
                     format!("make sure yourself and say so: lockstep fence {host} --confirm --reason TEXT");
-                // A repair may have waited for it before somebody asked.
                 return self.reply(reply, Err(Rejection::new(Code::NoCandidate, message, help)));
             }
             fencing.tried.clear();
@@ -166,6 +165,7 @@ impl Engine {
             fencing.said.insert(on.clone(), reason.to_owned());
             fencing.tried.insert(on);
             self.event(Event::Warning(message));
+            // What waits for it has to say so; and a repair may go on where somebody else had asked.
             self.stir_recovery();
         }
         self.fence_next(host);

@@ -544,7 +544,7 @@ fn links(model: &Model) -> impl Iterator<Item = &Link> {
 fn participants(
     model: &Model,
     moves: &Moves<'_>,
-    asked_for: &Asked,
+    asked: &Asked,
     request: &Request,
     plan: &Plan,
     cluster: &Cluster,
@@ -559,7 +559,7 @@ fn participants(
     let is_asked = |member: &usize| {
         has_goal(member)
             && model.members[*member].is_reachable
-            && !gives_up(model, plan, cluster, asked_for, *member)
+            && !gives_up(model, plan, cluster, asked, *member)
     };
     let is_actor = |member: &usize| is_moved(member) || is_asked(member);
     let all = 0..model.members.len();

@@ -540,8 +540,8 @@ pub struct Plan {
     /// The hosts that are drained.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub drains: Vec<String>,
-    /// Members, `group@host`, that take no step and should be elsewhere than before, and where: of some the place is given
-    /// to another while nobody can move them.
+    /// New goals of members, `group@host`, that take no step: their place is given to another, or they are where they are
+    /// to be. Goals of those that do are in `steps`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub goals: BTreeMap<String, String>,
     /// Groups that it moves although they are frozen.
@@ -992,7 +992,7 @@ pub struct Away {
     pub missing: u64,
     /// Which these are, a hundred at most.
     #[serde(default)]
-    pub unsure: Vec<String>,
+    pub missing_hosts: Vec<String>,
 }
 
 /// How it is.

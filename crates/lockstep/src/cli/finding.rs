@@ -207,7 +207,8 @@ fn of_group<'a>(group: &'a Group, members: &[&Member], required: &Required<'a>) 
     };
     let mut findings = Vec::new();
     if let Some(waits) = &group.waits {
-        let since = waits.since.as_ref().map(|since| format!(", since {since}")).unwrap_or_default();
+        let since = waits.host.as_ref().zip(waits.since.as_ref());
+        let since = since.map(|(host, since)| format!(" (host {host}: since {since})")).unwrap_or_default();
         let problem = format!("{name} waits to be repaired: {}{since}", waits.message);
         findings.push(Finding { problem, next: waits.help.clone(), run: None });
     }

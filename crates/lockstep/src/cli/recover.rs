@@ -164,16 +164,18 @@ fn away(text: &str) -> Result<Duration, String> {
 async fn tell(client: &Client, away: Duration) -> Result<(), Failure> {
     let body = AwayBody { lease_ms: u64::try_from(away.as_millis()).unwrap_or(u64::MAX) };
     let told: Answer<Away> = client.post_patiently("/v1/server/away", &body, AWAY_WAIT_MAX).await?;
-    let Away { told, missing, unsure, .. } = told.body;
+    let Away { told, missing, missing_hosts, .. } = told.body;
     let hosts = |count: u64| if count == 1 { "1 host".to_owned() } else { format!("{count} hosts") };
-    note(&format!("{} go by a lease of {}", hosts(told), shown(away)));
+    let go = if told == 1 { "goes" } else { "go" };
+    note(&format!("{} {go} by a lease of {}", hosts(told), shown(away)));
     if missing > 0 {
-        let unsure = unsure.iter().map(|host| clean(host)).collect::<Vec<_>>().join(", ");
+        let mut named: Vec<_> = missing_hosts.iter().map(|host| clean(host)).collect();
+        if missing > missing_hosts.len() as u64 {
+            named.push("...".to_owned());
+        }
+        let named = named.join(", ");
         return Err(Failure::helped(
-            format!(
-                "{} of those connected may not know of it ({unsure}): the server goes on",
-                hosts(missing)
-            ),
+            format!("{} of those connected may not know of it ({named}): the server goes on", hosts(missing)),
             "ask again: a host that does not answer is lost within its lease; or stop without --away",
         ));
     }

@@ -552,7 +552,8 @@ async fn follow_heads(shared: &Shared, begun: &Notify) {
     }
 }
 
-/// Also after a watch broke off: a member that was started again may have another version.
+/// Warns of versions with a known error, at first and after each watch that broke off: a member that was started again may
+/// have another one.
 async fn warn_of_versions(shared: &Shared, begun: &Notify) {
     let mut told = version::Told::default();
     loop {

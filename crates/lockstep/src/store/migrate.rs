@@ -45,29 +45,6 @@ pub struct Copied {
 /// Errors: of opening either; [`Error::InUse`] and [`Error::Unusable`] when a server is on the source, the target is
 /// not empty, or what was read back is not what was written.
 pub async fn migrate(from: &str, to: &str, options: &EtcdOptions) -> Result<Copied, Error> {
-    migrate_through(&Straight, from, to, options).await
-}
-
-/// What is between a journal and its copy.
-trait Through {
-    fn target(&self, target: impl Target) -> impl Target;
-}
-
-/// Nothing. Tests have something else there.
-struct Straight;
-
-impl Through for Straight {
-    fn target(&self, target: impl Target) -> impl Target {
-        target
-    }
-}
-
-async fn migrate_through(
-    through: &impl Through,
-    from: &str,
-    to: &str,
-    options: &EtcdOptions,
-) -> Result<Copied, Error> {
     if is_etcd(from) {
         let source = Etcd::open(from, options).await?;
         if let Some(leader) = source.leader().await? {
@@ -84,7 +61,7 @@ async fn migrate_through(
             return Err(unusable(from, "a server has begun to reign", "stop all servers on it first"));
         };
         let reign = reign?;
-        let copied = match copy(through, &source, reign, to, options).await {
+        let copied = match copy(&source, reign, to, options).await {
             Ok(copied) => copied,
             Err(refusal) => {
                 // Servers may begin here again, at once: nothing has been taken elsewhere.
@@ -105,7 +82,7 @@ async fn migrate_through(
             return Err(unusable(from, "there is no journal", "name the --data directory of a server"));
         }
         let source = Embedded::open(dir).await?;
-        let copied = async { copy(through, &source, source.last_reign().await?, to, options).await };
+        let copied = async { copy(&source, source.last_reign().await?, to, options).await };
         // No server has it before that is so.
         let copied = copied.await.and_then(|copied| Embedded::retire(dir, to).map(|()| copied));
         source.close().await;
@@ -121,21 +98,15 @@ fn unusable(place: &str, reason: impl Into<String>, help: &'static str) -> Error
     Error::Unusable { place: place.to_owned(), reason: reason.into(), help }
 }
 
-async fn copy<S: Store>(
-    through: &impl Through,
-    source: &S,
-    reign: Reign,
-    to: &str,
-    options: &EtcdOptions,
-) -> Result<Copied, Error> {
+async fn copy<S: Store>(source: &S, reign: Reign, to: &str, options: &EtcdOptions) -> Result<Copied, Error> {
     let snapshot = source.load_snapshot().await?;
     let snapshot = snapshot.as_ref();
     if is_etcd(to) {
         let target = Import::begin(to, options, reign, snapshot).await?;
-        copy_into(through.target(target), source, reign, snapshot, to).await
+        copy_into(target, source, reign, snapshot, to).await
     } else {
         let target = Directory::begin(Path::new(to), source, reign, snapshot).await?;
-        copy_into(through.target(target), source, reign, snapshot, to).await
+        copy_into(target, source, reign, snapshot, to).await
     }
 }
 

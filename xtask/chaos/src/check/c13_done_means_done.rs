@@ -3,6 +3,7 @@
 
 use super::Verdict;
 use crate::clock::Stamp;
+use crate::fault::Kind;
 use crate::history::{Evidence, host_of, text};
 use crate::member::{LOWEST, Line};
 use lockstep_core::agent::AgentRecord;
@@ -12,7 +13,7 @@ use std::collections::BTreeMap;
 /// How long before a handler's end its software may have ended by itself.
 const DIED_SINCE_MS: u64 = 300;
 /// What may have ended it.
-const KILLS: [&str; 4] = ["software-killed", "host-killed", "host-stopped", "host-fenced"];
+const KILLS: [Kind; 4] = [Kind::SoftwareKilled, Kind::HostKilled, Kind::HostStopped, Kind::HostFenced];
 
 pub(super) fn check(evidence: &Evidence) -> Verdict {
     let mut verdict = Verdict::default();
@@ -56,7 +57,9 @@ pub(super) fn check(evidence: &Evidence) -> Verdict {
         let to = line.to.as_deref().unwrap_or_default();
         let host = host_of(&line.member);
         let was_killed = evidence.is_struck(
-            |struck| KILLS.contains(&struck.kind) && host_of_target(&struck.target) == host,
+            |struck| {
+                KILLS.iter().any(|kind| kind.name() == struck.kind) && host_of_target(&struck.target) == host
+            },
             line.at.minus_ms(DIED_SINCE_MS + 1000),
             line.at,
         );

@@ -24,8 +24,7 @@ impl Etcd {
         Err(Error::Unusable {
             place: address.to_owned(),
             reason: "this program was built without etcd".to_owned(),
-            help: "build it with `cargo build --release --features etcd`, which needs protoc, or keep the journal in \
-                   --data",
+            help: "build it with `cargo xtask dist`, or keep the journal in --data",
         })
     }
 }

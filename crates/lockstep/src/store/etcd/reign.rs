@@ -20,10 +20,10 @@ use tracing::{info, warn};
 const CAMPAIGN_PAUSE: Duration = Duration::from_millis(500);
 /// A watch on the leader may hang without breaking: the key is looked at this often all the same.
 const LEADER_POLL: Duration = Duration::from_secs(3);
-/// How many requests to renew a lease fit into its time, and into how many parts of it one has to be answered at first:
-/// a member that hangs then leaves time to ask another one. Where nobody answers so soon, the next try has twice as
-/// long: else an etcd that only answers slowly would end the reign, while it keeps the lease.
+/// How many requests to renew a lease fit into its time.
 const RENEWALS: u32 = 3;
+/// Into how many parts of a lease its first answer has to fit: a member that hangs leaves time to ask another one. The next
+/// try has twice as long: else an etcd that only answers slowly would end the reign, while it keeps the lease.
 const RENEWAL_ANSWERS: u32 = 6;
 
 /// How long a reign is not given up for want of an answer, if its lease is shorter. An etcd that stands still, or chooses
