@@ -388,7 +388,7 @@ pub(super) const ALL: &[Scope] = &[
         spec: SHORT,
         software: &[("db@a", "primary"), ("db@b", "standby")],
         requests: &["db@b=primary"],
-        faults: Faults { cuts: 1, absences: 5, ..NONE },
+        faults: Faults { cuts: 1, absences: 6, ..NONE },
         hurries: true,
         within_ms: RESOLVE_MS,
         is_quick: true,
@@ -410,7 +410,7 @@ pub(super) const ALL: &[Scope] = &[
         spec: LEASE,
         software: &[("db@a", "primary"), ("db@b", "standby")],
         requests: &["db@b=primary"],
-        faults: Faults { agent_kills: 1, absences: 7, ..NONE },
+        faults: Faults { agent_kills: 1, absences: 8, ..NONE },
         hurries: true,
         within_ms: RESOLVE_MS,
         ..PLAIN
