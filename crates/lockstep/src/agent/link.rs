@@ -55,23 +55,30 @@ pub(super) async fn keep(servers: Servers, inputs: mpsc::Sender<Heard>) {
     // Said once until there is a connection again: an agent that waits in silence looks like one that works.
     let mut is_told = false;
     let mut last_session: Option<Instant> = None;
-    loop {
+    let mut left: Option<String> = None;
+    'rounds: loop {
         let mut why = String::new();
         let mut has_connected = false;
-        for url in &urls {
+        // Whose session ended last is dialled last: one that has lost its power answers nobody, and the lease runs.
+        let (last, first): (Vec<_>, Vec<_>) = urls.iter().partition(|url| Some(*url) == left.as_ref());
+        for url in first.into_iter().chain(last) {
             match timeout(connect_max, dial(url, is_local)).await {
                 Ok(Ok((socket, server))) => {
                     info!(%server, "connected");
-                    has_connected = true;
+                    (has_connected, is_told) = (true, false);
                     let began = Instant::now();
                     use_link(socket, &inputs).await;
+                    if inputs.send(Heard::Engine(AgentInput::Disconnected)).await.is_err() {
+                        return;
+                    }
                     // One that refuses us answers at once: it is asked again ever more seldom.
                     if began.elapsed() >= Duration::from_millis(PAUSE_MS.1) {
                         pause_ms = PAUSE_MS.0;
                         last_session = Some(Instant::now());
-                    }
-                    if inputs.send(Heard::Engine(AgentInput::Disconnected)).await.is_err() {
-                        return;
+                        left = Some(server);
+                        if urls.len() > 1 {
+                            continue 'rounds;
+                        }
                     }
                 }
                 Ok(Err(error)) => {
@@ -84,9 +91,7 @@ pub(super) async fn keep(servers: Servers, inputs: mpsc::Sender<Heard>) {
                 }
             }
         }
-        if has_connected {
-            is_told = false;
-        } else if !is_told {
+        if !has_connected && !is_told {
             is_told = true;
             warn!(servers = urls.join(","), reason = why, "no server answers: trying on");
         }
@@ -194,6 +199,7 @@ mod tests {
     use axum::Router;
     use axum::http::{StatusCode, header};
     use axum::routing::get;
+    use std::sync::{Arc, Mutex};
     use tokio::net::TcpListener;
 
     async fn bind() -> (TcpListener, String) {
@@ -251,5 +257,36 @@ mod tests {
         let _socket = tokio_tungstenite::accept_async(stream).await.unwrap();
         assert!(matches!(heard.recv().await, Some(Heard::Connected(_))));
         assert!(began.elapsed() < CONNECT_ONE_OF_MANY_MAX, "{:?}", began.elapsed());
+    }
+
+    /// The agent was sent to the second server, which loses its power: it answers nobody any more, and stands in the list.
+    #[tokio::test]
+    async fn a_server_that_has_gone_is_dialled_last() {
+        let ((second, second_url), (third, third_url)) = (bind().await, bind().await);
+        let active = Arc::new(Mutex::new(second_url.clone()));
+        let (listener, first_url) = bind().await;
+        let sends = active.clone();
+        let answer = async move || {
+            let location = format!("{}{PATH}", sends.lock().unwrap());
+            (StatusCode::TEMPORARY_REDIRECT, [(header::LOCATION, location)])
+        };
+        tokio::spawn(async { axum::serve(listener, Router::new().route(PATH, get(answer))).await });
+        let (inputs, mut heard) = mpsc::channel(8);
+        tokio::spawn(keep(
+            Servers { urls: vec![first_url, second_url, third_url.clone()], is_local: true },
+            inputs,
+        ));
+        let socket = tokio_tungstenite::accept_async(second.accept().await.unwrap().0).await.unwrap();
+        let link = heard.recv().await;
+        assert!(matches!(link, Some(Heard::Connected(_))));
+        sleep(Duration::from_millis(PAUSE_MS.1)).await;
+        *active.lock().unwrap() = third_url;
+        let left = Instant::now();
+        // The agent has heard nothing for too long: it drops its end. Whoever dials the second one is not answered.
+        drop(link);
+        let (stream, _) = third.accept().await.unwrap();
+        let _third = tokio_tungstenite::accept_async(stream).await.unwrap();
+        assert!(left.elapsed() < CONNECT_ONE_OF_MANY_MAX, "{:?}", left.elapsed());
+        drop((socket, second));
     }
 }

@@ -1,8 +1,8 @@
 //! `lockstep backup` and `lockstep restore`: a cluster as one file, and back.
 
-use super::client::Client;
+use super::client::{Client, ClientError};
 use super::option::directory;
-use super::output::{Form, note};
+use super::output::{Form, clean, note};
 use super::{Exit, Failure};
 use crate::cause::chain;
 use crate::server::{Replayed, ServerError};
@@ -64,7 +64,16 @@ struct Report {
 
 /// Asks a running server, checks what it says, and writes it down.
 pub async fn online(client: &Client, args: &BackupArgs, form: Form) -> Result<Exit, Failure> {
-    let bytes = client.download("/v1/backup").await?;
+    // One that stands by may not have read what was acknowledged last.
+    let bytes = match client.download("/v1/backup?consistent=true").await {
+        Ok(bytes) => bytes,
+        Err(error @ ClientError::Away(_)) => return Err(error.into()),
+        Err(error @ (ClientError::NotActive(_) | ClientError::Refused(_))) => {
+            let bytes = client.download("/v1/backup").await?;
+            note(&format!("note: it may lack what was acknowledged last: {}", clean(error.why())));
+            bytes
+        }
+    };
     let cluster = open(&bytes, "what the server answers")?;
     write(&args.file, &bytes).map_err(|error| unwritten(&args.file, &error))?;
     report(form, args.file.clone(), &cluster, None)

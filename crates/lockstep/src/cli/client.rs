@@ -15,8 +15,15 @@ use std::cell::Cell;
 use std::time::Duration;
 use tokio::time::{Instant, sleep};
 
-/// How long a connection may take. A server that is a continent away needs less.
+/// How long a connection may take; the shorter time counts where another server may be asked instead. A server that is a
+/// continent away needs less.
 const CONNECT_MAX: Duration = Duration::from_secs(3);
+const CONNECT_ONE_OF_MANY_MAX: Duration = Duration::from_secs(1);
+/// A server whose host says nothing for so long is gone, also while it is waited for: one that has lost its power does not
+/// close connections.
+const HOST_SILENCE_MAX: Duration = Duration::from_secs(4);
+/// How often its host is asked whether it is there.
+const HOST_ASK_EVERY: Duration = Duration::from_secs(1);
 /// How long an answer may take, over what a long poll asks to wait.
 const ANSWER_MAX: Duration = Duration::from_secs(30);
 
@@ -86,7 +93,10 @@ impl Client {
     /// A way to the servers at these addresses.
     pub fn new(addresses: Vec<String>) -> Result<Self, Failure> {
         // A proxy of the environment is for the world outside, not for loopback and machine rooms.
-        let http = reqwest::Client::builder().no_proxy().connect_timeout(CONNECT_MAX).build();
+        let connect_max = if addresses.len() > 1 { CONNECT_ONE_OF_MANY_MAX } else { CONNECT_MAX };
+        let http = reqwest::Client::builder().no_proxy().connect_timeout(connect_max);
+        let http = http.tcp_keepalive(HOST_ASK_EVERY).tcp_keepalive_interval(HOST_ASK_EVERY);
+        let http = http.tcp_user_timeout(HOST_SILENCE_MAX).build();
         let http = http.map_err(|error| Failure::error(format!("cannot make an HTTP client: {error}")))?;
         Ok(Self { http, addresses, last: Cell::new(0) })
     }
