@@ -396,6 +396,11 @@ fn that_nobody_is_active_is_said() {
     assert!(said.contains("no server is active yet: s1, s2, s3 stand by; s1: etcd"), "{said}");
     let (exit, _, said) = servers.lockstep(&["server", "step-down"]);
     assert!(exit == 1 && said.starts_with(none) && said.ends_with(help), "{said}");
+    // What they have read last is kept all the same.
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("shop.backup").display().to_string();
+    let (exit, _, said) = servers.lockstep(&["backup", &file]);
+    assert!(exit == 0 && said.contains("note: it may lack what was acknowledged last: "), "{said}");
     // Whoever stands by would send it on to one that is gone.
     servers.kill("s1");
     let gone = format!("s2, s3 stand by; http://{} does not answer", servers.address("s1"));
