@@ -53,7 +53,7 @@ impl Shared {
         }
     }
 
-    /// The same, after what was found while the reign held. It may have ended since: each write asks for it.
+    /// A save, after what was found while the reign held. It may have ended since: each write asks for it.
     pub(super) async fn save_after(
         &self,
         Found { snapshot, since, head }: Found,
@@ -161,7 +161,7 @@ impl Shared {
         }
     }
 
-    /// The same, after what was found while the reign held. It may have ended since: each write asks for it.
+    /// A compaction, likewise after what was found.
     pub(super) async fn compact_after(
         &self,
         Found { snapshot, head, .. }: Found,
